@@ -1,0 +1,60 @@
+# The four functions every CMakeLists.txt of this project uses, and the warnings of first-party code.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE RelWithDebInfo)
+endif()
+find_program(CCACHE ccache)
+if(CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+  set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+add_library(assay_warnings INTERFACE)
+target_compile_options(assay_warnings INTERFACE -Wall -Wextra -Wno-missing-field-initializers)
+if(ASSAY_WERROR)
+  target_compile_options(assay_warnings INTERFACE -Werror)
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL Clang)
+  target_compile_options(assay_warnings INTERFACE -Wthread-safety)
+endif()
+
+# assay_library(NAME SRCS a.cc ... [DEPS t ...] [PRIVATE_DEPS t ...])
+function(assay_library name)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
+  add_library(${name} STATIC ${A_SRCS})
+  target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC ${A_DEPS} PRIVATE assay_warnings ${A_PRIVATE_DEPS})
+endfunction()
+
+# assay_executable(NAME SRCS a.cc ... [DEPS t ...])
+function(assay_executable name)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${A_SRCS})
+  target_link_libraries(${name} PRIVATE assay_warnings ${A_DEPS})
+endfunction()
+
+# assay_test(NAME SRCS a_test.cc ... [DEPS t ...] [TIMEOUT seconds]): one gtest binary, one CTest entry.
+# Golden data is found through ASSAY_TEST_DATA, the absolute path of tests/golden.
+function(assay_test name)
+  cmake_parse_arguments(A "" "TIMEOUT" "SRCS;DEPS" ${ARGN})
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${A_SRCS})
+  target_link_libraries(${name} PRIVATE assay_warnings assay_test_support ${A_DEPS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE ASSAY_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/golden")
+  add_test(NAME ${name} COMMAND ${name} --gtest_output=xml:${CMAKE_BINARY_DIR}/test-results/${name}.xml)
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT})
+endfunction()
+
+# assay_isa_sources(TARGET FLAGS -mavx2 ... SRCS a_avx2.cc ...): files compiled for one instruction set. They may only be
+# entered after base/cpu_info.h has said that the host has it.
+function(assay_isa_sources target)
+  cmake_parse_arguments(A "" "" "FLAGS;SRCS" ${ARGN})
+  set_source_files_properties(${A_SRCS} PROPERTIES COMPILE_OPTIONS "${A_FLAGS}")
+  target_sources(${target} PRIVATE ${A_SRCS})
+endfunction()
