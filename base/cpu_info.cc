@@ -36,7 +36,8 @@ uint64_t ReadKilobytes(const char* path, const std::string& key) {
 }
 
 uint64_t CgroupLimit() {
-  return std::min(ReadLimit("/sys/fs/cgroup/memory.max"), ReadLimit("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+  return std::min(ReadLimit("/sys/fs/cgroup/memory.max"),
+                  ReadLimit("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
 }
 uint64_t CgroupUsage() {
   const uint64_t v2 = ReadLimit("/sys/fs/cgroup/memory.current");
@@ -62,7 +63,8 @@ void ReadFeatures(CpuInfo& info) {
   uint32_t a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return;
   const uint64_t state = EnabledState();
-  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6, tiles = (state & 0x60000) == 0x60000;
+  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6,
+             tiles = (state & 0x60000) == 0x60000;
   info.fma = ymm && (c & bit_FMA) != 0;
   info.f16c = ymm && (c & bit_F16C) != 0;
   uint32_t subleaves = 0;
@@ -82,7 +84,8 @@ CpuInfo Probe() {
   CpuInfo info;
   info.model = ModelName();
   info.cores = ThreadPool::AvailableCores();
-  const uint64_t physical = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t physical =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   info.memory_bytes = std::min(physical, CgroupLimit());
   ReadFeatures(info);
   return info;
@@ -107,7 +110,8 @@ const CpuInfo& HostCpu() {
 uint64_t AvailableMemoryBytes() {
   uint64_t available = ReadKilobytes("/proc/meminfo", "MemAvailable:");
   const uint64_t limit = CgroupLimit(), usage = CgroupUsage();
-  if (limit != kNoLimit && usage != kNoLimit) available = std::min(available, limit > usage ? limit - usage : 0);
+  if (limit != kNoLimit && usage != kNoLimit)
+    available = std::min(available, limit > usage ? limit - usage : 0);
   return available;
 }
 

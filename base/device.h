@@ -16,7 +16,8 @@ class Device;
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Device& device, std::byte* data, size_t bytes) : device_(&device), data_(data), bytes_(bytes) {}
+  Buffer(Device& device, std::byte* data, size_t bytes)
+      : device_(&device), data_(data), bytes_(bytes) {}
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer(std::move(other)).swap(*this);
@@ -45,12 +46,14 @@ class Device {
   virtual ~Device() = default;
   virtual DeviceKind kind() const = 0;
   virtual std::string_view name() const = 0;  // "cpu", "cuda:0"
-  // 64-byte aligned, not zeroed; from 2 MiB on the CPU asks for huge pages. ResourceExhausted with the size asked for.
+  // 64-byte aligned, not zeroed; from 2 MiB on the CPU asks for huge pages. ResourceExhausted with
+  // the size asked for.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
   virtual absl::Status Upload(std::span<const std::byte> from, Buffer& to) = 0;
   virtual absl::Status Download(const Buffer& from, std::span<std::byte> to) = 0;
   virtual absl::Status Synchronize() = 0;  // surfaces asynchronous faults
-  virtual size_t free_bytes() const = 0;   // what a new allocation can count on: MemAvailable within the cgroup's limit
+  virtual size_t free_bytes()
+      const = 0;  // what a new allocation can count on: MemAvailable within the cgroup's limit
   virtual size_t allocated_bytes() const = 0;  // live bytes given out by Allocate
 
  private:
@@ -62,7 +65,8 @@ inline Buffer::~Buffer() {
   if (device_ != nullptr) device_->Free(data_, bytes_);
 }
 
-// "cpu" always exists. NotFound for a device this host lacks; Unimplemented if this binary was built without it.
+// "cpu" always exists. NotFound for a device this host lacks; Unimplemented if this binary was
+// built without it.
 absl::StatusOr<Device*> GetDevice(std::string_view name);
 Device& CpuDevice();
 

@@ -1,4 +1,5 @@
-// Conversions between f32 and the two 16-bit formats, round-half-even, NaN preserved. Scalar; kernels have their own.
+// Conversions between f32 and the two 16-bit formats, round-half-even, NaN preserved. Scalar;
+// kernels have their own.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -17,7 +18,8 @@ inline float F16ToF32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 0x1f, mantissa = h & 0x3ffu;
   if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormals, exact
   return sign != 0 ? -magnitude : magnitude;
 }

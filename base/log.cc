@@ -30,10 +30,14 @@ spdlog::logger& Sink() {
 
 spdlog::level::level_enum ToSpdlog(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarning: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -52,7 +56,8 @@ void ConfigureLog(LogLevel minimum, LogFormat format) {
 void Log(LogLevel level, std::string_view message,
          std::initializer_list<std::pair<std::string_view, std::string>> fields) {
   if (!Sink().should_log(ToSpdlog(level))) return;
-  const std::string now = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
+  const std::string now =
+      absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
   const std::string_view name = kNames[static_cast<int>(level)];
   std::string line;
   if (g_format.load() == LogFormat::kJson) {
@@ -63,7 +68,9 @@ void Log(LogLevel level, std::string_view message,
     line = absl::StrCat(now, " ", std::string(name), " ", std::string(message));
     for (const auto& [key, value] : fields) {
       absl::StrAppend(&line, " ", std::string(key), "=");
-      absl::StrAppend(&line, NeedsQuotes(value) ? absl::StrCat("\"", absl::Utf8SafeCEscape(value), "\"") : value);
+      absl::StrAppend(&line, NeedsQuotes(value)
+                                 ? absl::StrCat("\"", absl::Utf8SafeCEscape(value), "\"")
+                                 : value);
     }
   }
   Sink().log(ToSpdlog(level), spdlog::string_view_t(line.data(), line.size()));

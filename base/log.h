@@ -1,6 +1,7 @@
-// One-line structured log: `Log(LogLevel::kInfo, "version state", {{"model", name}, {"state", "SERVING"}})` prints
-// `2026-11-22T08:00:00.123Z INFO version state model=smollm2 state=SERVING`, or the same as JSON. Thread-safe; to stderr.
-// Never prompts, never weights. INFO for state changes, WARNING for what an operator should read, ERROR for what wakes one.
+// One-line structured log: `Log(LogLevel::kInfo, "version state", {{"model", name}, {"state",
+// "SERVING"}})` prints `2026-11-22T08:00:00.123Z INFO version state model=smollm2 state=SERVING`,
+// or the same as JSON. Thread-safe; to stderr. Never prompts, never weights. INFO for state
+// changes, WARNING for what an operator should read, ERROR for what wakes one.
 #pragma once
 #include <initializer_list>
 #include <string>

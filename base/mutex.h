@@ -1,5 +1,5 @@
-// std::mutex with Abseil's thread-safety annotations. absl::Mutex is not used: in a prebuilt Abseil it is invisible to
-// ThreadSanitizer, which then reports races in correct code.
+// std::mutex with Abseil's thread-safety annotations. absl::Mutex is not used: in a prebuilt Abseil
+// it is invisible to ThreadSanitizer, which then reports races in correct code.
 #pragma once
 #include <chrono>
 #include <condition_variable>
@@ -39,7 +39,8 @@ class CondVar {
     lock.release();
   }
   // False when `until` passed first.
-  bool WaitUntil(Mutex& mu, std::chrono::steady_clock::time_point until) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+  bool WaitUntil(Mutex& mu, std::chrono::steady_clock::time_point until)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     std::unique_lock<std::mutex> lock(mu.mu_, std::adopt_lock);
     const bool in_time = cv_.wait_until(lock, until) == std::cv_status::no_timeout;
     lock.release();

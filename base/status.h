@@ -1,4 +1,5 @@
-// absl::Status everywhere; nothing of ours throws. Codes and messages: CONTRIBUTING.md, rules 10-14.
+// absl::Status everywhere; nothing of ours throws. Codes and messages: CONTRIBUTING.md, rules
+// 10-14.
 #pragma once
 #include <utility>
 
@@ -11,8 +12,8 @@
 #define RETURN_IF_ERROR(expr) \
   if (absl::Status assay_status_ = (expr); !assay_status_.ok()) return assay_status_
 
-#define ASSIGN_OR_RETURN_INNER_(tmp, lhs, expr) \
-  auto tmp = (expr);                            \
+#define ASSIGN_OR_RETURN_INNER_(tmp, lhs, expr)  \
+  auto tmp = (expr);                             \
   if (!tmp.ok()) return std::move(tmp).status(); \
   lhs = *std::move(tmp)
 

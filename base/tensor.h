@@ -27,7 +27,9 @@ struct Shape {
 std::string ToString(const Shape& shape);  // "[2,3]"
 
 // Bytes of a dense tensor; sub-byte rows are packed without padding.
-constexpr size_t BytesOf(int64_t elements, DType t) { return (static_cast<size_t>(elements) * Bits(t) + 7) / 8; }
+constexpr size_t BytesOf(int64_t elements, DType t) {
+  return (static_cast<size_t>(elements) * Bits(t) + 7) / 8;
+}
 
 // Non-owning, trivially copyable: pass by value.
 template <typename Byte>
@@ -47,7 +49,9 @@ struct BasicView {
   }
   size_t bytes() const { return BytesOf(shape.elements(), dtype); }
   bool empty() const { return data == nullptr; }
-  operator BasicView<const std::byte>() const { return {data, shape, dtype, device}; }  // NOLINT: views narrow freely
+  operator BasicView<const std::byte>() const {
+    return {data, shape, dtype, device};
+  }  // NOLINT: views narrow freely
 };
 using TensorView = BasicView<const std::byte>;
 using MutableView = BasicView<std::byte>;
@@ -56,7 +60,8 @@ using MutableView = BasicView<std::byte>;
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(Buffer buffer, Shape shape, DType dtype) : buffer_(std::move(buffer)), shape_(shape), dtype_(dtype) {}
+  Tensor(Buffer buffer, Shape shape, DType dtype)
+      : buffer_(std::move(buffer)), shape_(shape), dtype_(dtype) {}
   // Uninitialised. ResourceExhausted.
   static absl::StatusOr<Tensor> Create(Device& device, Shape shape, DType dtype);
 

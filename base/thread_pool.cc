@@ -15,10 +15,12 @@ namespace assay {
 namespace {
 
 void FutexWait(std::atomic<uint32_t>& word, uint32_t expected) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, expected, nullptr,
+          nullptr, 0);
 }
 void FutexWakeAll(std::atomic<uint32_t>& word) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, 1 << 30, nullptr,
+          nullptr, 0);
 }
 
 void Pause() { __builtin_ia32_pause(); }
@@ -29,9 +31,11 @@ double CgroupCores() {
   std::string quota;
   double period = 0;
   if (v2 >> quota >> period && quota != "max" && period > 0) return std::stod(quota) / period;
-  std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+      v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
   double microseconds = 0;
-  if (v1_quota >> microseconds && v1_period >> period && microseconds > 0 && period > 0) return microseconds / period;
+  if (v1_quota >> microseconds && v1_period >> period && microseconds > 0 && period > 0)
+    return microseconds / period;
   return 1e9;
 }
 
@@ -59,7 +63,8 @@ int ThreadPool::AvailableCores() {
 ThreadPool::ThreadPool(Options options) : options_(options) {
   const int threads = options_.num_threads > 0 ? options_.num_threads : AvailableCores();
   threads_.reserve(static_cast<size_t>(threads) - 1);
-  for (int worker = 1; worker < threads; ++worker) threads_.emplace_back([this, worker] { Loop(worker); });
+  for (int worker = 1; worker < threads; ++worker)
+    threads_.emplace_back([this, worker] { Loop(worker); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -78,7 +83,8 @@ void ThreadPool::Run(absl::FunctionRef<void(int worker)> fn) {
   arg_ = &fn;
   call_ = [](void* f, int worker) { (*static_cast<absl::FunctionRef<void(int)>*>(f))(worker); };
   pending_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1);  // sequentially consistent with sleepers_: either we see the sleeper or it sees the epoch
+  epoch_.fetch_add(
+      1);  // sequentially consistent with sleepers_: either we see the sleeper or it sees the epoch
   if (sleepers_.load() != 0) FutexWakeAll(epoch_);
   fn(0);
   for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
@@ -90,7 +96,8 @@ void ThreadPool::Run(absl::FunctionRef<void(int worker)> fn) {
   }
 }
 
-void ThreadPool::ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t begin, int64_t end)> fn) {
+void ThreadPool::ParallelFor(int64_t n, int64_t grain,
+                             absl::FunctionRef<void(int64_t begin, int64_t end)> fn) {
   if (n <= 0) return;
   if (threads_.empty() || n <= grain) {
     fn(0, n);
@@ -110,8 +117,10 @@ void ThreadPool::Loop(int worker) {
   if (options_.pin) PinToCore(worker);
   uint32_t seen = 0;
   while (true) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(options_.spin_us);
-    while (epoch_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < deadline) {
+    const auto deadline =
+        std::chrono::steady_clock::now() + std::chrono::microseconds(options_.spin_us);
+    while (epoch_.load(std::memory_order_acquire) == seen &&
+           std::chrono::steady_clock::now() < deadline) {
       for (int i = 0; i < 16; ++i) Pause();
     }
     while (epoch_.load() == seen) {

@@ -1,5 +1,6 @@
-// The host processor as a Device. Large allocations are mapped on their own, 2 MiB aligned and advised to use huge pages:
-// page faults are what a virtual machine is slowest at (docs/performance.md).
+// The host processor as a Device. Large allocations are mapped on their own, 2 MiB aligned and
+// advised to use huge pages: page faults are what a virtual machine is slowest at
+// (docs/performance.md).
 #include <sys/mman.h>
 
 #include <atomic>
@@ -25,10 +26,13 @@ class CpuDeviceImpl final : public Device {
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
     if (bytes == 0) return Buffer();
-    std::byte* data = bytes >= kHugePage ? MapHuge(bytes) : static_cast<std::byte*>(
-        std::aligned_alloc(kAlignment, RoundUp(bytes, kAlignment)));
+    std::byte* data =
+        bytes >= kHugePage
+            ? MapHuge(bytes)
+            : static_cast<std::byte*>(std::aligned_alloc(kAlignment, RoundUp(bytes, kAlignment)));
     if (data == nullptr) {
-      return absl::ResourceExhaustedError(absl::StrCat("cannot allocate host memory: bytes=", bytes));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("cannot allocate host memory: bytes=", bytes));
     }
     allocated_.fetch_add(bytes, std::memory_order_relaxed);
     return Buffer(*this, data, bytes);
@@ -49,12 +53,14 @@ class CpuDeviceImpl final : public Device {
 
  private:
   static absl::Status Overrun(size_t want, size_t have) {
-    return absl::InvalidArgumentError(absl::StrCat("copy does not fit the buffer: bytes=", want, " buffer=", have));
+    return absl::InvalidArgumentError(
+        absl::StrCat("copy does not fit the buffer: bytes=", want, " buffer=", have));
   }
   static std::byte* MapHuge(size_t bytes) {
     const size_t mapped = RoundUp(bytes, kHugePage);
     // Map one huge page more than needed and give back the unaligned ends.
-    void* raw = mmap(nullptr, mapped + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* raw = mmap(nullptr, mapped + kHugePage, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) return nullptr;
     auto begin = reinterpret_cast<uintptr_t>(raw);
     const uintptr_t aligned = RoundUp(begin, kHugePage);
@@ -62,7 +68,8 @@ class CpuDeviceImpl final : public Device {
     const size_t tail = begin + kHugePage - aligned;
     if (tail > 0) munmap(reinterpret_cast<void*>(aligned + mapped), tail);
     auto* data = reinterpret_cast<std::byte*>(aligned);
-    madvise(data, mapped, MADV_HUGEPAGE);  // advice only: a kernel without huge pages serves small ones
+    madvise(data, mapped,
+            MADV_HUGEPAGE);  // advice only: a kernel without huge pages serves small ones
     return data;
   }
   void Free(std::byte* data, size_t bytes) override {
@@ -81,14 +88,16 @@ class CpuDeviceImpl final : public Device {
 }  // namespace
 
 Device& CpuDevice() {
-  static CpuDeviceImpl* const device = new CpuDeviceImpl;  // never destroyed: buffers may outlive main
+  static CpuDeviceImpl* const device =
+      new CpuDeviceImpl;  // never destroyed: buffers may outlive main
   return *device;
 }
 
 absl::StatusOr<Device*> GetDevice(std::string_view name) {
   if (name == "cpu") return &CpuDevice();
   if (name.rfind("cuda", 0) == 0) {
-    return absl::UnimplementedError(absl::StrCat("this build has no CUDA backend: device=", std::string(name)));
+    return absl::UnimplementedError(
+        absl::StrCat("this build has no CUDA backend: device=", std::string(name)));
   }
   return absl::NotFoundError(absl::StrCat("no such device: device=", std::string(name)));
 }

@@ -31,7 +31,8 @@ TEST(Float16Test, NarrowsAsTheCompilerDoesIncludingTiesAndSubnormals) {
   }
   // Exact ties between neighbours round to even.
   for (uint32_t code = 0; code < 0x7bff; ++code) {
-    const float low = F16ToF32(static_cast<uint16_t>(code)), high = F16ToF32(static_cast<uint16_t>(code + 1));
+    const float low = F16ToF32(static_cast<uint16_t>(code)),
+                high = F16ToF32(static_cast<uint16_t>(code + 1));
     ASSERT_EQ((code & 1) == 0 ? code : code + 1, F32ToF16((low + high) / 2)) << code;
   }
 }

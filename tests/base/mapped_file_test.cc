@@ -22,12 +22,14 @@ TEST(MappedFileTest, AnEmptyFileIsAnEmptySpan) {
 }
 
 TEST(MappedFileTest, NamesTheMissingPath) {
-  EXPECT_THAT(MappedFile::Open("/nonexistent/x"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/x")));
+  EXPECT_THAT(MappedFile::Open("/nonexistent/x"),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/x")));
 }
 
 TEST(MappedFileTest, RefusesADirectory) {
   TempDir dir;
-  EXPECT_THAT(MappedFile::Open(dir.path()), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("regular")));
+  EXPECT_THAT(MappedFile::Open(dir.path()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("regular")));
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ TEST(ThreadPoolTest, RunsEveryWorkerOncePerRun) {
   for (int threads : {1, 2, 3, 8}) {
     ThreadPool pool({.num_threads = threads, .spin_us = 1});
     std::vector<std::atomic<int>> calls(static_cast<size_t>(threads));
-    for (int run = 0; run < 1000; ++run) pool.Run([&](int worker) { calls[static_cast<size_t>(worker)]++; });
+    for (int run = 0; run < 1000; ++run)
+      pool.Run([&](int worker) { calls[static_cast<size_t>(worker)]++; });
     for (const auto& count : calls) EXPECT_EQ(count.load(), 1000);
   }
 }
@@ -45,7 +46,8 @@ TEST(ThreadPoolTest, CallersOnSeveralThreadsTakeTurns) {
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([&] {
-      for (int run = 0; run < 500; ++run) pool.Run([&](int worker) { total += worker == 0 ? 1 : 0; });
+      for (int run = 0; run < 500; ++run)
+        pool.Run([&](int worker) { total += worker == 0 ? 1 : 0; });
     });
   }
   for (std::thread& caller : callers) caller.join();

@@ -17,7 +17,8 @@ namespace {
 
 std::string Decompress(const std::string& packed, const std::string& path) {
   lzma_stream stream = LZMA_STREAM_INIT;
-  if (lzma_stream_decoder(&stream, UINT64_MAX, LZMA_CONCATENATED) != LZMA_OK) Die("cannot start xz", path);
+  if (lzma_stream_decoder(&stream, UINT64_MAX, LZMA_CONCATENATED) != LZMA_OK)
+    Die("cannot start xz", path);
   stream.next_in = reinterpret_cast<const uint8_t*>(packed.data());
   stream.avail_in = packed.size();
   std::string out, chunk(1 << 20, '\0');
@@ -49,7 +50,9 @@ std::string ReadGolden(std::string_view relative) {
   return path.ends_with(".xz") ? Decompress(bytes.str(), path) : bytes.str();
 }
 
-nlohmann::json ReadGoldenJson(std::string_view relative) { return nlohmann::json::parse(ReadGolden(relative)); }
+nlohmann::json ReadGoldenJson(std::string_view relative) {
+  return nlohmann::json::parse(ReadGolden(relative));
+}
 
 TempDir::TempDir() {
   std::string pattern = (std::filesystem::temp_directory_path() / "assay-test-XXXXXX").string();

@@ -7,7 +7,8 @@
 namespace assay {
 namespace {
 
-// SplitMix64: Steele, Lea, Flood 2014. Own generator because std:: distributions differ between libraries.
+// SplitMix64: Steele, Lea, Flood 2014. Own generator because std:: distributions differ between
+// libraries.
 uint64_t Next(uint64_t& state) {
   uint64_t z = (state += 0x9e3779b97f4a7c15u);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -30,7 +31,8 @@ std::vector<float> RandomNormal(int64_t count, uint64_t seed, float stddev) {
 
 Tensor TensorOf(Shape shape, const std::vector<float>& values) {
   absl::StatusOr<Tensor> tensor = Tensor::Create(CpuDevice(), shape, DType::kF32);
-  if (!values.empty()) std::memcpy(tensor->data<float>(), values.data(), values.size() * sizeof(float));
+  if (!values.empty())
+    std::memcpy(tensor->data<float>(), values.data(), values.size() * sizeof(float));
   return *std::move(tensor);
 }
 

@@ -1,5 +1,5 @@
-// EXPECT_THAT(f(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("group"))), IsOk(), IsOkAndHolds(m).
-// There is no NotOk: a test names the error that it expects.
+// EXPECT_THAT(f(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("group"))), IsOk(),
+// IsOkAndHolds(m). There is no NotOk: a test names the error that it expects.
 #pragma once
 #include <gmock/gmock.h>
 
@@ -24,7 +24,8 @@ MATCHER_P(StatusIs, code, "has status code " + absl::StatusCodeToString(code)) {
   *result_listener << GetStatus(arg).ToString();
   return GetStatus(arg).code() == code;
 }
-MATCHER_P2(StatusIs, code, message, "has status code " + absl::StatusCodeToString(code) + " and a matching message") {
+MATCHER_P2(StatusIs, code, message,
+           "has status code " + absl::StatusCodeToString(code) + " and a matching message") {
   *result_listener << GetStatus(arg).ToString();
   return GetStatus(arg).code() == code &&
          testing::Matches(message)(std::string(GetStatus(arg).message()));
@@ -42,6 +43,7 @@ MATCHER_P(IsOkAndHolds, matcher, "is OK and holds a matching value") {
   auto tmp = (expr);                                \
   ASSERT_OK(tmp);                                   \
   lhs = *std::move(tmp)
-#define ASSERT_OK_AND_ASSIGN(lhs, expr) ASSERT_OK_AND_ASSIGN_INNER_(ASSAY_TEST_CONCAT_(test_or_, __LINE__), lhs, expr)
+#define ASSERT_OK_AND_ASSIGN(lhs, expr) \
+  ASSERT_OK_AND_ASSIGN_INNER_(ASSAY_TEST_CONCAT_(test_or_, __LINE__), lhs, expr)
 
 }  // namespace assay

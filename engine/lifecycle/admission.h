@@ -1,0 +1,57 @@
+// From a path to a serving version (design.md section 5): one worker thread, admissions one at a
+// time in order of arrival.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "engine/lifecycle/registry.h"
+
+namespace assay {
+
+struct AdmissionRequest {
+  std::string name;      // empty: from the path's last component
+  int64_t version = 0;   // 0: one more than the newest known
+  std::string path;      // checkpoint file or directory
+  std::string scheme;    // overrides the policy's recipe ("f32", "bf16", "int8_channel"); empty =
+                         // policy decides
+  bool dry_run = false;  // verify and report, do not serve
+};
+
+struct AdmissionProgress {
+  std::string name;
+  int64_t version = 0;
+  std::string stage;    // as StageReport::stage; "done" last
+  double fraction = 0;  // of the stage, 0..1
+  std::string message;  // "layer 12 of 30"
+  bool done = false;
+  absl::Status
+      status;  // of the whole admission, when done: FailedPrecondition = REJECTED by the gate
+  std::shared_ptr<const AdmissionReport> report;  // when done and a verdict was reached
+};
+// Called on the admission thread; must not block.
+using ProgressSink = std::function<void(const AdmissionProgress&)>;
+
+struct AdmissionOptions {
+  Policy policy = Policy::Default();
+  EngineOptions engine;
+  std::string cache_dir;            // artifacts; empty = no cache
+  std::string evaluation_path;      // text; empty = the bundled extract
+  uint64_t memory_limit_bytes = 0;  // 0 = what the host has available
+  int max_queue = 16;
+};
+
+class AdmissionPipeline {
+ public:
+  virtual ~AdmissionPipeline() =
+      default;  // finishes the running admission, drops the queue (FAILED: shutting down)
+  static std::unique_ptr<AdmissionPipeline> Start(ModelRegistry& registry, ThreadPool& pool,
+                                                  Metrics& metrics, const Clock& clock,
+                                                  AdmissionOptions options);
+  // Queues an admission and returns its version. InvalidArgument (name, path), AlreadyExists
+  // (version is serving or on its way), ResourceExhausted (queue full).
+  virtual absl::StatusOr<int64_t> Enqueue(AdmissionRequest request, ProgressSink sink) = 0;
+  virtual int in_progress() const = 0;
+};
+
+}  // namespace assay

@@ -1,0 +1,94 @@
+// Versions of models and their states. A request holds a shared_ptr to its Servable: a retired
+// version dies with its last request. Acquire never waits for an admission.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/mutex.h"
+#include "engine/lifecycle/report.h"
+#include "engine/model/model.h"
+#include "engine/model/tokenizer.h"
+#include "engine/runtime/engine.h"
+
+namespace assay {
+
+// One enum for a version's life, in code, RPC, CLI and metrics (design.md section 5).
+enum class VersionState {
+  kQueued,
+  kAdmitting,
+  kWarming,
+  kServing,
+  kDraining,
+  kRetired,
+  kRejected,
+  kFailed
+};
+std::string_view Name(VersionState state);  // "QUEUED", ...
+
+// What a request holds while it runs. Exactly one engine is set.
+struct Servable {
+  std::string name;
+  int64_t version = 0;
+  ModelSpec spec;
+  AdmissionReport report;
+  std::shared_ptr<const Model> model;
+  std::shared_ptr<const Tokenizer> tokenizer;  // null when the checkpoint has none
+  std::shared_ptr<ModelMetrics> metrics;
+  std::unique_ptr<GenerateEngine> generate;  // last members: stopped first
+  std::unique_ptr<EncodeEngine> encode;
+};
+
+struct VersionInfo {
+  std::string name;
+  int64_t version = 0;
+  VersionState state = VersionState::kQueued;
+  std::string stage;   // while ADMITTING
+  std::string reason;  // why REJECTED, FAILED, RETIRED ("unloaded")
+  std::string path;    // checkpoint
+  absl::Time changed;
+  std::shared_ptr<const AdmissionReport> report;  // null before the first verdict
+  EngineLoad load;
+  uint64_t weight_bytes = 0, kv_bytes = 0, workspace_bytes = 0;
+};
+
+class ModelRegistry {
+ public:
+  // version 0 = the newest that serves. NotFound: unknown name or version; Unavailable: known but
+  // not serving (says its state and reason).
+  absl::StatusOr<std::shared_ptr<Servable>> Acquire(std::string_view name,
+                                                    int64_t version = 0) const
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Declares a version before its admission, or moves it along. `stage`, `reason` as in
+  // VersionInfo.
+  void SetState(std::string_view name, int64_t version, VersionState state, std::string_view stage,
+                std::string_view reason) ABSL_LOCKS_EXCLUDED(mu_);
+  void SetPath(std::string_view name, int64_t version, std::string_view path)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void SetReport(std::string_view name, int64_t version,
+                 std::shared_ptr<const AdmissionReport> report) ABSL_LOCKS_EXCLUDED(mu_);
+  // Atomic switch: from now on Acquire gives `servable`; an older serving version of the name is
+  // drained and retired on this thread after the switch.
+  void Publish(std::shared_ptr<Servable> servable) ABSL_LOCKS_EXCLUDED(mu_);
+  // Drains and frees one version (0 = all). NotFound.
+  absl::Status Unload(std::string_view name, int64_t version) ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<VersionInfo> List() const ABSL_LOCKS_EXCLUDED(mu_);  // by name, then version
+  absl::StatusOr<VersionInfo> Find(std::string_view name, int64_t version) const
+      ABSL_LOCKS_EXCLUDED(mu_);  // 0 = newest
+  // Called (without the lock) after every change of state: health watchers hang on it.
+  void OnChange(std::function<void(const VersionInfo&)> callback) ABSL_LOCKS_EXCLUDED(mu_);
+  void DrainAll() ABSL_LOCKS_EXCLUDED(mu_);  // shutdown: every engine finishes what it has
+
+ private:
+  struct Entry {
+    VersionInfo info;
+    std::shared_ptr<Servable> servable;  // set while SERVING or DRAINING
+  };
+  mutable Mutex mu_;
+  std::map<std::string, std::map<int64_t, Entry>, std::less<>> models_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::function<void(const VersionInfo&)>> callbacks_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace assay

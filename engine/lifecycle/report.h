@@ -1,0 +1,77 @@
+// What an admission found out: readable by RPC, CLI and people. Stored with the artifact as
+// report.json (docs/formats.md).
+#pragma once
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "base/status.h"
+#include "quant/policy/policy.h"
+
+namespace assay {
+
+// Mean of per-document values with its 95 % interval.
+struct Estimate {
+  double mean = 0, low = 0, high = 0;
+};
+
+struct VerificationResult {
+  int tokens = 0, documents = 0;
+  Estimate mean_kl;  // nats per token, KL(reference || candidate)
+  double kl_p999 = 0, kl_max = 0;
+  Estimate top1_agreement;  // fraction of positions
+  double perplexity_reference = 0, perplexity = 0, perplexity_ratio = 1;
+  Estimate cosine;  // embeddings
+  double cosine_min = 1;
+  double label_agreement = 1;        // classifiers
+  std::vector<std::string> defects;  // integrity findings, each naming the layer
+};
+
+struct LayerReport {
+  std::string name;
+  std::string scheme, activation, kernel;
+  int64_t n = 0, k = 0;
+  uint64_t bytes = 0, bytes_f32 = 0;
+  double weight_sqnr_db = 0;  // of the stored weight against the checkpoint's
+  double output_sqnr_db =
+      0;  // of the layer's output on the reference's own inputs, with the serving kernel
+  double kl_contribution =
+      0;  // rise of mean KL when only this layer is quantized, where measured; else 0
+  bool fallback = false;
+  std::string why;  // why this precision, and kernels that were refused
+};
+
+struct StageReport {
+  std::string stage;  // "open", "look_up", "quantize", ...
+  absl::Duration elapsed;
+  std::string note;
+};
+
+struct AdmissionReport {
+  int schema = 1;
+  std::string model;
+  int64_t version = 0;
+  std::string verdict;  // "admitted", "rejected"
+  std::string reason;   // first line for a person: why
+  std::string source_path, source_format, source_hash, artifact_hash;
+  bool artifact_cache_hit = false;
+  HardwareInfo hardware;
+  PolicyDecision decision;
+  uint64_t bytes_f32 = 0, bytes = 0;  // weights before (at f32) and after, resident
+  uint64_t estimated_peak_bytes = 0, measured_peak_bytes = 0;
+  double fallback_fraction = 0;  // of linear layers
+  std::string evaluation_set, evaluation_hash;
+  VerificationResult verification;
+  std::vector<VerificationResult> attempts;  // before fallback, oldest first
+  std::vector<LayerReport> layers;
+  std::vector<StageReport> stages;
+  std::string assay_version;
+};
+nlohmann::json ToJson(const AdmissionReport& report);
+absl::StatusOr<AdmissionReport> ReportFromJson(
+    const nlohmann::json& json);  // DataLoss names the key
+std::string ToTerminalText(const AdmissionReport& report,
+                           int columns);  // verdict first; plain ASCII/UTF-8, no colour codes
+
+}  // namespace assay

@@ -1,0 +1,52 @@
+// Storage of the paged KV cache: one allocation, blocks of kBlockTokens positions. Who owns which
+// block is decided above (engine/runtime/kv_cache.h); attention reads and writes through block
+// numbers.
+#pragma once
+#include "base/tensor.h"
+
+namespace assay {
+
+class KvPool {
+ public:
+  static constexpr int kBlockTokens = 16;
+  struct Layout {
+    int layers = 0, kv_heads = 0, head_dim = 0;
+    DType dtype = DType::kF16;    // kF32 (reference) or kF16
+    size_t block_bytes() const {  // K and V of all layers
+      return BytesOf(int64_t{2} * layers * kv_heads * kBlockTokens * head_dim, dtype);
+    }
+  };
+  // ResourceExhausted.
+  static absl::StatusOr<KvPool> Create(Device& device, Layout layout, int num_blocks);
+
+  const Layout& layout() const { return layout_; }
+  int num_blocks() const { return num_blocks_; }
+  size_t bytes() const { return storage_.bytes(); }
+  // Keys of one layer and head in one block: [kBlockTokens, head_dim] in layout().dtype. Values
+  // likewise.
+  std::byte* keys(int layer, int block, int head) { return At(layer, block, 0, head); }
+  std::byte* values(int layer, int block, int head) { return At(layer, block, 1, head); }
+  const std::byte* keys(int layer, int block, int head) const {
+    return const_cast<KvPool*>(this)->At(layer, block, 0, head);
+  }
+  const std::byte* values(int layer, int block, int head) const {
+    return const_cast<KvPool*>(this)->At(layer, block, 1, head);
+  }
+
+ private:
+  KvPool(Tensor storage, Layout layout, int num_blocks)
+      : storage_(std::move(storage)), layout_(layout), num_blocks_(num_blocks) {}
+  // storage_: [num_blocks, layers, 2, kv_heads, kBlockTokens, head_dim]
+  std::byte* At(int layer, int block, int k_or_v, int head) {
+    const size_t tile = BytesOf(int64_t{kBlockTokens} * layout_.head_dim, layout_.dtype);
+    const size_t index =
+        ((static_cast<size_t>(block) * layout_.layers + layer) * 2 + k_or_v) * layout_.kv_heads +
+        head;
+    return storage_.data<std::byte>() + index * tile;
+  }
+  Tensor storage_;
+  Layout layout_;
+  int num_blocks_ = 0;
+};
+
+}  // namespace assay

@@ -1,0 +1,77 @@
+// One model, one loop thread: requests in, tokens out. Continuous batching with chunked prefill
+// over a paged KV cache. Public methods are thread-safe. The scheduler and the KV cache belong to
+// the loop thread and are tested without it.
+#pragma once
+#include <memory>
+
+#include "base/clock.h"
+#include "engine/model/model.h"
+#include "engine/model/tokenizer.h"
+#include "engine/runtime/sequence.h"
+
+namespace assay {
+
+struct EngineOptions {
+  int max_sequences = 64;               // running at once
+  int max_step_tokens = 512;            // rows of one forward pass
+  int max_queue = 256;                  // waiting requests; beyond that ResourceExhausted
+  size_t kv_bytes = size_t{256} << 20;  // bound of the KV pool
+  int max_context = 0;                  // 0 = the model's
+  bool prefix_cache = true;
+  DType kv_dtype = DType::kF16;
+  // encoders
+  int max_batch_tokens = 4096;
+  absl::Duration max_delay = absl::ZeroDuration();  // how long a batch may wait for company
+};
+
+struct EngineLoad {
+  int waiting = 0, running = 0;
+  int kv_blocks_used = 0, kv_blocks_cached = 0, kv_blocks_total = 0;
+};
+
+// What engines run with; everything outlives the engine.
+struct EngineHost {
+  ThreadPool& pool;  // shared by all engines of the process
+  const Clock& clock;
+  std::shared_ptr<ModelMetrics> metrics;
+};
+
+// Text generation.
+class GenerateEngine {
+ public:
+  // ResourceExhausted when KV pool or scratch cannot be had; InvalidArgument for options that
+  // cannot work (named).
+  static absl::StatusOr<std::unique_ptr<GenerateEngine>> Start(
+      std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+      const EngineOptions& options, EngineHost host);
+  virtual ~GenerateEngine() = default;  // ends what is left with Unavailable, then joins
+  // InvalidArgument: empty prompt, prompt + max_tokens beyond the context (both numbers), bad
+  // parameter, unknown token id. ResourceExhausted: queue full. Unavailable: draining.
+  // DeadlineExceeded: already past.
+  virtual absl::StatusOr<SequenceId> Submit(GenerateRequest request, TokenSink sink) = 0;
+  virtual void Cancel(SequenceId id) = 0;  // idempotent; the sink still gets its kEnd (Cancelled)
+  virtual void
+  Drain() = 0;  // refuses new work from now on; returns when the last request has ended
+  virtual EngineLoad load() const = 0;
+  virtual size_t kv_bytes() const = 0;
+  virtual size_t scratch_bytes() const = 0;
+};
+
+// Embeddings and classification: dynamic batching by token budget and delay, deadline order, no KV
+// cache.
+class EncodeEngine {
+ public:
+  static absl::StatusOr<std::unique_ptr<EncodeEngine>> Start(std::shared_ptr<const Model> model,
+                                                             const EngineOptions& options,
+                                                             EngineHost host);
+  virtual ~EncodeEngine() = default;
+  // As GenerateEngine::Submit; InvalidArgument also when the sequence is longer than the model's
+  // max_context.
+  virtual absl::StatusOr<SequenceId> Submit(EncodeRequest request, EncodeSink sink) = 0;
+  virtual void Cancel(SequenceId id) = 0;
+  virtual void Drain() = 0;
+  virtual EngineLoad load() const = 0;
+  virtual size_t scratch_bytes() const = 0;
+};
+
+}  // namespace assay

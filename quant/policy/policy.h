@@ -1,0 +1,87 @@
+// Which recipe for which hardware: an ordered list of rules, the first that matches wins, and says
+// why. Pure: hardware comes in as a value (probed or recorded), text as YAML. yaml-cpp is confined
+// to policy.cc and recipe.cc.
+#pragma once
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "quant/scheme.h"
+
+namespace assay {
+
+struct GpuInfo {
+  std::string name;            // "NVIDIA H100 80GB HBM3"
+  int compute_capability = 0;  // 90 = sm_90
+  uint64_t memory_bytes = 0;
+};
+struct HardwareInfo {
+  std::string cpu_model, cpu_isa;  // isa as CpuInfo::isa()
+  int cores = 0;
+  uint64_t memory_bytes = 0;
+  std::vector<GpuInfo> gpus;  // empty without a CUDA backend
+};
+HardwareInfo ProbeHardware();
+// Recorded descriptions (tests/golden/hardware/*.json, `assay policy explain --hardware FILE`).
+// InvalidArgument names the key.
+absl::StatusOr<HardwareInfo> HardwareFromJson(std::string_view text);
+nlohmann::json ToJson(const HardwareInfo& hardware);
+
+// How a model is quantized (design.md section 2).
+struct Recipe {
+  std::string name;
+  std::string scheme = "int8_channel";  // of linear layers
+  ActivationMode activation = ActivationMode::kA8Token;
+  std::string embedding_scheme =
+      "int8_channel";  // tables, one scale per row; a tied head shares the codes
+  std::string fallback_scheme = "bf16";
+  ActivationMode fallback_activation = ActivationMode::kA16;
+  double max_fallback_fraction = 0.2;  // of linear layers
+  std::vector<std::string> keep;       // globs over slot names that stay in fallback_scheme
+  DType kv_dtype = DType::kF16;
+};
+// What the verified model must keep to, per task (design.md section 5). Divergences in nats.
+struct Budget {
+  double max_mean_kl = 0.01, min_top1 = 0.95, max_perplexity_ratio = 1.01;  // generation
+  double min_mean_cosine = 0.995;                                           // embeddings
+  double min_label_agreement = 0.99;                                        // classification
+};
+struct PolicyDecision {
+  std::string rule;    // name of the rule that won
+  std::string device;  // "cpu", "cuda:0"
+  Recipe recipe;
+  Budget budget;
+  std::vector<std::string>
+      trace;  // one line per rule looked at: matched, or the condition that did not hold
+};
+
+class Policy {
+ public:
+  // InvalidArgument with line and key: unknown key, wrong type, unknown scheme, no rules.
+  static absl::StatusOr<Policy> Parse(std::string_view yaml, std::string_view origin);
+  static const Policy& Default();  // quant/policy/default.yaml, compiled in
+
+  // `model_bytes_f32`: size of the weights at 4 bytes each; `cuda_available`: the CUDA backend can
+  // run here. NotFound when no rule matches (the message carries the trace).
+  absl::StatusOr<PolicyDecision> Choose(const HardwareInfo& hardware, uint64_t model_bytes_f32,
+                                        bool cuda_available) const;
+  const std::string& origin() const { return origin_; }  // "built-in" or the file
+
+ private:
+  struct Rule {
+    std::string name, device;
+    std::vector<std::string> cpu_isa;  // any of; empty = any
+    std::optional<int> min_compute_capability, max_compute_capability, min_cores;
+    std::optional<uint64_t> min_gpu_memory_bytes, min_memory_bytes;
+    Recipe recipe;
+    Budget budget;
+  };
+  std::string origin_;
+  std::vector<Rule> rules_;
+};
+
+}  // namespace assay

@@ -1,0 +1,72 @@
+// A scheme: how the weight of a linear layer is stored (design.md, "three independent axes"). One
+// file per scheme in quant/schemes/, with its byte layout drawn there; one list in
+// quant/scheme_list.cc.
+//
+// Schemes are stateless, const and thread-safe. What a scheme stores is canonical: independent of
+// device and kernel. Kernels repack it (quant/linear.h); artifacts store it (docs/formats.md).
+#pragma once
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/tensor.h"
+
+namespace assay {
+
+class QuantScheme;
+
+// A weight W[n, k] (n outputs, k inputs) in some scheme's canonical layout. Host memory.
+struct QuantizedTensor {
+  const QuantScheme* scheme = nullptr;
+  Shape shape;        // logical [n, k]
+  int64_t group = 0;  // k-elements that share one scale; 0 = the whole row
+  Tensor codes;       // f32, bf16 or integer codes, as the scheme draws them
+  Tensor scales;      // empty for f32 and bf16
+  Tensor zeros;       // empty when symmetric
+  std::map<std::string, Tensor, std::less<>>
+      extra;  // absmax of absmax, outlier columns, ...: named by the scheme
+
+  size_t bytes() const;  // of all tensors
+};
+
+// How x enters the product y = x W^T. Names as in recipes: "a16", "a8_token".
+enum class ActivationMode {
+  kA16,      // weight-only: x stays in floating point
+  kA8Token,  // x quantized symmetrically to int8 per row at run time: s = absmax / 127, round half
+             // to even
+};
+std::string_view Name(ActivationMode mode);
+std::optional<ActivationMode> FindActivationMode(std::string_view name);
+
+// What a cheap look at the stored numbers shows (no reference needed). `defect` is empty when
+// nothing is wrong, else says what and where: "scale is NaN: row=17", "all codes of the row are
+// equal: row=3".
+struct IntegrityFinding {
+  std::string defect;
+  double saturated_fraction = 0;  // codes at the ends of the range
+  double zero_fraction = 0;       // codes that are zero
+};
+
+class QuantScheme {
+ public:
+  virtual ~QuantScheme() = default;
+  virtual std::string_view name() const = 0;  // on disk, in recipes and in metrics: never renamed
+  virtual double bits_per_weight(const Shape& w) const = 0;  // including scales
+  virtual bool is_floating() const = 0;                      // f32, bf16: nothing is quantized
+  // FailedPrecondition says why W of this shape cannot be stored so.
+  virtual absl::Status Accepts(const Shape& w) const = 0;
+  // Rounds w [n, k] f32 to nearest. InvalidArgument: NaN or infinity in w (names the row).
+  virtual absl::StatusOr<QuantizedTensor> Encode(TensorView w) const = 0;
+  // Rows [row, row + rows) as f32 into `out` [rows, k]: the scheme's definition.
+  virtual absl::Status DecodeRows(const QuantizedTensor& q, int64_t row, int64_t rows,
+                                  std::span<float> out) const = 0;
+  virtual IntegrityFinding Inspect(const QuantizedTensor& q) const = 0;
+};
+
+std::span<const QuantScheme* const> AllSchemes();
+absl::StatusOr<const QuantScheme*> FindScheme(
+    std::string_view name);  // NotFound lists the names that exist
+
+}  // namespace assay
