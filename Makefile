@@ -1,0 +1,54 @@
+# A front for scripts/ and the presets of CMakePresets.json. `make help` lists what there is.
+SHELL := /bin/bash
+CACHE := $(or $(ASSAY_CACHE),$(HOME)/.cache/assay)
+JOBS  := $(or $(JOBS),$(shell nproc))
+# Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
+INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
+.DEFAULT_GOAL := help
+.PHONY: help serve build test sanitize check format bench clean setup
+.PRECIOUS: build/%/build.ninja
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: setup ## Serve the demo models: set up, build, fetch them, start the server (ARGS="--help": its flags)
+	@$(MAKE) --no-print-directory build
+	@scripts/serve $(ARGS)
+
+build: build/release/build.ninja ## Build the two programs, optimized: build/release/{server/assay-server,cli/assay}
+	@scripts/build release $(JOBS)
+
+test: setup ## Build everything and run all tests; prints the totals
+	@$(MAKE) --no-print-directory build/dev/build.ninja
+	@scripts/build dev $(JOBS)
+	@scripts/test dev
+
+sanitize: setup ## Tests of base, quant and engine under ASan and UBSan (PRESET=tsan: under ThreadSanitizer)
+	@$(MAKE) --no-print-directory build/$(or $(PRESET),asan)/build.ninja
+	@scripts/build $(or $(PRESET),asan) $(JOBS)
+	@scripts/test $(or $(PRESET),asan)
+
+check: ## Static checks: format, clang-tidy on changed files, thread-safety analysis
+	@scripts/setup --checks
+	@$(MAKE) --no-print-directory build/tidy/build.ninja build/dev/build.ninja
+	@scripts/check $(JOBS)
+
+format: ## Format what is changed or new since main
+	@scripts/setup --checks
+	@scripts/check --format
+
+bench: setup ## Build the benchmarks: build/bench/tests/bench
+	@$(MAKE) --no-print-directory build/bench/build.ninja
+	@scripts/build bench $(JOBS)
+
+clean: ## Remove build/ (what is under ~/.cache/assay stays)
+	rm -rf build
+
+setup: ## Install what is missing: Debian packages, Python tools, oneDNN
+	@scripts/setup
+
+build/%/build.ninja: CMakePresets.json $(INPUTS)
+	@echo "configuring $* ..."
+	@cmake --preset $* > build-$*.log 2>&1 || { cat build-$*.log; rm -f build-$*.log; exit 1; }
+	@grep -E 'oneDNN' build-$*.log || true; rm -f build-$*.log
+	@touch $@
