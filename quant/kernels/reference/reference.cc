@@ -1,0 +1,185 @@
+// Kernel "reference": every scheme and activation mode by its definition, on any x86-64.
+//
+//   a16        y = sum over k, in order, of x[k] * decode(w)[k], one f32 rounding per product and
+//              per sum (no FMA), + bias, + y
+//   a8_token   int8_channel only: acc = sum of code_x * code_w exactly in 64 bit, then
+//              y = (s_x * s_w) * f32(acc), + bias, + y; each step rounded to f32 once
+//
+// The packed weight is a copy of the canonical one. Batch-invariant: a row is computed alone.
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "base/thread_pool.h"
+#include "quant/kernels/a8_token.h"
+#include "quant/kernels/kernels.h"
+#include "quant/schemes/schemes.h"
+
+namespace assay {
+namespace {
+
+constexpr int64_t kRowBlock = 8;  // rows of x that share one decoded row of w
+
+struct Packed final : PackedWeight {
+  QuantizedTensor w;
+  ActivationMode activation = ActivationMode::kA16;
+  size_t bytes() const override { return w.bytes(); }
+};
+
+absl::StatusOr<Tensor> Clone(const Tensor& from) {
+  if (from.empty()) return Tensor();
+  ASSIGN_OR_RETURN(Tensor to, Tensor::Create(CpuDevice(), from.shape(), from.dtype()));
+  std::memcpy(to.data<std::byte>(), from.data<std::byte>(), from.bytes());
+  return to;
+}
+
+absl::StatusOr<QuantizedTensor> Clone(const QuantizedTensor& from) {
+  QuantizedTensor to;
+  to.scheme = from.scheme;
+  to.shape = from.shape;
+  to.group = from.group;
+  ASSIGN_OR_RETURN(to.codes, Clone(from.codes));
+  ASSIGN_OR_RETURN(to.scales, Clone(from.scales));
+  ASSIGN_OR_RETURN(to.zeros, Clone(from.zeros));
+  for (const auto& [name, tensor] : from.extra) {
+    ASSIGN_OR_RETURN(to.extra[name], Clone(tensor));
+  }
+  return to;
+}
+
+// Adds bias and the old y as LinearArgs asks.
+void Store(const LinearArgs& args, int64_t row, int64_t column, float value) {
+  if (!args.bias.empty()) value += args.bias.as<float>()[column];
+  float& y = args.y.as<float>()[row * args.y.shape[1] + column];
+  y = args.accumulate ? y + value : value;
+}
+
+// dot[i] = x[i] . w for kRowBlock rows; eight independent chains, each in order over k.
+void DotRows(const float* x, int64_t k, const float* w, float* dot) {
+  float sum[kRowBlock] = {};
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t r = 0; r < kRowBlock; ++r) sum[r] += x[r * k + i] * w[i];
+  }
+  std::copy_n(sum, kRowBlock, dot);
+}
+
+void DotRow(const float* x, int64_t k, const float* w, float* dot) {
+  float sum = 0;
+  for (int64_t i = 0; i < k; ++i) sum += x[i] * w[i];
+  *dot = sum;
+}
+
+// Columns [begin, end) of y, weights decoded one row at a time into `row` [k].
+void RunA16(const Packed& packed, const LinearArgs& args, int64_t begin, int64_t end,
+            std::span<float> row) {
+  const int64_t m = args.x.shape[0], k = args.x.shape[1];
+  const float* x = args.x.as<float>();
+  for (int64_t column = begin; column < end; ++column) {
+    // Create() decoded once: the layout is right and this cannot fail.
+    (void)packed.w.scheme->DecodeRows(packed.w, column, 1, row);
+    for (int64_t r = 0; r < m;) {
+      float dot[kRowBlock];
+      const int64_t rows = m - r >= kRowBlock ? kRowBlock : 1;
+      if (rows == kRowBlock) {
+        DotRows(x + r * k, k, row.data(), dot);
+      } else {
+        DotRow(x + r * k, k, row.data(), dot);
+      }
+      for (int64_t i = 0; i < rows; ++i) Store(args, r + i, column, dot[i]);
+      r += rows;
+    }
+  }
+}
+
+int64_t DotInt8(const int8_t* a, const int8_t* b, int64_t k) {
+  constexpr int64_t kBlock = 1 << 16;  // 2^16 * 128 * 128 = 2^30 fits 32 bit
+  int64_t total = 0;
+  for (int64_t begin = 0; begin < k; begin += kBlock) {
+    const int64_t end = std::min(k, begin + kBlock);
+    int32_t sum = 0;
+    for (int64_t i = begin; i < end; ++i) sum += static_cast<int32_t>(a[i]) * b[i];
+    total += sum;
+  }
+  return total;
+}
+
+class Reference final : public LinearKernel {
+ public:
+  std::string_view name() const override { return "reference"; }
+
+  absl::Status Supports(const LinearProblem& p) const override {
+    if (p.activation == ActivationMode::kA16 || p.scheme == &Int8ChannelScheme()) {
+      return absl::OkStatus();
+    }
+    return absl::UnimplementedError(absl::StrCat("no integer codes to multiply with ",
+                                                 std::string(Name(p.activation)), " in ",
+                                                 std::string(p.scheme->name())));
+  }
+
+  absl::StatusOr<std::unique_ptr<const PackedWeight>> Pack(
+      const QuantizedTensor& w, ActivationMode activation) const override {
+    auto packed = std::make_unique<Packed>();
+    packed->activation = activation;
+    ASSIGN_OR_RETURN(packed->w, Clone(w));
+    return packed;
+  }
+
+  size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
+    const auto k = static_cast<size_t>(p.shape[1]), rows = static_cast<size_t>(m);
+    if (p.activation == ActivationMode::kA8Token) return rows * (k + sizeof(float)) + 128;
+    return static_cast<size_t>(kMaxWorkers) * k * sizeof(float) + 64;
+  }
+
+  void Run(const PackedWeight& w, const LinearArgs& args, ComputeContext& context) const override {
+    const auto& packed = static_cast<const Packed&>(w);
+    const Arena::Scope scope(context.scratch);
+    if (packed.activation == ActivationMode::kA8Token) {
+      RunA8(packed, args, context);
+      return;
+    }
+    const int64_t n = packed.w.shape[0], k = packed.w.shape[1];
+    const int workers = std::min(context.pool.num_threads(), kMaxWorkers);
+    auto* rows = context.scratch.Allocate<float>(static_cast<size_t>(workers * k));
+    context.pool.Run([&](int worker) {
+      if (worker >= workers) return;
+      RunA16(packed, args, n * worker / workers, n * (worker + 1) / workers,
+             {rows + worker * k, static_cast<size_t>(k)});
+    });
+  }
+
+  void DecodeRow(const PackedWeight& w, int64_t row, std::span<float> out) const override {
+    const auto& packed = static_cast<const Packed&>(w);
+    (void)packed.w.scheme->DecodeRows(packed.w, row, 1, out);  // row < n: the caller's contract
+  }
+
+ private:
+  static constexpr int kMaxWorkers = 64;  // more threads than this leave the rest idle
+
+  static void RunA8(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
+    const int64_t m = args.x.shape[0], n = packed.w.shape[0], k = packed.w.shape[1];
+    auto* codes = context.scratch.Allocate<int8_t>(static_cast<size_t>(m * k));
+    auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
+    for (int64_t r = 0; r < m; ++r) {
+      scales[r] = QuantizeA8Token(args.x.as<float>() + r * k, k, codes + r * k);
+    }
+    const int8_t* weights = packed.w.codes.data<int8_t>();
+    const float* weight_scales = packed.w.scales.data<float>();
+    context.pool.ParallelFor(n, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t column = begin; column < end; ++column) {
+        for (int64_t r = 0; r < m; ++r) {
+          const auto acc = static_cast<float>(DotInt8(codes + r * k, weights + column * k, k));
+          Store(args, r, column, (scales[r] * weight_scales[column]) * acc);
+        }
+      }
+    });
+  }
+};
+
+}  // namespace
+
+const LinearKernel& ReferenceKernel() {
+  static const Reference kernel;
+  return kernel;
+}
+
+}  // namespace assay

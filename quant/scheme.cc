@@ -1,0 +1,37 @@
+#include "quant/scheme.h"
+
+#include <array>
+#include <utility>
+
+namespace assay {
+namespace {
+
+constexpr std::array<std::pair<ActivationMode, std::string_view>, 2> kActivationNames = {{
+    {ActivationMode::kA16, "a16"},
+    {ActivationMode::kA8Token, "a8_token"},
+}};
+
+}  // namespace
+
+size_t QuantizedTensor::bytes() const {
+  size_t total = codes.bytes() * !codes.empty() + scales.bytes() * !scales.empty() +
+                 zeros.bytes() * !zeros.empty();
+  for (const auto& [name, tensor] : extra) total += tensor.bytes();
+  return total;
+}
+
+std::string_view Name(ActivationMode mode) {
+  for (const auto& [value, name] : kActivationNames) {
+    if (value == mode) return name;
+  }
+  return "unknown";
+}
+
+std::optional<ActivationMode> FindActivationMode(std::string_view name) {
+  for (const auto& [value, spelling] : kActivationNames) {
+    if (spelling == name) return value;
+  }
+  return std::nullopt;
+}
+
+}  // namespace assay

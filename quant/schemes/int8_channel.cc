@@ -1,0 +1,139 @@
+// Scheme "int8_channel": symmetric 8 bit, one scale per output channel (row of W).
+// reference/quantization: restricted symmetric grid, s = absmax / 127, w ~ s * code.
+//
+//   codes   s8  [n, k] row-major, in [-127, 127]: | c[0,0] | c[0,1] | ... | c[0,k-1] | c[1,0] | ...
+//   scales  f32 [n]:                              | s[0] | s[1] | ... | s[n-1] |
+//
+// A row whose absmax is at most half the smallest normal f32 (FLT_MIN) counts as zero: scale 0,
+// codes 0. Scales are never subnormal: s = max(absmax / 127, FLT_MIN), so that
+// |w - s * code| <= max(s, FLT_MIN) / 2 for every finite row.
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "quant/schemes/matrix_checks.h"
+#include "quant/schemes/schemes.h"
+
+namespace assay {
+namespace {
+
+constexpr int kMaxCode = 127;
+// A row of equal codes is a defect only where chance does not make it: 16 weights and more.
+constexpr int64_t kMinConstantRow = 16;
+
+// Rounds half to even without a library call; exact for |v| < 2^22.
+inline float RoundHalfEven(float v) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: its ulp is 1
+  return (v + kMagic) - kMagic;
+}
+
+float EncodeRow(const float* w, int64_t k, int8_t* codes) {
+  float absmax = 0;
+  for (int64_t i = 0; i < k; ++i) absmax = std::max(absmax, std::fabs(w[i]));
+  if (absmax <= FLT_MIN / 2) {
+    std::fill_n(codes, k, int8_t{0});
+    return 0;
+  }
+  const float scale = std::max(absmax / kMaxCode, FLT_MIN);
+  for (int64_t i = 0; i < k; ++i) {
+    const float code = RoundHalfEven(w[i] / scale);
+    codes[i] = static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f));
+  }
+  return scale;
+}
+
+struct RowCounts {
+  int64_t zeros = 0, saturated = 0, forbidden = 0;
+  bool constant = true;
+};
+
+RowCounts Count(const int8_t* codes, int64_t k) {
+  RowCounts counts;
+  int64_t equal = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    counts.zeros += codes[i] == 0;
+    counts.saturated += codes[i] >= kMaxCode || codes[i] <= -kMaxCode;
+    counts.forbidden += codes[i] < -kMaxCode;
+    equal += codes[i] == codes[0];
+  }
+  counts.constant = equal == k;
+  return counts;
+}
+
+// Why the row is broken, or nullptr.
+const char* Defect(float scale, const RowCounts& counts, int64_t k) {
+  if (std::isnan(scale)) return "scale is NaN";
+  if (std::isinf(scale)) return "scale is infinite";
+  if (scale < 0) return "scale is negative";
+  if (counts.forbidden > 0) return "code -128 is outside [-127, 127]";
+  const bool all_zero = counts.zeros == k;
+  if (scale == 0 && !all_zero) return "scale is zero but codes are not";
+  if (scale != 0 && all_zero) return "all codes are zero but the scale is not";
+  if (counts.constant && !all_zero && k >= kMinConstantRow) return "all codes of the row are equal";
+  return nullptr;
+}
+
+class Int8Channel final : public QuantScheme {
+ public:
+  std::string_view name() const override { return "int8_channel"; }
+  double bits_per_weight(const Shape& w) const override {
+    return 8 + 32.0 / static_cast<double>(w[1]);
+  }
+  bool is_floating() const override { return false; }
+  absl::Status Accepts(const Shape& w) const override { return CheckMatrixShape(name(), w); }
+
+  absl::StatusOr<QuantizedTensor> Encode(TensorView w) const override {
+    RETURN_IF_ERROR(CheckEncodable(name(), w));
+    const int64_t n = w.shape[0], k = w.shape[1];
+    QuantizedTensor q;
+    q.scheme = this;
+    q.shape = w.shape;
+    ASSIGN_OR_RETURN(q.codes, Tensor::Create(CpuDevice(), w.shape, DType::kI8));
+    ASSIGN_OR_RETURN(q.scales, Tensor::Create(CpuDevice(), Shape{n}, DType::kF32));
+    for (int64_t row = 0; row < n; ++row) {
+      q.scales.data<float>()[row] =
+          EncodeRow(w.as<float>() + row * k, k, q.codes.data<int8_t>() + row * k);
+    }
+    return q;
+  }
+
+  absl::Status DecodeRows(const QuantizedTensor& q, int64_t row, int64_t rows,
+                          std::span<float> out) const override {
+    RETURN_IF_ERROR(CheckDecodable(q, {DType::kI8, true}, {row, rows}, out.size()));
+    const int64_t k = q.shape[1];
+    for (int64_t i = 0; i < rows; ++i) {
+      const float scale = q.scales.data<float>()[row + i];
+      const int8_t* codes = q.codes.data<int8_t>() + (row + i) * k;
+      for (int64_t j = 0; j < k; ++j) out[i * k + j] = scale * static_cast<float>(codes[j]);
+    }
+    return absl::OkStatus();
+  }
+
+  IntegrityFinding Inspect(const QuantizedTensor& q) const override {
+    const int64_t n = q.shape[0], k = q.shape[1];
+    IntegrityFinding finding;
+    int64_t zeros = 0, saturated = 0;
+    for (int64_t row = 0; row < n; ++row) {
+      const RowCounts counts = Count(q.codes.data<int8_t>() + row * k, k);
+      zeros += counts.zeros;
+      saturated += counts.saturated;
+      const char* defect = Defect(q.scales.data<float>()[row], counts, k);
+      if (defect != nullptr && finding.defect.empty())
+        finding.defect = absl::StrCat(defect, ": row=", row);
+    }
+    const double total = static_cast<double>(n) * static_cast<double>(k);
+    finding.zero_fraction = static_cast<double>(zeros) / total;
+    finding.saturated_fraction = static_cast<double>(saturated) / total;
+    return finding;
+  }
+};
+
+}  // namespace
+
+const QuantScheme& Int8ChannelScheme() {
+  static const Int8Channel scheme;
+  return scheme;
+}
+
+}  // namespace assay
