@@ -59,10 +59,13 @@ class Metrics {
   ~Metrics();
   // One live object per (model, version): asking again while it lives gives the same one.
   std::shared_ptr<ModelMetrics> ForModel(std::string_view model, int64_t version);
-  // gRPC layer
+  // gRPC layer. DeclareRpc makes the series of a method at 0.
+  void DeclareRpc(std::string_view service, std::string_view method, std::string_view type);
   void RpcStarted(std::string_view service, std::string_view method, std::string_view type);
   void RpcDone(std::string_view service, std::string_view method, std::string_view type,
                std::string_view code, absl::Duration wall);
+  void RpcMessages(std::string_view service, std::string_view method, std::string_view type,
+                   int received, int sent);
   void UnknownModel();  // a request for a model that does not exist: counted under model="_unknown"
   void ArtifactCache(std::string_view result);  // hit, miss, corrupt
   void SetArtifactCacheBytes(double bytes);
