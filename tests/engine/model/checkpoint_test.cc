@@ -106,7 +106,7 @@ TEST(CheckpointTest, ReadsAnyRangeOfRows) {
     ASSERT_OK_AND_ASSIGN(const CheckpointTensor* tensor, opened->Find(name));
     const std::vector<float> all = ValuesOf(*opened, name);
     const int64_t rows = tensor->shape[0], width = tensor->shape.elements() / rows;
-    for (const auto [first, count] :
+    for (const auto& [first, count] :
          {std::pair<int64_t, int64_t>{0, 1}, {3, 5}, {rows - 1, 1}, {rows, 0}, {1, rows - 1}}) {
       std::vector<float> part(static_cast<size_t>(count * width));
       ASSERT_OK(opened->ReadRows(name, first, count, part));
