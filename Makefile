@@ -12,25 +12,25 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: setup ## Serve the demo models: set up, build, fetch them, start the server (ARGS="--help": its flags)
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) -s --no-print-directory build
 	@scripts/serve $(ARGS)
 
 build: build/release/build.ninja ## Build the two programs, optimized: build/release/{server/assay-server,cli/assay}
 	@scripts/build release $(JOBS)
 
 test: setup ## Build everything and run all tests; prints the totals
-	@$(MAKE) --no-print-directory build/dev/build.ninja
+	@$(MAKE) -s --no-print-directory build/dev/build.ninja
 	@scripts/build dev $(JOBS)
 	@scripts/test dev
 
 sanitize: setup ## Tests of base, quant and engine under ASan and UBSan (PRESET=tsan: under ThreadSanitizer)
-	@$(MAKE) --no-print-directory build/$(or $(PRESET),asan)/build.ninja
+	@$(MAKE) -s --no-print-directory build/$(or $(PRESET),asan)/build.ninja
 	@scripts/build $(or $(PRESET),asan) $(JOBS)
 	@scripts/test $(or $(PRESET),asan)
 
 check: ## Static checks: format, clang-tidy on changed files, thread-safety analysis
 	@scripts/setup --checks
-	@$(MAKE) --no-print-directory build/tidy/build.ninja build/dev/build.ninja
+	@$(MAKE) -s --no-print-directory build/tidy/build.ninja
 	@scripts/check $(JOBS)
 
 format: ## Format what is changed or new since main
@@ -38,7 +38,7 @@ format: ## Format what is changed or new since main
 	@scripts/check --format
 
 bench: setup ## Build the benchmarks: build/bench/tests/bench
-	@$(MAKE) --no-print-directory build/bench/build.ninja
+	@$(MAKE) -s --no-print-directory build/bench/build.ninja
 	@scripts/build bench $(JOBS)
 
 clean: ## Remove build/ (what is under ~/.cache/assay stays)

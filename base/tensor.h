@@ -49,9 +49,8 @@ struct BasicView {
   }
   size_t bytes() const { return BytesOf(shape.elements(), dtype); }
   bool empty() const { return data == nullptr; }
-  operator BasicView<const std::byte>() const {
-    return {data, shape, dtype, device};
-  }  // NOLINT: views narrow freely
+  // NOLINTNEXTLINE(google-explicit-constructor): a view narrows to a view of const freely
+  operator BasicView<const std::byte>() const { return {data, shape, dtype, device}; }
 };
 using TensorView = BasicView<const std::byte>;
 using MutableView = BasicView<std::byte>;

@@ -1,10 +1,11 @@
-"""Sums the results of test runs. usage: test_totals.py RESULTS_DIRECTORY...
+"""Sums the results of test runs. usage: test_totals.py [--failed N] RESULTS_DIRECTORY...
 
 Each directory is what scripts/test leaves: ctest.junit with one entry per CTest test, and NAME.xml with the cases of the
 test NAME, written by GoogleTest or pytest. A test that left no cases (it crashed, timed out, or is a plain program) counts
-as one. Prints `N passed, N failed, N skipped`; exits with 1 when something failed or nothing passed.
+as one. --failed adds N failures that no test stands for. Prints `N passed, N failed, N skipped`; exits with 1 when something failed or nothing passed.
 """
 
+import argparse
 import pathlib
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -41,17 +42,24 @@ def sum_up(directory):
     return outcomes
 
 
-def main():
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    outcomes = []
-    for argument in sys.argv[1:]:
+def totals(directories, num_failed):
+    """(passed, failed, skipped) over the runs. A run that left no results is a failure."""
+    outcomes = ["failed"] * num_failed
+    for directory in directories:
         try:
-            outcomes += sum_up(pathlib.Path(argument))
+            outcomes += sum_up(pathlib.Path(directory))
         except (OSError, ElementTree.ParseError) as error:
-            print(f"test_totals: {argument}: {error}", file=sys.stderr)
+            print(f"test_totals: {directory}: {error}", file=sys.stderr)
             outcomes.append("failed")
-    passed, failed, skipped = (outcomes.count(kind) for kind in ("passed", "failed", "skipped"))
+    return tuple(outcomes.count(kind) for kind in ("passed", "failed", "skipped"))
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--failed", type=int, default=0)
+    parser.add_argument("directories", nargs="+")
+    arguments = parser.parse_args()
+    passed, failed, skipped = totals(arguments.directories, arguments.failed)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     sys.exit(1 if failed or not passed else 0)
 
