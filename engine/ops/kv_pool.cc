@@ -12,7 +12,7 @@ absl::StatusOr<KvPool> KvPool::Create(Device& device, Layout layout, int num_blo
   }
   if (layout.dtype != DType::kF32 && layout.dtype != DType::kF16) {
     return absl::InvalidArgumentError(
-        absl::StrCat("KV pool holds f32 or f16: dtype=", Name(layout.dtype)));
+        absl::StrCat("KV pool holds f32 or f16: dtype=", std::string(Name(layout.dtype))));
   }
   const int64_t elements = static_cast<int64_t>(layout.block_bytes() / (Bits(layout.dtype) / 8));
   ASSIGN_OR_RETURN(Tensor storage,

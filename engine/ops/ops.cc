@@ -22,7 +22,7 @@ std::optional<Activation> FindActivation(std::string_view hf_name) {
 absl::StatusOr<const Ops*> OpsFor(const Device& device) {
   if (device.kind() == DeviceKind::kCpu) return &HostCpuOps();
   return absl::UnimplementedError(
-      absl::StrCat("this build computes on the CPU only: device=", device.name()));
+      absl::StrCat("this build computes on the CPU only: device=", std::string(device.name())));
 }
 
 }  // namespace assay

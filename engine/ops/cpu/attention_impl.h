@@ -62,7 +62,7 @@ class AttentionKernel {
   void Step(int key, int first, int last) {
     const int begin = first / kKeyChunk * kKeyChunk;
     for (int at = begin; at < last; at += kKeyChunk) {
-      const Chunk chunk = Locate(t_.source.keys, at, last);
+      const Chunk chunk = Locate(t_.source.keys, t_.source.key_stride, at, last);
       float* scores = s_ + (at - key);
       chunk.half ? Scores(static_cast<const uint16_t*>(chunk.data), chunk.stride, scores)
                  : Scores(static_cast<const float*>(chunk.data), chunk.stride, scores);
@@ -70,32 +70,32 @@ class AttentionKernel {
     const int end = (last + kKeyChunk - 1) / kKeyChunk * kKeyChunk;
     for (int m = 0; m < vectors_; ++m) Softmax(m, key, begin - key, end - key);
     for (int at = begin; at < last; at += kKeyChunk) {
-      const Chunk chunk = Locate(t_.source.values, at, last);
+      const Chunk chunk = Locate(t_.source.values, t_.source.value_stride, at, last);
       const int from = first > at ? first - at : 0;
       const int to = last - at < kKeyChunk ? last - at : kKeyChunk;
       const float* weights = s_ + (at - key);
-      chunk.half ? Outputs(static_cast<const uint16_t*>(chunk.data), chunk.stride, weights, from, to)
-                 : Outputs(static_cast<const float*>(chunk.data), chunk.stride, weights, from, to);
+      chunk.half
+          ? Outputs(static_cast<const uint16_t*>(chunk.data), chunk.stride, weights, from, to)
+          : Outputs(static_cast<const float*>(chunk.data), chunk.stride, weights, from, to);
     }
   }
 
   // The rows of the chunk that begins at key `at`, in place where they can be read in whole
   // vectors, else copied to chunk_ as f32 (also when so many queries share them that converting
   // once is cheaper). Rows from `last` on are not touched.
-  Chunk Locate(const std::byte* base, int at, int last) {
+  Chunk Locate(const std::byte* base, int64_t stride, int at, int last) {
     const KeySource& source = t_.source;
     const int64_t element = source.half ? 2 : 4;
-    const std::byte* data =
-        source.blocks != nullptr
-            ? base + source.blocks[at / kKeyChunk] * source.block_stride
-            : base + at * source.row_stride * element;
+    const std::byte* data = source.blocks != nullptr
+                                ? base + source.blocks[at / kKeyChunk] * source.block_stride
+                                : base + at * stride * element;
     // A block of the pool always has memory for all its rows; a matrix ends with its last row.
     const bool whole = source.blocks != nullptr || last - at >= kKeyChunk;
     const bool direct = !source.half || vectors_ <= kDirectVectors;
-    if (whole && direct && width_ == t_.head_dim) return {data, source.row_stride, source.half};
+    if (whole && direct && width_ == t_.head_dim) return {data, stride, source.half};
     const int rows = last - at < kKeyChunk ? last - at : kKeyChunk;
     for (int r = 0; r < rows; ++r) {
-      const std::byte* row = data + r * source.row_stride * element;
+      const std::byte* row = data + r * stride * element;
       source.half ? Unpack(reinterpret_cast<const uint16_t*>(row), chunk_ + r * width_)
                   : Unpack(reinterpret_cast<const float*>(row), chunk_ + r * width_);
     }
@@ -223,13 +223,13 @@ class AttentionKernel {
   static constexpr int kDirectVectors = 6;  // up to two passes over a chunk: convert as it is read
 
   const AttentionTile& t_;
-  const int vectors_;  // rows x heads
-  const int width_;    // head_dim rounded up to 8; the rest is zero
-  alignas(64) float q_[kMaxTileFloats];                      // [vectors, width], scaled
-  alignas(64) float o_[kMaxTileFloats];                      // [vectors, width]
-  alignas(64) float s_[kMaxTileVectors * kKeyTile];          // scores, then weights
-  alignas(64) float chunk_[kKeyChunk * kMaxHeadDim];         // [kKeyChunk, width]
-  alignas(64) float sum_[kMaxTileVectors * 8];               // by lane
+  const int vectors_;                                 // rows x heads
+  const int width_;                                   // head_dim rounded up to 8; the rest is zero
+  alignas(64) float q_[kMaxTileFloats];               // [vectors, width], scaled
+  alignas(64) float o_[kMaxTileFloats];               // [vectors, width]
+  alignas(64) float s_[kMaxTileVectors * kKeyTile];   // scores, then weights
+  alignas(64) float chunk_[kKeyChunk * kMaxHeadDim];  // [kKeyChunk, width]
+  alignas(64) float sum_[kMaxTileVectors * 8];        // by lane
   float max_[kMaxTileVectors];
 };
 

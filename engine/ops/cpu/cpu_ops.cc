@@ -173,7 +173,8 @@ void CpuOps::PagedAttention(const AttentionArgs& args, const ForwardBatch& batch
              tile.source = {.keys = kv.keys(layer, 0, head),
                             .values = kv.values(layer, 0, head),
                             .half = kv.layout().dtype == DType::kF16,
-                            .row_stride = args.head_dim,
+                            .key_stride = args.head_dim,
+                            .value_stride = args.head_dim,
                             .blocks = s.blocks.data(),
                             .block_stride = static_cast<int64_t>(kv.layout().block_bytes())};
              tile.first_position = s.start_position + row;
@@ -195,7 +196,8 @@ void CpuOps::SelfAttention(const AttentionArgs& args, StridedRows k, StridedRows
              const float* values = v.data + s.first_row * v.row_stride + column;
              tile.source = {.keys = reinterpret_cast<const std::byte*>(keys),
                             .values = reinterpret_cast<const std::byte*>(values),
-                            .row_stride = k.row_stride};
+                            .key_stride = k.row_stride,
+                            .value_stride = v.row_stride};
              tile.causal = false;
              tile.num_keys = s.num_rows;
              k_.attention(tile);

@@ -29,7 +29,8 @@ struct KeySource {
   const std::byte* keys = nullptr;    // of block 0, or of row 0
   const std::byte* values = nullptr;  // likewise
   bool half = false;                  // f16, else f32
-  int64_t row_stride = 0;             // elements
+  int64_t key_stride = 0;             // elements from row to row
+  int64_t value_stride = 0;
   const int32_t* blocks = nullptr;
   int64_t block_stride = 0;  // bytes
 };

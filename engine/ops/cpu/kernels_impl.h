@@ -42,9 +42,7 @@ struct ElementKernels {
     return V::ZeroWhereLess(x, low, V::Scale2(p, n));
   }
   // tanh x = 1 - 2 / (e^2x + 1); absolute error below 3e-7.
-  static V Tanh(V x) {
-    return V::Set(1.0f) - V::Set(2.0f) / (Exp(x + x) + V::Set(1.0f));
-  }
+  static V Tanh(V x) { return V::Set(1.0f) - V::Set(2.0f) / (Exp(x + x) + V::Set(1.0f)); }
   // erf x, absolute error below 5e-7: the rational minimax approximation x P(x^2) / Q(x^2) on
   // [-4, 4] that Eigen uses; |erf| differs from 1 by less than 2e-8 outside.
   static V Erf(V x) {

@@ -1,0 +1,264 @@
+// Both attentions of every variant against a naive float64 softmax, over awkward shapes; and
+// bit-exact independence from chunking, batching and block numbers.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "base/float16.h"
+#include "tests/engine/ops/variants.h"
+#include "tests/support/random_tensor.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+struct Problem {
+  int heads, kv_heads, head_dim;
+  int window = 0;
+  DType dtype = DType::kF32;
+};
+std::string Describe(const Problem& p) {
+  return "heads=" + std::to_string(p.heads) + " kv_heads=" + std::to_string(p.kv_heads) +
+         " head_dim=" + std::to_string(p.head_dim) + " window=" + std::to_string(p.window) + " " +
+         std::string(Name(p.dtype));
+}
+const Problem kProblems[] = {
+    {3, 1, 64},
+    {9, 3, 64, 0, DType::kF16},
+    {8, 4, 8},
+    {4, 4, 32, 0, DType::kF16},
+    {2, 1, 12},                    // head_dim no multiple of 8
+    {5, 1, 100, 7, DType::kF16},   // nor here; window inside a chunk
+    {6, 2, 16, 33},                // window across tiles
+    {2, 2, 80, 1, DType::kF16},    // a row sees itself alone
+    {64, 1, 128, 0, DType::kF16},  // a group larger than a tile: split
+    {1, 1, 256, 70},
+    {3, 1, 512, 0, DType::kF16},
+};
+
+// One sequence: q, k, v for all its positions; q rows hold q | k | v side by side, as a fused
+// projection gives them.
+struct Sequence {
+  int length = 0;
+  std::vector<float> qkv;
+};
+int64_t Stride(const Problem& p) { return int64_t{p.heads + 2 * p.kv_heads} * p.head_dim; }
+Sequence MakeSequence(const Problem& p, int length, uint64_t seed) {
+  return {length, RandomNormal(length * Stride(p), seed)};
+}
+
+// softmax(scale q K^T) V of one row and head in float64; keys and values rounded as the cache does.
+std::vector<double> Exact(const Problem& p, const Sequence& s, int row, int head, bool causal) {
+  const int d = p.head_dim, group = p.heads / p.kv_heads;
+  const int last = causal ? row : s.length - 1;
+  const int first = causal && p.window > 0 ? std::max(0, row + 1 - p.window) : 0;
+  const auto cached = [&](int at, int column) -> double {
+    const float x = s.qkv[at * Stride(p) + column];
+    return causal && p.dtype == DType::kF16 ? F16ToF32(F32ToF16(x)) : x;
+  };
+  const int k = (p.heads + head / group) * d, v = k + p.kv_heads * d;
+  std::vector<double> scores;
+  for (int j = first; j <= last; ++j) {
+    double dot = 0;
+    for (int i = 0; i < d; ++i) {
+      dot += double{s.qkv[row * Stride(p) + head * d + i]} * cached(j, k + i);
+    }
+    scores.push_back(dot / std::sqrt(d));
+  }
+  const double top = *std::max_element(scores.begin(), scores.end());
+  double sum = 0;
+  std::vector<double> out(d);
+  for (int j = first; j <= last; ++j) {
+    const double weight = std::exp(scores[j - first] - top);
+    sum += weight;
+    for (int i = 0; i < d; ++i) out[i] += weight * cached(j, v + i);
+  }
+  for (double& o : out) o /= sum;
+  return out;
+}
+
+// A score is a sum of d products of unit normals, scaled to unit variance: |s| < 8 over these
+// sizes, so its error is below (d / 8 + 4) eps 8; e^s turns that into a relative error of the
+// weights, and |v| < 6 bounds the effect on a weighted mean. The sums over n keys add n eps 6,
+// though in practice sqrt(n) of it.
+double Tolerance(const Problem& p, int keys) {
+  return 6 * ((p.head_dim / 8.0 + 4) * 8 + keys + 10) * std::numeric_limits<float>::epsilon();
+}
+
+AttentionArgs Args(const Problem& p, const float* qkv, MutableView y) {
+  return {.q = {qkv, Stride(p)},
+          .heads = p.heads,
+          .kv_heads = p.kv_heads,
+          .head_dim = p.head_dim,
+          .scale = 1.0f / std::sqrt(static_cast<float>(p.head_dim)),
+          .sliding_window = p.window,
+          .y = y};
+}
+
+class AttentionTest : public OpsVariant {
+ protected:
+  StridedRows Keys(const Problem& p, const float* qkv) const {
+    return {qkv + p.heads * p.head_dim, Stride(p)};
+  }
+  StridedRows Values(const Problem& p, const float* qkv) const {
+    return {qkv + (p.heads + p.kv_heads) * p.head_dim, Stride(p)};
+  }
+
+  // Positions [start, start + rows) of each sequence in one batch over `kv`, which holds what came
+  // before. Returns y [all rows, heads * head_dim].
+  struct Chunk {
+    const Sequence* sequence;
+    int start, rows;
+    std::span<const int32_t> blocks;
+  };
+  std::vector<float> Paged(const Problem& p, const std::vector<Chunk>& chunks, KvPool& kv) {
+    std::vector<float> qkv;
+    std::vector<SequenceSpan> spans;
+    int rows = 0;
+    for (const Chunk& c : chunks) {
+      spans.push_back(
+          {.first_row = rows, .num_rows = c.rows, .start_position = c.start, .blocks = c.blocks});
+      const auto begin = c.sequence->qkv.begin() + c.start * Stride(p);
+      qkv.insert(qkv.end(), begin, begin + c.rows * Stride(p));
+      rows += c.rows;
+    }
+    const std::vector<int32_t> tokens(rows);
+    const ForwardBatch batch{.tokens = tokens, .sequences = spans};
+    std::vector<float> y(int64_t{rows} * p.heads * p.head_dim, NAN);
+    ops.StoreKv(Keys(p, qkv.data()), Values(p, qkv.data()), batch, 1, kv, context);
+    ops.PagedAttention(Args(p, qkv.data(), ViewOf(y, {rows, p.heads * p.head_dim})), batch, 1, kv,
+                       context);
+    return y;
+  }
+
+  // A pool full of NaN: whatever is read without having been written shows.
+  static KvPool PoisonedPool(const Problem& p, int blocks) {
+    KvPool kv = *KvPool::Create(CpuDevice(), {2, p.kv_heads, p.head_dim, p.dtype}, blocks);
+    std::fill_n(kv.keys(0, 0, 0), kv.bytes(), std::byte{0xff});
+    return kv;
+  }
+
+  double WorstError(const Problem& p, const Sequence& s, const float* y, bool causal) {
+    double worst = 0;
+    for (int row = 0; row < s.length; ++row) {
+      for (int head = 0; head < p.heads; ++head) {
+        const std::vector<double> want = Exact(p, s, row, head, causal);
+        for (int i = 0; i < p.head_dim; ++i) {
+          const double got = y[(row * p.heads + head) * p.head_dim + i];
+          worst = std::max(worst, std::isnan(got) ? 1e9 : std::abs(got - want[i]));
+        }
+      }
+    }
+    return worst;
+  }
+};
+ASSAY_OPS_VARIANTS(AttentionTest);
+
+const int32_t kBlocksA[] = {7, 2, 9, 4, 0, 11, 5, 1, 14}, kBlocksB[] = {3, 12, 6, 13, 8, 10};
+
+TEST_P(AttentionTest, PagedMatchesFloat64) {
+  for (const Problem& p : kProblems) {
+    SCOPED_TRACE(Describe(p));
+    for (const int length : {1, 15, 16, 17, 63, 65, 131}) {
+      const Sequence s = MakeSequence(p, length, length);
+      KvPool kv = PoisonedPool(p, 15);
+      const auto y = Paged(p, {{&s, 0, length, kBlocksA}}, kv);
+      EXPECT_LT(WorstError(p, s, y.data(), true), Tolerance(p, length)) << "length=" << length;
+    }
+  }
+}
+
+TEST_P(AttentionTest, PagedDetectsAWindowThatIsOneTooLong) {
+  Problem p{6, 2, 16, 33};
+  const Sequence s = MakeSequence(p, 70, 1);
+  KvPool kv = PoisonedPool(p, 15);
+  const auto y = Paged(p, {{&s, 0, 70, kBlocksA}}, kv);
+  p.window = 34;
+  EXPECT_GT(WorstError(p, s, y.data(), true), 100 * Tolerance(p, 70));
+}
+
+TEST_P(AttentionTest, PagedIsTheSameBitForBitHoweverRowsAreChunkedAndBatched) {
+  for (const Problem& p : kProblems) {
+    SCOPED_TRACE(Describe(p));
+    const Sequence a = MakeSequence(p, 134, 1), b = MakeSequence(p, 81, 2);
+    const int64_t width = int64_t{p.heads} * p.head_dim;
+    KvPool alone_kv = PoisonedPool(p, 15), kv = PoisonedPool(p, 15);
+    const auto whole = Paged(p, {{&a, 0, a.length, kBlocksA}}, alone_kv);
+    std::vector<float> chunked;
+    const auto take = [&](const std::vector<float>& y, int rows) {
+      chunked.insert(chunked.end(), y.begin(), y.begin() + rows * width);
+    };
+    // Ragged batches with another sequence, chunks that end inside blocks and tiles, single steps,
+    // and other block numbers than in `whole`.
+    take(Paged(p, {{&a, 0, 9, kBlocksB}}, kv), 9);  // kBlocksB has room for 96 rows only
+    take(Paged(p, {{&a, 9, 40, kBlocksB}, {&b, 0, 80, kBlocksA}}, kv), 40);
+    take(Paged(p, {{&a, 49, 1, kBlocksB}, {&b, 80, 1, kBlocksA}}, kv), 1);
+    take(Paged(p, {{&a, 50, 1, kBlocksB}}, kv), 1);
+    take(Paged(p, {{&a, 51, 45, kBlocksB}}, kv), 45);
+    ASSERT_EQ(chunked.size(), 96u * width);
+    EXPECT_TRUE(std::equal(chunked.begin(), chunked.end(), whole.begin()));
+  }
+}
+
+TEST_P(AttentionTest, LargeScoresDoNotOverflow) {
+  const Problem p{2, 1, 16};
+  Sequence s = MakeSequence(p, 100, 5);
+  for (float& x : s.qkv) x *= 60;  // scores up to about 20 000
+  KvPool kv = PoisonedPool(p, 15);
+  const auto y = Paged(p, {{&s, 0, 100, kBlocksA}}, kv);
+  // Errors of the scores grow with them (3600 x), and so does their effect on the weights; values
+  // are 60 times as large.
+  EXPECT_LT(WorstError(p, s, y.data(), true), 3600 * 60 * Tolerance(p, 100));
+  for (const float v : y) ASSERT_TRUE(std::isfinite(v));
+}
+
+TEST_P(AttentionTest, ANanKeyReachesTheRowsThatSeeItAndNoOther) {
+  const Problem p{2, 1, 16};
+  Sequence s = MakeSequence(p, 30, 6);
+  s.qkv[20 * Stride(p) + p.heads * p.head_dim] = NAN;
+  KvPool kv = PoisonedPool(p, 15);
+  // Row by row, as decode does.
+  for (int row = 0; row < s.length; ++row) {
+    const auto y = Paged(p, {{&s, row, 1, kBlocksA}}, kv);
+    EXPECT_EQ(std::isnan(y[0]), row >= 20) << row;
+  }
+}
+
+TEST_P(AttentionTest, SelfAttentionMatchesFloat64InARaggedBatch) {
+  for (Problem p : kProblems) {
+    if (p.window != 0) continue;
+    SCOPED_TRACE(Describe(p));
+    std::vector<Sequence> sequences;
+    std::vector<SequenceSpan> spans;
+    std::vector<float> qkv;
+    int rows = 0;
+    for (const int length : {1, 16, 5, 70, 129, 2}) {
+      sequences.push_back(MakeSequence(p, length, 100 + length));
+      spans.push_back({.first_row = rows, .num_rows = length});
+      qkv.insert(qkv.end(), sequences.back().qkv.begin(), sequences.back().qkv.end());
+      rows += length;
+    }
+    qkv.shrink_to_fit();  // so that a sanitizer sees a read past the last row
+    const std::vector<int32_t> tokens(rows);
+    std::vector<float> y(int64_t{rows} * p.heads * p.head_dim, NAN);
+    ops.SelfAttention(Args(p, qkv.data(), ViewOf(y, {rows, p.heads * p.head_dim})),
+                      Keys(p, qkv.data()), Values(p, qkv.data()),
+                      {.tokens = tokens, .sequences = spans}, context);
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      const float* mine = y.data() + int64_t{spans[i].first_row} * p.heads * p.head_dim;
+      EXPECT_LT(WorstError(p, sequences[i], mine, false), Tolerance(p, sequences[i].length));
+      std::vector<float> alone(int64_t{spans[i].num_rows} * p.heads * p.head_dim, NAN);
+      const SequenceSpan span[] = {{.first_row = 0, .num_rows = spans[i].num_rows}};
+      const float* own = sequences[i].qkv.data();
+      ops.SelfAttention(Args(p, own, ViewOf(alone, {spans[i].num_rows, p.heads * p.head_dim})),
+                        Keys(p, own), Values(p, own),
+                        {.tokens = std::span(tokens).first(spans[i].num_rows), .sequences = span},
+                        context);
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(), mine)) << "depends on its neighbours";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace assay
