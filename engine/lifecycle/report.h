@@ -7,14 +7,10 @@
 
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "quant/accuracy.h"
 #include "quant/policy/policy.h"
 
 namespace assay {
-
-// Mean of per-document values with its 95 % interval.
-struct Estimate {
-  double mean = 0, low = 0, high = 0;
-};
 
 struct VerificationResult {
   int tokens = 0, documents = 0;

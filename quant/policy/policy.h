@@ -36,12 +36,18 @@ struct Recipe {
   std::string name;
   std::string scheme = "int8_channel";  // of linear layers
   ActivationMode activation = ActivationMode::kA8Token;
+  // The mode as the policy spells it: Name(activation), or for a `device: cuda` rule a mode that
+  // only a later backend knows ("fp8_token"); `activation` is then meaningless.
+  std::string activation_name = "a8_token";
+  // Stored bits per weight of `scheme`, scales included: what decides whether a model fits.
+  double bits_per_weight = 8.1;
   std::string embedding_scheme =
       "int8_channel";  // tables, one scale per row; a tied head shares the codes
   std::string fallback_scheme = "bf16";
   ActivationMode fallback_activation = ActivationMode::kA16;
-  double max_fallback_fraction = 0.2;  // of linear layers
-  std::vector<std::string> keep;       // globs over slot names that stay in fallback_scheme
+  std::string fallback_activation_name = "a16";  // as activation_name
+  double max_fallback_fraction = 0.2;            // of linear layers
+  std::vector<std::string> keep;  // globs over slot names that stay in fallback_scheme
   DType kv_dtype = DType::kF16;
 };
 // What the verified model must keep to, per task (design.md section 5). Divergences in nats.
@@ -53,33 +59,44 @@ struct Budget {
 struct PolicyDecision {
   std::string rule;    // name of the rule that won
   std::string device;  // "cpu", "cuda:0"
+  std::string reason;  // the rule's own words: why this recipe on this hardware
   Recipe recipe;
   Budget budget;
-  std::vector<std::string>
-      trace;  // one line per rule looked at: matched, or the condition that did not hold
+  std::vector<std::string> trace;  // the hardware, then one line per rule looked at: matched, or
+                                   // the condition that did not hold
 };
+
+// Spellings of enums in policies, reports and artifacts.
+std::optional<DType> FindDType(std::string_view name);
+nlohmann::json ToJson(const Recipe& recipe);
+nlohmann::json ToJson(const Budget& budget);
 
 class Policy {
  public:
-  // InvalidArgument with line and key: unknown key, wrong type, unknown scheme, no rules.
+  // InvalidArgument with line and key: unknown key, wrong type, unknown scheme, no rules. A rule
+  // for `device: cuda` may name schemes and activation modes that this build does not have.
   static absl::StatusOr<Policy> Parse(std::string_view yaml, std::string_view origin);
   static const Policy& Default();  // quant/policy/default.yaml, compiled in
 
   // `model_bytes_f32`: size of the weights at 4 bytes each; `cuda_available`: the CUDA backend can
-  // run here. NotFound when no rule matches (the message carries the trace).
+  // run here. A rule fits when the weights in its recipe take at most 90 % of the device's memory.
+  // NotFound when no rule matches (the message carries the trace).
   absl::StatusOr<PolicyDecision> Choose(const HardwareInfo& hardware, uint64_t model_bytes_f32,
                                         bool cuda_available) const;
   const std::string& origin() const { return origin_; }  // "built-in" or the file
+  std::vector<std::string> rule_names() const;           // in order
 
- private:
   struct Rule {
-    std::string name, device;
+    std::string name, reason;
+    DeviceKind device = DeviceKind::kCpu;
     std::vector<std::string> cpu_isa;  // any of; empty = any
     std::optional<int> min_compute_capability, max_compute_capability, min_cores;
     std::optional<uint64_t> min_gpu_memory_bytes, min_memory_bytes;
     Recipe recipe;
     Budget budget;
   };
+
+ private:
   std::string origin_;
   std::vector<Rule> rules_;
 };

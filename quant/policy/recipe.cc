@@ -1,0 +1,127 @@
+#include "quant/policy/recipe.h"
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+
+namespace assay {
+namespace {
+
+// A scheme's bits per weight on a layer of ordinary size: what the fit of a model is judged by.
+double TypicalBits(const QuantScheme& scheme) {
+  constexpr int64_t kTypicalSide = 4096;
+  return scheme.bits_per_weight(Shape{kTypicalSide, kTypicalSide});
+}
+
+absl::Status ReadFallback(YamlSection& section, Recipe& recipe) {
+  if (!section.Child("fallback").IsDefined()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(YamlSection fallback, section.Section("fallback"));
+  RETURN_IF_ERROR(fallback.Text("scheme", recipe.fallback_scheme));
+  RETURN_IF_ERROR(fallback.Text("activation", recipe.fallback_activation_name));
+  RETURN_IF_ERROR(fallback.Number("max_fraction", 0, 1, recipe.max_fallback_fraction));
+  return fallback.Finish();
+}
+
+absl::Status ReadKv(YamlSection& section, Recipe& recipe) {
+  ASSIGN_OR_RETURN(const std::optional<std::string> kv, section.Text("kv"));
+  if (!kv.has_value()) return absl::OkStatus();
+  const std::optional<DType> dtype = FindDType(*kv);
+  if (!dtype.has_value()) return section.Error("kv", "expected an element type such as f16 or f32");
+  recipe.kv_dtype = *dtype;
+  return absl::OkStatus();
+}
+
+// On the CPU every name must exist; elsewhere an unknown one is kept as text.
+absl::Status CheckScheme(const std::string& name, DeviceKind device, const std::string& where) {
+  const absl::StatusOr<const QuantScheme*> found = FindScheme(name);
+  if (found.ok() || device != DeviceKind::kCpu) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(where, ": ", found.status().message()));
+}
+
+absl::Status ResolveMode(const std::string& name, DeviceKind device, const std::string& where,
+                         ActivationMode& mode) {
+  const std::optional<ActivationMode> found = FindActivationMode(name);
+  if (found.has_value()) mode = *found;
+  if (found.has_value() || device != DeviceKind::kCpu) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(where, ": no such activation mode on the CPU: activation=", name));
+}
+
+}  // namespace
+
+std::optional<DType> FindDType(std::string_view name) {
+  for (int i = 0; i <= static_cast<int>(DType::kBool); ++i) {
+    if (Name(static_cast<DType>(i)) == name) return static_cast<DType>(i);
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<RawRecipe> RecipeFromYaml(YamlSection section, std::string name) {
+  RawRecipe raw;
+  Recipe& recipe = raw.recipe;
+  recipe.name = std::move(name);
+  raw.where = section.where();
+  RETURN_IF_ERROR(section.Text("scheme", recipe.scheme));
+  RETURN_IF_ERROR(section.Text("activation", recipe.activation_name));
+  RETURN_IF_ERROR(section.Text("embedding", recipe.embedding_scheme));
+  raw.bits_given = section.Child("bits_per_weight").IsDefined();
+  RETURN_IF_ERROR(section.Number("bits_per_weight", 0.5, 64, recipe.bits_per_weight));
+  ASSIGN_OR_RETURN(recipe.keep, section.TextList("keep"));
+  RETURN_IF_ERROR(ReadKv(section, recipe));
+  RETURN_IF_ERROR(ReadFallback(section, recipe));
+  RETURN_IF_ERROR(section.Finish());
+  return raw;
+}
+
+absl::StatusOr<Budget> BudgetFromYaml(YamlSection section) {
+  Budget budget;
+  RETURN_IF_ERROR(section.Number("mean_kl", 0, 100, budget.max_mean_kl));
+  RETURN_IF_ERROR(section.Number("top1", 0, 1, budget.min_top1));
+  RETURN_IF_ERROR(section.Number("perplexity_ratio", 0, 1e6, budget.max_perplexity_ratio));
+  RETURN_IF_ERROR(section.Number("cosine", -1, 1, budget.min_mean_cosine));
+  RETURN_IF_ERROR(section.Number("label_agreement", 0, 1, budget.min_label_agreement));
+  RETURN_IF_ERROR(section.Finish());
+  return budget;
+}
+
+absl::StatusOr<Recipe> ResolveRecipe(const RawRecipe& raw, DeviceKind device) {
+  Recipe recipe = raw.recipe;
+  for (const std::string& name : {recipe.scheme, recipe.embedding_scheme, recipe.fallback_scheme}) {
+    RETURN_IF_ERROR(CheckScheme(name, device, raw.where));
+  }
+  RETURN_IF_ERROR(ResolveMode(recipe.activation_name, device, raw.where, recipe.activation));
+  RETURN_IF_ERROR(
+      ResolveMode(recipe.fallback_activation_name, device, raw.where, recipe.fallback_activation));
+  if (raw.bits_given) return recipe;
+  const absl::StatusOr<const QuantScheme*> scheme = FindScheme(recipe.scheme);
+  if (!scheme.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(raw.where, ": a scheme that this build does not have needs bits_per_weight: ",
+                     "scheme=", recipe.scheme));
+  }
+  recipe.bits_per_weight = TypicalBits(**scheme);
+  return recipe;
+}
+
+nlohmann::json ToJson(const Recipe& recipe) {
+  return {{"name", recipe.name},
+          {"scheme", recipe.scheme},
+          {"activation", recipe.activation_name},
+          {"bits_per_weight", recipe.bits_per_weight},
+          {"embedding_scheme", recipe.embedding_scheme},
+          {"fallback_scheme", recipe.fallback_scheme},
+          {"fallback_activation", recipe.fallback_activation_name},
+          {"max_fallback_fraction", recipe.max_fallback_fraction},
+          {"keep", recipe.keep},
+          {"kv_dtype", std::string(Name(recipe.kv_dtype))}};
+}
+
+nlohmann::json ToJson(const Budget& budget) {
+  return {{"max_mean_kl", budget.max_mean_kl},
+          {"min_top1", budget.min_top1},
+          {"max_perplexity_ratio", budget.max_perplexity_ratio},
+          {"min_mean_cosine", budget.min_mean_cosine},
+          {"min_label_agreement", budget.min_label_agreement}};
+}
+
+}  // namespace assay
