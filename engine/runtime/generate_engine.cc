@@ -1,0 +1,407 @@
+// The loop of text generation: take in news, ask the scheduler, run the model, sample, tell the
+// sinks. After warm-up a step allocates nothing, apart from what events carry that does not fit
+// into small strings (text longer than 15 bytes, top alternatives).
+#include <algorithm>
+#include <atomic>
+#include <system_error>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "base/arena.h"
+#include "base/thread_pool.h"
+#include "engine/runtime/inbox.h"
+#include "engine/runtime/sampler.h"
+#include "engine/runtime/scheduler.h"
+
+namespace assay {
+namespace {
+
+// What Start works out before anything runs.
+struct Sizes {
+  int max_sequences = 0;  // running at once = rows of logits
+  int max_step_tokens = 0;
+  int max_context = 0;
+  int num_blocks = 0;
+};
+
+absl::Status CheckAtLeastOne(std::string_view name, int64_t value) {
+  if (value >= 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " must be at least 1: ", name, "=", value));
+}
+
+absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) {
+  const ModelSpec& spec = model.spec();
+  if (spec.task != ModelTask::kGenerate)
+    return absl::InvalidArgumentError(
+        absl::StrCat("not a generative model: architecture=", spec.architecture));
+  RETURN_IF_ERROR(CheckAtLeastOne("max_sequences", options.max_sequences));
+  RETURN_IF_ERROR(CheckAtLeastOne("max_step_tokens", options.max_step_tokens));
+  RETURN_IF_ERROR(CheckAtLeastOne("max_queue", options.max_queue));
+  if (options.kv_dtype != DType::kF16 && options.kv_dtype != DType::kF32)
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_dtype must be f16 or f32: kv_dtype=", Name(options.kv_dtype)));
+  if (options.max_context < 0 || options.max_context > spec.max_context)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_context must be 0 or within the model's: max_context=", options.max_context,
+        " model=", spec.max_context));
+  Sizes sizes;
+  sizes.max_sequences = std::min(options.max_sequences, options.max_step_tokens);
+  sizes.max_step_tokens = options.max_step_tokens;
+  sizes.max_context = options.max_context > 0 ? options.max_context : spec.max_context;
+  const size_t block_bytes = model.kv_layout(options.kv_dtype).block_bytes();
+  const int64_t useful = int64_t{sizes.max_sequences} * KvCache::BlocksFor(sizes.max_context);
+  sizes.num_blocks = static_cast<int>(
+      std::min<int64_t>(useful, static_cast<int64_t>(options.kv_bytes / block_bytes)));
+  const int64_t positions = int64_t{sizes.num_blocks} * KvCache::kBlockTokens;
+  if (positions == 0 || (options.max_context > 0 && positions < options.max_context))
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kv_bytes is too small for one sequence: kv_bytes=", options.kv_bytes, " max_context=",
+        sizes.max_context, " bytes needed=", block_bytes * KvCache::BlocksFor(sizes.max_context)));
+  sizes.max_context = static_cast<int>(std::min<int64_t>(sizes.max_context, positions));
+  return sizes;
+}
+
+class GenerateLoop final : public GenerateEngine {
+ public:
+  struct Parts {
+    std::shared_ptr<const Model> model;
+    std::shared_ptr<const Tokenizer> tokenizer;
+    Sizes sizes;
+    KvPool kv_pool;
+    Arena scratch;
+    Tensor logits;  // [max_sequences, vocab]
+  };
+
+  GenerateLoop(Parts parts, const EngineOptions& options, EngineHost host);
+  ~GenerateLoop() override;
+  absl::Status StartThread();
+
+  absl::StatusOr<SequenceId> Submit(GenerateRequest request, TokenSink sink) override;
+  void Cancel(SequenceId id) override { inbox_.Cancel(id); }
+  void Drain() override { inbox_.Drain(); }
+  EngineLoad load() const override { return inbox_.load(); }
+  size_t kv_bytes() const override { return kv_pool_.bytes(); }
+  size_t scratch_bytes() const override { return scratch_.capacity() + logits_.bytes(); }
+
+ private:
+  absl::Status Check(const GenerateRequest& request) const;
+  absl::Status Reject(absl::Status status) const;
+  std::unique_ptr<Sequence> NewSequence(GenerateRequest request, TokenSink sink) const;
+
+  void Loop();
+  void Step();
+  void BuildBatch(const StepPlan& plan);
+  absl::Status Forward();
+  void SampleAll();
+  void Deliver(Sequence& s, absl::StatusOr<SampledToken>& sampled, absl::Time now);
+  void End(std::unique_ptr<Sequence> s, FinishReason reason, absl::Status status);
+  void FailStep(const StepPlan& plan, const absl::Status& why);
+  void CountPrompt(Sequence& s);
+  bool EndsGeneration(const Sequence& s, int32_t token) const;
+  void Publish();
+
+  const std::shared_ptr<const Model> model_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  const Sizes sizes_;
+  const EngineHost host_;
+  Inbox<Sequence> inbox_;  // meets all threads; everything below belongs to the loop thread
+
+  KvPool kv_pool_;
+  Arena scratch_;
+  Tensor logits_;
+  KvCache kv_;
+  Scheduler scheduler_;
+  std::vector<int32_t> tokens_, logit_rows_;
+  std::vector<SequenceSpan> spans_;
+  std::vector<Sequence*> sampling_;                    // one per row of logits
+  std::vector<absl::StatusOr<SampledToken>> sampled_;  // likewise
+  std::vector<SamplerScratch> sampler_scratch_;        // one per pool thread
+  int num_ended_ = 0;                                  // since the last Publish
+  int step_prompt_tokens_ = 0;
+  std::thread loop_;  // last member: started last
+};
+
+GenerateLoop::GenerateLoop(Parts parts, const EngineOptions& options, EngineHost host)
+    : model_(std::move(parts.model)),
+      tokenizer_(std::move(parts.tokenizer)),
+      sizes_(parts.sizes),
+      host_(std::move(host)),
+      inbox_(options.max_queue),
+      kv_pool_(std::move(parts.kv_pool)),
+      scratch_(std::move(parts.scratch)),
+      logits_(std::move(parts.logits)),
+      kv_(sizes_.num_blocks, options.prefix_cache),
+      scheduler_({sizes_.max_sequences, sizes_.max_step_tokens}, kv_) {
+  tokens_.reserve(sizes_.max_step_tokens);
+  logit_rows_.reserve(sizes_.max_sequences);
+  spans_.reserve(sizes_.max_sequences);
+  sampling_.reserve(sizes_.max_sequences);
+  sampled_.resize(sizes_.max_sequences);
+  sampler_scratch_.resize(host_.pool.num_threads());
+}
+
+GenerateLoop::~GenerateLoop() {
+  inbox_.Stop();
+  if (loop_.joinable()) loop_.join();
+}
+
+absl::Status GenerateLoop::StartThread() {
+  try {
+    loop_ = std::thread([this] { Loop(); });
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(absl::StrCat("cannot start a thread: ", error.what()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GenerateLoop::Check(const GenerateRequest& request) const {
+  if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
+  RETURN_IF_ERROR(Validate(request.sampling));
+  const int64_t wanted =
+      static_cast<int64_t>(request.prompt.size()) + int64_t{request.sampling.max_tokens};
+  if (wanted > sizes_.max_context)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt and max_tokens do not fit into the context: prompt=", request.prompt.size(),
+        " max_tokens=", request.sampling.max_tokens, " context=", sizes_.max_context));
+  for (size_t i = 0; i < request.prompt.size(); ++i) {
+    if (request.prompt[i] < 0 || request.prompt[i] >= model_->spec().vocab)
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown token id ", request.prompt[i], " at position ", i,
+                       " of the prompt: vocabulary of ", model_->spec().vocab));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GenerateLoop::Reject(absl::Status status) const {
+  host_.metrics->Rejected(absl::IsUnavailable(status)         ? RejectReason::kDraining
+                          : absl::IsResourceExhausted(status) ? RejectReason::kQueueFull
+                                                              : RejectReason::kInvalid);
+  return status;
+}
+
+std::unique_ptr<Sequence> GenerateLoop::NewSequence(GenerateRequest request, TokenSink sink) const {
+  auto s = std::make_unique<Sequence>();
+  const size_t most = request.prompt.size() + static_cast<size_t>(request.sampling.max_tokens);
+  s->sampling = std::move(request.sampling);
+  s->arrival = host_.clock.Now();
+  s->deadline = request.deadline;
+  s->num_prompt = static_cast<int>(request.prompt.size());
+  s->tokens = std::move(request.prompt);
+  s->tokens.reserve(most);
+  s->kv.blocks.reserve(KvCache::BlocksFor(static_cast<int64_t>(most)));
+  s->sink = std::move(sink);
+  s->text.emplace(tokenizer_->NewStreamDecoder(), s->sampling.stop);
+  if (UsesPenalties(s->sampling)) s->counts.Reset(s->tokens, s->sampling.max_tokens);
+  s->usage.prompt_tokens = s->num_prompt;
+  return s;
+}
+
+absl::StatusOr<SequenceId> GenerateLoop::Submit(GenerateRequest request, TokenSink sink) {
+  if (absl::Status status = Check(request); !status.ok()) return Reject(std::move(status));
+  if (request.deadline <= host_.clock.Now()) {
+    host_.metrics->DeadlineExceeded(WorkStage::kQueue);
+    return absl::DeadlineExceededError("the deadline had passed when the request arrived");
+  }
+  absl::StatusOr<SequenceId> id = inbox_.Push(NewSequence(std::move(request), std::move(sink)));
+  if (!id.ok()) return Reject(id.status());
+  return id;
+}
+
+void GenerateLoop::Loop() {
+  Inbox<Sequence>::Delivery news;
+  while (!news.stopped) {
+    inbox_.Take(scheduler_.empty() ? absl::InfiniteDuration() : absl::ZeroDuration(), news);
+    for (std::unique_ptr<Sequence>& s : news.arrivals) scheduler_.Add(std::move(s));
+    for (SequenceId id : news.cancelled) {
+      if (std::unique_ptr<Sequence> s = scheduler_.Remove(id))
+        End(std::move(s), FinishReason::kCancelled, absl::CancelledError("cancelled"));
+    }
+    news.arrivals.clear();
+    news.cancelled.clear();
+    if (!news.stopped) Step();
+    Publish();
+  }
+  while (std::unique_ptr<Sequence> s = scheduler_.RemoveAny())
+    End(std::move(s), FinishReason::kError, absl::UnavailableError("the engine was shut down"));
+  Publish();
+}
+
+void GenerateLoop::Step() {
+  const absl::Time begin = host_.clock.Now();
+  StepPlan& plan = scheduler_.Next(begin);
+  for (std::unique_ptr<Sequence>& s : plan.expired)
+    End(std::move(s), FinishReason::kError, absl::DeadlineExceededError("the deadline passed"));
+  for (int i = 0; i < plan.num_preempted; ++i) host_.metrics->Preempted();
+  step_prompt_tokens_ = 0;
+  int hits = 0;
+  for (Sequence* s : plan.started) {
+    s->usage.queued = begin - s->arrival;
+    host_.metrics->Queued(s->usage.queued);
+    hits += s->usage.cached_tokens;
+  }
+  if (plan.rows.empty()) return;
+
+  BuildBatch(plan);
+  if (const absl::Status status = Forward(); !status.ok()) return FailStep(plan, status);
+  host_.metrics->StepDone(static_cast<int>(plan.rows.size()), host_.clock.Now() - begin);
+  for (const StepPlan::Rows& rows : plan.rows) {
+    scheduler_.Advance(rows);
+    CountPrompt(*rows.sequence);
+  }
+  SampleAll();
+  host_.metrics->TokensProcessed(step_prompt_tokens_ + hits, static_cast<int>(sampling_.size()),
+                                 hits);
+  const absl::Time now = host_.clock.Now();
+  for (size_t i = 0; i < sampling_.size(); ++i) Deliver(*sampling_[i], sampled_[i], now);
+}
+
+void GenerateLoop::BuildBatch(const StepPlan& plan) {
+  tokens_.clear();
+  logit_rows_.clear();
+  spans_.clear();
+  sampling_.clear();
+  for (const StepPlan::Rows& rows : plan.rows) {
+    const Sequence& s = *rows.sequence;
+    const int end = s.num_computed + rows.num_rows;
+    spans_.push_back({.first_row = static_cast<int32_t>(tokens_.size()),
+                      .num_rows = rows.num_rows,
+                      .start_position = s.num_computed,
+                      .blocks = std::span(s.kv.blocks).first(KvCache::BlocksFor(end))});
+    tokens_.insert(tokens_.end(), s.tokens.begin() + s.num_computed, s.tokens.begin() + end);
+    if (!rows.sample) continue;
+    logit_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
+    sampling_.push_back(rows.sequence);
+  }
+}
+
+absl::Status GenerateLoop::Forward() {
+  const int64_t vocab = model_->spec().vocab;
+  const ForwardBatch batch{.tokens = tokens_, .sequences = spans_, .logit_rows = logit_rows_};
+  MutableView out = logits_.mutable_view();
+  out.shape = Shape{static_cast<int64_t>(logit_rows_.size()), vocab};
+  const Arena::Scope scope(scratch_);
+  ComputeContext context{host_.pool, scratch_};
+  return model_->Forward({.batch = batch, .kv = &kv_pool_, .out = out}, context);
+}
+
+void GenerateLoop::SampleAll() {
+  const size_t vocab = static_cast<size_t>(model_->spec().vocab), count = sampling_.size();
+  std::atomic<size_t> next{0};
+  const auto sample = [&](int worker) {
+    for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
+      const Sequence& s = *sampling_[i];
+      sampled_[i] = SampleToken({.logits = {logits_.data<float>() + i * vocab, vocab},
+                                 .params = s.sampling,
+                                 .counts = s.counts,
+                                 .position = static_cast<int64_t>(s.tokens.size())},
+                                sampler_scratch_[worker]);
+    }
+  };
+  if (count > 1) {
+    host_.pool.Run(sample);
+  } else {
+    sample(0);
+  }
+}
+
+void GenerateLoop::Deliver(Sequence& s, absl::StatusOr<SampledToken>& sampled, absl::Time now) {
+  if (!sampled.ok()) return End(scheduler_.Remove(s.id), FinishReason::kError, sampled.status());
+  TokenEvent event{
+      .token = sampled->token, .logprob = sampled->logprob, .top = std::move(sampled->top)};
+  s.tokens.push_back(event.token);
+  if (UsesPenalties(s.sampling)) s.counts.Add(event.token);
+  if (s.num_generated() == 1) {
+    s.usage.time_to_first_token = now - s.arrival;
+    host_.metrics->FirstToken(s.usage.time_to_first_token);
+  } else {
+    host_.metrics->InterToken(now - s.last_token);
+  }
+  s.last_token = now;
+
+  const bool stop = EndsGeneration(s, event.token);
+  const bool full = s.num_generated() == s.sampling.max_tokens;
+  if (!stop) event.text = s.text->Push(event.token);
+  if (stop || full) event.text += s.text->Flush();
+  s.sink(std::move(event));
+  if (stop || s.text->stopped()) {
+    End(scheduler_.Remove(s.id), FinishReason::kStop, absl::OkStatus());
+  } else if (full) {
+    End(scheduler_.Remove(s.id), FinishReason::kLength, absl::OkStatus());
+  }
+}
+
+void GenerateLoop::End(std::unique_ptr<Sequence> s, FinishReason reason, absl::Status status) {
+  const WorkStage stage = s->started ? WorkStage::kCompute : WorkStage::kQueue;
+  s->usage.generated_tokens = s->num_generated();
+  s->usage.total = host_.clock.Now() - s->arrival;
+  if (!s->started) s->usage.queued = s->usage.total;
+  if (absl::IsCancelled(status)) host_.metrics->Cancelled(stage);
+  if (absl::IsDeadlineExceeded(status)) host_.metrics->DeadlineExceeded(stage);
+  host_.metrics->TokensDone(s->usage.prompt_tokens, s->usage.generated_tokens, reason,
+                            s->usage.total);
+  s->sink({.kind = TokenEvent::Kind::kEnd,
+           .reason = reason,
+           .status = std::move(status),
+           .usage = s->usage});
+  ++num_ended_;
+}
+
+void GenerateLoop::FailStep(const StepPlan& plan, const absl::Status& why) {
+  const absl::Status status =
+      absl::InternalError(absl::StrCat("the model's forward pass failed: ", why.ToString()));
+  for (const StepPlan::Rows& rows : plan.rows)
+    End(scheduler_.Remove(rows.sequence->id), FinishReason::kError, status);
+}
+
+void GenerateLoop::CountPrompt(Sequence& s) {
+  if (s.num_computed <= s.num_first_seen) return;
+  step_prompt_tokens_ +=
+      std::min(s.num_computed, s.num_prompt) - std::min(s.num_first_seen, s.num_prompt);
+  s.num_first_seen = s.num_computed;
+}
+
+bool GenerateLoop::EndsGeneration(const Sequence& s, int32_t token) const {
+  const auto is_token = [token](int32_t other) { return other == token; };
+  return std::ranges::any_of(s.sampling.stop_token_ids, is_token) ||
+         (!s.sampling.ignore_eos && std::ranges::any_of(tokenizer_->end_tokens(), is_token));
+}
+
+void GenerateLoop::Publish() {
+  const EngineLoad load{.waiting = scheduler_.num_waiting(),
+                        .running = scheduler_.num_running(),
+                        .kv_blocks_used = kv_.used_blocks(),
+                        .kv_blocks_cached = kv_.cached_blocks(),
+                        .kv_blocks_total = kv_.num_blocks()};
+  host_.metrics->SetLoad(load.waiting, load.running);
+  host_.metrics->SetKvBlocks(load.kv_blocks_used, load.kv_blocks_cached, load.kv_blocks_total);
+  inbox_.Publish(load, std::exchange(num_ended_, 0));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GenerateEngine>> GenerateEngine::Start(
+    std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
+    const EngineOptions& options, EngineHost host) {
+  ASSIGN_OR_RETURN(const Sizes sizes, WorkOut(*model, options));
+  Device& device = CpuDevice();
+  ASSIGN_OR_RETURN(KvPool kv_pool,
+                   KvPool::Create(device, model->kv_layout(options.kv_dtype), sizes.num_blocks));
+  ASSIGN_OR_RETURN(Arena scratch, Arena::Create(device, model->scratch_bytes(sizes.max_step_tokens,
+                                                                             sizes.max_sequences,
+                                                                             sizes.max_context)));
+  ASSIGN_OR_RETURN(
+      Tensor logits,
+      Tensor::Create(device, Shape{sizes.max_sequences, model->spec().vocab}, DType::kF32));
+  auto engine =
+      std::make_unique<GenerateLoop>(GenerateLoop::Parts{.model = std::move(model),
+                                                         .tokenizer = std::move(tokenizer),
+                                                         .sizes = sizes,
+                                                         .kv_pool = std::move(kv_pool),
+                                                         .scratch = std::move(scratch),
+                                                         .logits = std::move(logits)},
+                                     options, std::move(host));
+  RETURN_IF_ERROR(engine->StartThread());
+  return engine;
+}
+
+}  // namespace assay
