@@ -24,7 +24,7 @@ struct Sizes {
   int num_blocks = 0;
 };
 
-absl::Status CheckAtLeastOne(std::string_view name, int64_t value) {
+absl::Status CheckAtLeastOne(const char* name, int64_t value) {
   if (value >= 1) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(name, " must be at least 1: ", name, "=", value));
 }
@@ -38,8 +38,8 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   RETURN_IF_ERROR(CheckAtLeastOne("max_step_tokens", options.max_step_tokens));
   RETURN_IF_ERROR(CheckAtLeastOne("max_queue", options.max_queue));
   if (options.kv_dtype != DType::kF16 && options.kv_dtype != DType::kF32)
-    return absl::InvalidArgumentError(
-        absl::StrCat("kv_dtype must be f16 or f32: kv_dtype=", Name(options.kv_dtype)));
+    return absl::InvalidArgumentError(absl::StrCat("kv_dtype must be f16 or f32: kv_dtype=",
+                                                   std::string(Name(options.kv_dtype))));
   if (options.max_context < 0 || options.max_context > spec.max_context)
     return absl::InvalidArgumentError(absl::StrCat(
         "max_context must be 0 or within the model's: max_context=", options.max_context,

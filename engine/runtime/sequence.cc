@@ -11,13 +11,13 @@ constexpr float kMaxTemperature = 100, kMaxPenalty = 100;
 constexpr int kMaxLogprobs = 20;
 constexpr size_t kMaxStopStrings = 16, kMaxStopBytes = 1024, kMaxStopTokens = 256;
 
-absl::Status InRange(std::string_view name, double value, double low, double high) {
+absl::Status InRange(const char* name, double value, double low, double high) {
   if (value >= low && value <= high) return absl::OkStatus();  // false for NaN
   return absl::InvalidArgumentError(
       absl::StrCat(name, "=", value, " is outside [", low, ", ", high, "]"));
 }
 
-absl::Status AtMost(std::string_view name, size_t count, size_t most) {
+absl::Status AtMost(const char* name, size_t count, size_t most) {
   if (count <= most) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(name, " has ", count, " entries, at most ", most, " are allowed"));
