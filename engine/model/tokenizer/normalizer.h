@@ -1,0 +1,49 @@
+// Rewrites text before it is cut: a chain of steps with the semantics of Hugging Face tokenizers.
+// Thread rule: immutable; Run is thread-safe.
+#pragma once
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "engine/model/tokenizer/json_fields.h"
+#include "engine/model/tokenizer/regex.h"
+
+namespace assay {
+
+struct BertNormalizerOptions {
+  bool clean_text = true;            // no control characters, every white space a blank
+  bool handle_chinese_chars = true;  // blanks around ideographs
+  bool strip_accents = true;
+  bool lowercase = true;
+};
+
+class Normalizer {
+ public:
+  using Step = std::function<absl::Status(std::string*)>;
+
+  // From a tokenizer.json's "normalizer": null, or an object whose "type" is Sequence,
+  // BertNormalizer, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Replace, Prepend or
+  // Precompiled. Unimplemented names any other.
+  static absl::StatusOr<Normalizer> FromJson(const Json& json);
+
+  void AddBert(const BertNormalizerOptions& options);
+  void AddPrepend(std::string_view text);  // unless the text is empty
+  absl::Status AddReplace(std::string_view pattern, Regex::Syntax syntax, std::string_view content);
+  void AddStep(Step step) { steps_.push_back(std::move(step)); }
+
+  bool empty() const { return steps_.empty(); }
+  // ResourceExhausted when a regular expression gives up.
+  absl::Status Run(std::string* text) const;
+
+ private:
+  absl::Status AddJson(const Json& json);
+  std::vector<Step> steps_;
+};
+
+// `text` with every match of `regex` replaced by `content`, which is literal.
+absl::StatusOr<std::string> ReplaceAll(const Regex& regex, std::string_view text,
+                                       std::string_view content);
+
+}  // namespace assay
