@@ -190,7 +190,7 @@ absl::StatusOr<json> GgufConfig(const GgufHeader& header) {
   }
   if (name == "bert") {
     AddBertFacts(header, config);
-  } else {
+  } else if (!ModelClass(name).empty()) {
     RETURN_IF_ERROR(AddDecoderFacts(header, prefix, config));
   }
   return config;

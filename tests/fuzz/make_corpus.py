@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Small seeds for the fuzz targets, valid and subtly wrong: python tests/fuzz/make_corpus.py (pip install gguf numpy safetensors).
+Inputs that a fuzzer found are added by hand under the name crash-<what it was>."""
+import json
+import pathlib
+import struct
+
+import gguf
+import numpy as np
+import safetensors.numpy
+
+HERE = pathlib.Path(__file__).parent / "corpus"
+RNG = np.random.default_rng(3)
+
+
+def write(target, name, data):
+    (HERE / target).mkdir(parents=True, exist_ok=True)
+    (HERE / target / name).write_bytes(data)
+
+
+def make_gguf(name, arch, tensors, metadata=lambda writer: None):
+    path = HERE / "gguf" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(path, arch)
+    metadata(writer)
+    for tensor, (kind, data) in tensors.items():
+        writer.add_tensor(tensor, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+def llama(writer):
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_head_count([2])
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(2.0)
+    writer.add_custom_alignment(16)
+    writer.add_token_list(["a", "▁b", "<s>"])
+    writer.add_token_scores([0.0, -1.0, 2.0])
+    writer.add_token_types([1, 1, 3])
+    writer.add_add_bos_token(True)
+
+
+def f32(*shape):
+    return gguf.GGMLQuantizationType.F32, RNG.standard_normal(shape).astype(np.float32)
+
+
+data = make_gguf("llama.gguf", "llama", {"token_embd.weight": f32(3, 8), "blk.0.attn_q.weight": f32(8, 8), "blk.0.attn_k.bias": f32(4)}, llama)
+make_gguf("bert.gguf", "bert", {"token_embd.weight": f32(3, 8), "token_types.weight": f32(2, 8)},
+          lambda w: (w.add_head_count(2), w.add_pooling_type(gguf.PoolingType.CLS)))
+for kind in gguf.GGMLQuantizationType:
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    if elements > 1:
+        make_gguf(f"{kind.name.lower()}.gguf", "x", {"w": (kind, RNG.integers(0, 256, (2, size), dtype=np.uint8))})
+write("gguf", "version2.gguf", data[:4] + struct.pack("<I", 2) + data[8:])
+write("gguf", "many-tensors.gguf", data[:8] + struct.pack("<Q", 1 << 60) + data[16:])
+write("gguf", "many-pairs.gguf", data[:16] + struct.pack("<Q", 1 << 60) + data[24:])
+write("gguf", "truncated.gguf", data[: len(data) // 2])
+
+file = safetensors.numpy.save({"a": f32(2, 3)[1], "b": np.arange(3), "c": np.float16([1, 2])}, {"format": "pt"})
+write("safetensors", "three.safetensors", file)
+write("safetensors", "truncated.safetensors", file[:-3])
+
+
+def raw(header, size):
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+entry = {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}
+write("safetensors", "overlap.safetensors", raw({"a": entry, "b": entry | {"data_offsets": [4, 12]}}, 12))
+write("safetensors", "gap.safetensors", raw({"a": entry, "b": entry | {"data_offsets": [12, 20]}}, 20))
+write("safetensors", "absurd.safetensors", raw({"a": entry | {"shape": [1 << 60, 16, 1 << 60]}}, 8))
+write("safetensors", "deep.safetensors", raw(b'{"a":{"shape":' + b"[" * 200, 0))
+write("safetensors", "not-utf8.safetensors", raw(b'{"\xff":{}}', 0))
+write("safetensors", "index.json", json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}).encode())
