@@ -7,7 +7,7 @@
 namespace assay {
 
 std::span<const LinearKernel* const> AllLinearKernels() {
-  static const std::array<const LinearKernel*, 1> kernels = {&ReferenceKernel()};
+  static const std::array<const LinearKernel*, 2> kernels = {&Avx2Int8Kernel(), &ReferenceKernel()};
   return kernels;
 }
 

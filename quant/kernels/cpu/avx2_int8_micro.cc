@@ -1,0 +1,198 @@
+// Compiled with -mavx2 -ffp-contract=off (the epilogue must round like the reference kernel).
+//
+// 6 rows x 16 channels: 12 accumulators, 2 weights, 1 activation, 1 product = 16 registers. Per
+// pair of k 12 vpmaddwd + 12 vpaddd for 192 products: 32 products a cycle on a core with two
+// multiply pipes (Zen 2-4, Haswell and later), what saturating vpmaddubsw would reach too.
+#include "quant/kernels/cpu/avx2_int8_micro.h"
+
+#include <immintrin.h>
+
+#include "quant/kernels/a8_token.h"
+
+namespace assay {
+namespace {
+
+constexpr int kMaxRows = 6;
+// From this many rows on a panel is widened to s16 once instead of at every use.
+constexpr int64_t kWidenFromRows = 13;
+
+// Where one tile starts.
+struct Tile {
+  int64_t row, panel;
+};
+
+struct Narrow {  // s8 weights: 32 bytes per pair of k
+  using Element = int8_t;
+  static __m256i Load(const int8_t* w) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+  }
+};
+struct Wide {  // s16 weights: 64 bytes per pair of k
+  using Element = int16_t;
+  static __m256i Load(const int16_t* w) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
+  }
+};
+
+inline __m256 Epilogue(__m256i acc, __m256 scale, const float* bias, const float* old_y) {
+  __m256 v = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(acc));
+  if (bias != nullptr) v = _mm256_add_ps(v, _mm256_loadu_ps(bias));
+  if (old_y != nullptr) v = _mm256_add_ps(_mm256_loadu_ps(old_y), v);
+  return v;
+}
+
+// Columns [8 half, 8 half + 8) of a panel's row; `columns` of the panel exist in y.
+void StoreHalf(const Int8PanelJob& job, Tile tile, int half, __m256i acc) {
+  const int64_t column = tile.panel * kInt8PanelColumns + half * 8;
+  const int64_t exist = job.n - column;
+  const __m256 scale = _mm256_mul_ps(_mm256_broadcast_ss(job.x_scales + tile.row),
+                                     _mm256_loadu_ps(job.weight_scales + column));
+  float* y = job.y + tile.row * job.n + column;
+  if (exist >= 8) {
+    const float* bias = job.bias == nullptr ? nullptr : job.bias + column;
+    _mm256_storeu_ps(y, Epilogue(acc, scale, bias, job.accumulate ? y : nullptr));
+    return;
+  }
+  alignas(32) float bias[8] = {}, old_y[8] = {}, result[8];
+  for (int64_t i = 0; i < exist; ++i) {
+    if (job.bias != nullptr) bias[i] = job.bias[column + i];
+    if (job.accumulate) old_y[i] = y[i];
+  }
+  _mm256_store_ps(result, Epilogue(acc, scale, job.bias == nullptr ? nullptr : bias,
+                                   job.accumulate ? old_y : nullptr));
+  for (int64_t i = 0; i < exist; ++i) y[i] = result[i];
+}
+
+// kRows rows x (16 * kPanels) channels over all of k. `w` is the first panel; the next one follows.
+template <int kRows, int kPanels, typename Weights>
+void RunTile(const Int8PanelJob& job, const typename Weights::Element* w, Tile tile) {
+  const int64_t k_pairs = job.k_pairs, panel_size = k_pairs * 32;
+  const int16_t* x = job.x + tile.row * 2 * k_pairs;
+  __m256i acc[kRows][2 * kPanels];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 2 * kPanels; ++c) acc[r][c] = _mm256_setzero_si256();
+  }
+  for (int64_t j = 0; j < k_pairs; ++j) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) {
+      const __m256i w0 = Weights::Load(w + p * panel_size + j * 32);
+      const __m256i w1 = Weights::Load(w + p * panel_size + j * 32 + 16);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        int pair;
+        __builtin_memcpy(&pair, x + (r * k_pairs + j) * 2, sizeof(pair));
+        const __m256i a = _mm256_set1_epi32(pair);
+        acc[r][2 * p] = _mm256_add_epi32(acc[r][2 * p], _mm256_madd_epi16(a, w0));
+        acc[r][2 * p + 1] = _mm256_add_epi32(acc[r][2 * p + 1], _mm256_madd_epi16(a, w1));
+      }
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 2 * kPanels; ++c)
+      StoreHalf(job, {tile.row + r, tile.panel + c / 2}, c % 2, acc[r][c]);
+  }
+}
+
+template <typename Weights>
+void RunRows(const Int8PanelJob& job, int rows, const typename Weights::Element* w, Tile tile) {
+  switch (rows) {
+    case 1:
+      return RunTile<1, 1, Weights>(job, w, tile);
+    case 2:
+      return RunTile<2, 1, Weights>(job, w, tile);
+    case 3:
+      return RunTile<3, 1, Weights>(job, w, tile);
+    case 4:
+      return RunTile<4, 1, Weights>(job, w, tile);
+    case 5:
+      return RunTile<5, 1, Weights>(job, w, tile);
+    default:
+      return RunTile<6, 1, Weights>(job, w, tile);
+  }
+}
+
+// All rows of one panel, in blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
+template <typename Weights>
+void RunPanel(const Int8PanelJob& job, const typename Weights::Element* w, int64_t panel) {
+  const int64_t blocks = (job.m + kMaxRows - 1) / kMaxRows;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t row = job.m * b / blocks;
+    RunRows<Weights>(job, static_cast<int>(job.m * (b + 1) / blocks - row), w, {row, panel});
+  }
+}
+
+void Widen(const int8_t* w, int64_t k_pairs, int16_t* wide) {
+  for (int64_t i = 0; i < k_pairs * 2; ++i) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + i * 16), Narrow::Load(w + i * 16));
+  }
+}
+
+}  // namespace
+
+void Avx2Int8Panels(const Int8PanelJob& job, int64_t panel_begin, int64_t panel_end,
+                    int16_t* wide) {
+  const int64_t panel_size = job.k_pairs * 32;
+  int64_t panel = panel_begin;
+  if (job.m <= 2) {  // too few rows to fill the pipes from one panel
+    for (; panel + 2 <= panel_end; panel += 2) {
+      const int8_t* w = job.panels + panel * panel_size;
+      if (job.m == 1) {
+        RunTile<1, 2, Narrow>(job, w, {0, panel});
+      } else {
+        RunTile<2, 2, Narrow>(job, w, {0, panel});
+      }
+    }
+  }
+  for (; panel < panel_end; ++panel) {
+    const int8_t* w = job.panels + panel * panel_size;
+    if (job.m < kWidenFromRows) {
+      RunPanel<Narrow>(job, w, panel);
+    } else {
+      Widen(w, job.k_pairs, wide);
+      RunPanel<Wide>(job, wide, panel);
+    }
+  }
+}
+
+float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  __m256i max = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+    max = _mm256_max_epi32(max, _mm256_and_si256(bits, magnitude));
+  }
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), max);
+  int32_t bits = 0;
+  for (int lane = 0; lane < 8; ++lane) bits = lanes[lane] > bits ? lanes[lane] : bits;
+  for (int64_t tail = i; tail < k; ++tail) {
+    int32_t v;
+    __builtin_memcpy(&v, x + tail, sizeof(v));
+    v &= 0x7fffffff;
+    bits = v > bits ? v : bits;
+  }
+  float absmax;
+  __builtin_memcpy(&absmax, &bits, sizeof(absmax));
+  if (bits >= 0x7f800000 || absmax < kA8Smallest) {
+    for (int64_t j = 0; j < k + k % 2; ++j) codes[j] = 0;
+    return bits >= 0x7f800000 ? __builtin_nanf("") : 0.0f;
+  }
+  const float inverse = kA8MaxCode / absmax;
+  const __m256 inverses = _mm256_set1_ps(inverse);
+  for (i = 0; i + 16 <= k; i += 16) {  // vcvtps2dq rounds half to even
+    const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverses));
+    const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inverses));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i), packed);
+  }
+  for (; i < k; ++i) codes[i] = static_cast<int16_t>(_mm_cvtss_si32(_mm_set_ss(x[i] * inverse)));
+  if (k % 2 != 0) codes[k] = 0;
+  return absmax / kA8MaxCode;
+}
+
+}  // namespace assay

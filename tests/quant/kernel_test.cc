@@ -1,0 +1,327 @@
+// Every kernel against "reference" over awkward shapes, and what linear.h promises of all of them.
+#include <cfloat>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "base/thread_pool.h"
+#include "gtest/gtest.h"
+#include "quant/kernels/a8_token.h"
+#include "quant/kernels/kernels.h"
+#include "quant/schemes/schemes.h"
+#include "tests/support/random_tensor.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using testing::HasSubstr;
+
+// One (kernel, scheme, activation mode).
+struct Variant {
+  const LinearKernel* kernel;
+  const QuantScheme* scheme;
+  ActivationMode activation;
+};
+
+std::string ToName(const Variant& v) {
+  return absl::StrCat(std::string(v.kernel->name()), "_", std::string(v.scheme->name()), "_",
+                      std::string(Name(v.activation)));
+}
+
+// Those that this host can run.
+std::vector<Variant> Variants() {
+  std::vector<Variant> variants;
+  for (const LinearKernel* kernel : AllLinearKernels()) {
+    for (const QuantScheme* scheme : AllSchemes()) {
+      for (const ActivationMode mode : {ActivationMode::kA16, ActivationMode::kA8Token}) {
+        if (kernel->Supports({{64, 64}, scheme, mode, DeviceKind::kCpu}).ok())
+          variants.push_back({kernel, scheme, mode});
+      }
+    }
+  }
+  return variants;
+}
+
+struct Call {
+  int64_t m = 1;
+  bool bias = false, accumulate = false;
+  int threads = 1;
+};
+
+class Fixture {
+ public:
+  explicit Fixture(int threads, size_t scratch)
+      : pool_({.num_threads = threads}), arena_(*Arena::Create(CpuDevice(), scratch)) {}
+  ComputeContext context() { return {pool_, arena_}; }
+
+ private:
+  ThreadPool pool_;
+  Arena arena_;
+};
+
+QuantizedLinear Make(const Variant& v, const QuantizedTensor& w, bool bias) {
+  Tensor b = bias ? RandomTensor({w.shape[0]}, 5) : Tensor();
+  return *QuantizedLinear::Create(w, std::move(b), {v.activation, std::string(v.kernel->name())});
+}
+
+std::vector<float> Forward(const QuantizedLinear& linear, TensorView x, const Call& call) {
+  // Exactly the scratch that the kernel asked for: a kernel that takes more crashes here.
+  Fixture fixture(call.threads, linear.scratch_bytes(call.m));
+  ComputeContext context = fixture.context();
+  Tensor y = RandomTensor({call.m, linear.problem().shape[0]}, 6);
+  linear.Forward(x, y.mutable_view(), context, call.accumulate);
+  return {y.data<float>(), y.data<float>() + y.shape().elements()};
+}
+
+// Sum of |x| |w| per output: what rounding errors of any order of summation are relative to.
+std::vector<float> Magnitudes(const QuantizedTensor& w, TensorView x) {
+  const int64_t m = x.shape[0], n = w.shape[0], k = w.shape[1];
+  std::vector<float> decoded(static_cast<size_t>(n * k)), sums(static_cast<size_t>(m * n));
+  EXPECT_OK(w.scheme->DecodeRows(w, 0, n, std::span<float>(decoded)));
+  for (int64_t r = 0; r < m; ++r) {
+    for (int64_t c = 0; c < n; ++c) {
+      for (int64_t i = 0; i < k; ++i)
+        sums[r * n + c] += std::fabs(x.as<float>()[r * k + i] * decoded[c * k + i]);
+    }
+  }
+  return sums;
+}
+
+// Number of outputs that differ from the reference by more than the formats explain. Integer
+// products are exact and share the epilogue's order: no difference is allowed. f32 dot products of
+// length k carry at most k + 3 roundings on either side (k products and sums, scale, bias, y), each
+// eps / 2 of the running magnitude: together (k + 3) eps of sum |x| |w| + |bias| + |y|.
+int64_t CountWrong(const Variant& v, const QuantizedTensor& w, TensorView x, const Call& call,
+                   const std::vector<float>& y) {
+  const Variant reference = {&ReferenceKernel(), v.scheme, v.activation};
+  const std::vector<float> expected =
+      Forward(Make(reference, w, call.bias), x,
+              {.m = call.m, .bias = call.bias, .accumulate = call.accumulate, .threads = 1});
+  int64_t wrong = 0;
+  if (v.activation == ActivationMode::kA8Token) {
+    for (size_t i = 0; i < y.size(); ++i) wrong += !(y[i] == expected[i]);
+    return wrong;
+  }
+  const std::vector<float> magnitudes = Magnitudes(w, x);
+  for (size_t i = 0; i < y.size(); ++i) {
+    const float bound =
+        (magnitudes[i] + 8) * static_cast<float>(w.shape[1] + 3) * FLT_EPSILON;  // |bias|+|y| < 8
+    wrong += !(std::fabs(y[i] - expected[i]) <= bound);
+  }
+  return wrong;
+}
+
+class EveryKernelTest : public testing::TestWithParam<Variant> {};
+INSTANTIATE_TEST_SUITE_P(All, EveryKernelTest, testing::ValuesIn(Variants()),
+                         [](const auto& info) { return ToName(info.param); });
+
+struct Problem {
+  int64_t n, k, m;
+};
+
+std::vector<Problem> AwkwardProblems() {
+  std::vector<Problem> problems;
+  for (const int64_t n : {1, 2, 3, 7, 15, 16, 17, 31, 33}) {
+    for (const int64_t k : {1, 2, 3, 7, 15, 16, 17, 31, 33})
+      problems.push_back({n, k, (n + k) % 9});
+  }
+  for (int64_t m = 1; m <= 34; ++m) problems.push_back({35, 67, m});
+  for (const int64_t m : {47, 48, 96, 97, 131}) problems.push_back({49, 101, m});
+  problems.insert(problems.end(), {{576, 576, 1},
+                                   {576, 576, 2},
+                                   {576, 576, 7},
+                                   {577, 576, 33},
+                                   {96, 1543, 14},
+                                   {16, 577, 200},
+                                   {1, 64, 300},
+                                   {40, 6007, 25},
+                                   {1031, 64, 3}});
+  return problems;
+}
+
+TEST_P(EveryKernelTest, AgreesWithTheReferenceOnAwkwardShapes) {
+  int variation = 0;
+  for (const Problem& p : AwkwardProblems()) {
+    const int64_t m = std::max<int64_t>(1, p.m);
+    const Tensor weights = RandomTensor({p.n, p.k}, 100 + p.n);
+    const Tensor x = RandomTensor({m, p.k}, 200 + p.k);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+    const Call call = {.m = m,
+                       .bias = variation % 2 == 1,
+                       .accumulate = variation / 2 % 2 == 1,
+                       .threads = 1 + variation % 3};
+    ++variation;
+    const std::vector<float> y = Forward(Make(GetParam(), w, call.bias), x.view(), call);
+    ASSERT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0)
+        << "n=" << p.n << " k=" << p.k << " m=" << m << " bias=" << call.bias
+        << " accumulate=" << call.accumulate << " threads=" << call.threads;
+  }
+}
+
+TEST_P(EveryKernelTest, BiasAccumulateAndThreadsInEveryCombination) {
+  const Tensor weights = RandomTensor({83, 57}, 1), x = RandomTensor({19, 57}, 2);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+  for (int i = 0; i < 12; ++i) {
+    const Call call = {
+        .m = 19, .bias = i % 2 == 1, .accumulate = i / 2 % 2 == 1, .threads = 1 + i / 4};
+    const std::vector<float> y = Forward(Make(GetParam(), w, call.bias), x.view(), call);
+    EXPECT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0) << i;
+  }
+}
+
+TEST_P(EveryKernelTest, ExtremeCodesDoNotSaturate) {
+  // Rows of +-absmax only: every code is +-127, the largest sums that there are.
+  for (const int64_t k : {2, 64, 577}) {
+    std::vector<float> weights(static_cast<size_t>(33 * k)), inputs(static_cast<size_t>(9 * k));
+    for (size_t i = 0; i < weights.size(); ++i) weights[i] = i / k % 3 == 0 || i % 2 == 0 ? 1 : -1;
+    for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = i / k % 2 == 0 || i % 2 == 0 ? -2 : 2;
+    const Tensor weight = TensorOf({33, k}, weights), x = TensorOf({9, k}, inputs);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weight.view()));
+    const Call call = {.m = 9};
+    const std::vector<float> y = Forward(Make(GetParam(), w, false), x.view(), call);
+    EXPECT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0) << "k=" << k;
+    EXPECT_NEAR(y[0], -2.0f * static_cast<float>(k), 1e-3f * static_cast<float>(k));
+  }
+}
+
+TEST_P(EveryKernelTest, ARowDoesNotDependOnItsBatch) {
+  const int64_t n = 83, k = 131;
+  const Tensor weights = RandomTensor({n, k}, 1), x = RandomTensor({97, k}, 2);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+  const QuantizedLinear linear = Make(GetParam(), w, true);
+  std::vector<std::vector<float>> alone;
+  for (int64_t r = 0; r < 97; ++r) {
+    const TensorView row = {x.view().data + r * k * 4, {1, k}, DType::kF32, nullptr};
+    alone.push_back(Forward(linear, row, {.m = 1}));
+    // y is pre-filled by RandomTensor; without accumulate nothing of it may remain.
+  }
+  for (const int64_t m : {2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 33, 64, 97}) {
+    const TensorView batch = {x.view().data, {m, k}, DType::kF32, nullptr};
+    const std::vector<float> y = Forward(linear, batch, {.m = m, .threads = 2});
+    for (int64_t r = 0; r < m; ++r) {
+      ASSERT_TRUE(std::equal(alone[r].begin(), alone[r].end(), y.begin() + r * n))
+          << "row " << r << " of " << m;
+    }
+  }
+}
+
+TEST_P(EveryKernelTest, DecodeRowIsTheSchemesDecode) {
+  for (const Shape shape : {Shape{1, 1}, Shape{37, 45}, Shape{16, 64}, Shape{33, 131}}) {
+    const Tensor weights = RandomTensor(shape, 8);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+    const QuantizedLinear linear = Make(GetParam(), w, false);
+    std::vector<float> expected(static_cast<size_t>(shape[1])), row(expected.size());
+    for (int64_t r = 0; r < shape[0]; ++r) {
+      ASSERT_OK(w.scheme->DecodeRows(w, r, 1, std::span<float>(expected)));
+      linear.DecodeRow(r, std::span<float>(row));
+      ASSERT_EQ(row, expected) << "row " << r << " of " << ToString(shape);
+    }
+  }
+}
+
+TEST_P(EveryKernelTest, NaNInOneRowStaysInThatRow) {
+  const int64_t n = 19, k = 40;
+  const Tensor weights = RandomTensor({n, k}, 1);
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Tensor x = RandomTensor({3, k}, 2);
+    x.data<float>()[k + 39] = bad;
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+    const std::vector<float> y = Forward(Make(GetParam(), w, false), x.view(), {.m = 3});
+    for (int64_t c = 0; c < n; ++c) {
+      EXPECT_TRUE(std::isfinite(y[c]));
+      EXPECT_FALSE(std::isfinite(y[n + c]));
+      EXPECT_TRUE(std::isfinite(y[2 * n + c]));
+    }
+  }
+}
+
+TEST_P(EveryKernelTest, ZeroRowsAndEmptyBatches) {
+  const int64_t n = 19, k = 40;
+  std::vector<float> weights = RandomNormal(n * k, 1);
+  std::fill_n(weights.begin() + 3 * k, k, 0.0f);
+  const Tensor weight = TensorOf({n, k}, weights);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weight.view()));
+  const QuantizedLinear linear = Make(GetParam(), w, false);
+  const Tensor zero = TensorOf({1, k}, std::vector<float>(k, 0.0f));
+  for (const float y : Forward(linear, zero.view(), {.m = 1})) EXPECT_EQ(y, 0.0f);
+  const Tensor x = RandomTensor({1, k}, 2);
+  EXPECT_EQ(Forward(linear, x.view(), {.m = 1})[3], 0.0f);
+  const TensorView none = {x.view().data, {0, k}, DType::kF32, nullptr};
+  EXPECT_TRUE(Forward(linear, none, {.m = 0}).empty());
+}
+
+// Siblings: the comparison above sees each of these.
+TEST_P(EveryKernelTest, TheComparisonSeesAWrongWeight) {
+  const int64_t n = 33, k = 64;
+  const Tensor weights = RandomTensor({n, k}, 1), x = RandomTensor({4, k}, 2);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+  const Call call = {.m = 4};
+  ASSERT_EQ(CountWrong(GetParam(), w, x.view(), call,
+                       Forward(Make(GetParam(), w, false), x.view(), call)),
+            0);
+  {  // two rows of W swapped
+    std::vector<float> swapped(weights.data<float>(), weights.data<float>() + n * k);
+    std::swap_ranges(swapped.begin() + 5 * k, swapped.begin() + 6 * k, swapped.begin() + 6 * k);
+    const Tensor tensor = TensorOf({n, k}, swapped);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, GetParam().scheme->Encode(tensor.view()));
+    EXPECT_GE(CountWrong(GetParam(), w, x.view(), call,
+                         Forward(Make(GetParam(), bad, false), x.view(), call)),
+              2 * 4);
+  }
+  {  // two neighbouring codes of one row swapped
+    std::vector<float> swapped(weights.data<float>(), weights.data<float>() + n * k);
+    std::swap(swapped[7 * k + 10], swapped[7 * k + 11]);
+    const Tensor tensor = TensorOf({n, k}, swapped);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, GetParam().scheme->Encode(tensor.view()));
+    EXPECT_GE(CountWrong(GetParam(), w, x.view(), call,
+                         Forward(Make(GetParam(), bad, false), x.view(), call)),
+              4);
+  }
+  {  // one row's scale off by 0.1 %
+    std::vector<float> scaled(weights.data<float>(), weights.data<float>() + n * k);
+    for (int64_t i = 0; i < k; ++i)
+      scaled[9 * k + i] *= GetParam().scheme == &Bf16Scheme() ? 1.01f : 1.001f;
+    const Tensor tensor = TensorOf({n, k}, scaled);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, GetParam().scheme->Encode(tensor.view()));
+    EXPECT_GE(CountWrong(GetParam(), w, x.view(), call,
+                         Forward(Make(GetParam(), bad, false), x.view(), call)),
+              3);  // an output near zero may hide it
+  }
+}
+
+TEST(ActivationQuantizationTest, FollowsItsDefinition) {
+  std::vector<int8_t> codes(5);
+  const std::vector<float> x = {127, -127, 0.5f, 1.5f, -2.5f};
+  EXPECT_EQ(QuantizeA8Token(x.data(), 5, codes.data()), 1.0f);
+  EXPECT_THAT(codes, testing::ElementsAre(127, -127, 0, 2, -2));
+  const std::vector<float> zero(5, -0.0f);
+  EXPECT_EQ(QuantizeA8Token(zero.data(), 5, codes.data()), 0.0f);
+  EXPECT_THAT(codes, testing::Each(0));
+  const std::vector<float> tiny(5, 1e-40f);
+  EXPECT_EQ(QuantizeA8Token(tiny.data(), 5, codes.data()), 0.0f);
+  std::vector<float> bad = x;
+  bad[2] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_TRUE(std::isnan(QuantizeA8Token(bad.data(), 5, codes.data())));
+  EXPECT_THAT(codes, testing::Each(0));
+}
+
+TEST(ReferenceKernelTest, MultipliesByHand) {
+  const Tensor weight = TensorOf({2, 3}, {1, 2, 3, -4, 5, -6}), x = TensorOf({1, 3}, {1, 10, 100});
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, F32Scheme().Encode(weight.view()));
+  const Variant v = {&ReferenceKernel(), &F32Scheme(), ActivationMode::kA16};
+  EXPECT_THAT(Forward(Make(v, w, false), x.view(), {.m = 1}), testing::ElementsAre(321, -554));
+}
+
+TEST(KernelRefusalTest, EachKernelSaysWhatItMultiplies) {
+  EXPECT_THAT(
+      Avx2Int8Kernel().Supports({{8, 8}, &F32Scheme(), ActivationMode::kA16, DeviceKind::kCpu}),
+      StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("int8_channel")));
+  EXPECT_THAT(ReferenceKernel().Supports(
+                  {{8, 8}, &F32Scheme(), ActivationMode::kA8Token, DeviceKind::kCpu}),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("a8_token in f32")));
+}
+
+}  // namespace
+}  // namespace assay
