@@ -1,0 +1,506 @@
+#include <gmock/gmock.h>
+
+#include <chrono>
+#include <random>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "base/thread_pool.h"
+#include "engine/runtime/engine.h"
+#include "tests/support/fake_clock.h"
+#include "tests/support/fake_model.h"
+#include "tests/support/fake_model_metrics.h"
+#include "tests/support/fake_tokenizer.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/stream_recorder.h"
+
+namespace assay {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using Code = absl::StatusCode;
+
+std::vector<int32_t> Prompt(int size, uint32_t seed, int vocab = 64) {
+  std::minstd_rand random(seed + 1);
+  std::vector<int32_t> prompt(size);
+  for (int32_t& token : prompt) token = static_cast<int32_t>(random() % vocab);
+  return prompt;
+}
+
+GenerateRequest Request(int prompt, uint32_t seed, int max_tokens) {
+  GenerateRequest request{.prompt = Prompt(prompt, seed)};
+  request.sampling.max_tokens = max_tokens;
+  request.sampling.ignore_eos = true;
+  return request;
+}
+
+struct EngineSetup {
+  FakeModel::Options model;
+  EngineOptions engine = {.max_sequences = 8, .max_step_tokens = 32, .max_queue = 64};
+  std::vector<int32_t> end_tokens = {0};
+};
+
+class GenerateEngineTest : public testing::Test {
+ protected:
+  std::unique_ptr<GenerateEngine> Start(const EngineSetup& setup) {
+    model_ = std::make_shared<FakeModel>(setup.model);
+    metrics_ = std::make_shared<FakeModelMetrics>();
+    auto engine = GenerateEngine::Start(model_,
+                                        std::make_shared<FakeTokenizer>(FakeTokenizer::Letters(
+                                            setup.model.vocab, setup.end_tokens)),
+                                        setup.engine, {pool_, clock_, metrics_});
+    EXPECT_OK(engine);
+    return *std::move(engine);
+  }
+  absl::Status StartStatus(const EngineSetup& setup) {
+    return GenerateEngine::Start(std::make_shared<FakeModel>(setup.model),
+                                 std::make_shared<FakeTokenizer>(FakeTokenizer::Letters(64, {})),
+                                 setup.engine,
+                                 {pool_, clock_, std::make_shared<FakeModelMetrics>()})
+        .status();
+  }
+  // What the request gives when nothing else runs.
+  StreamRecorder::Stream Alone(const GenerateRequest& request, const EngineSetup& setup = {}) {
+    auto engine = Start(setup);
+    StreamRecorder recorder;
+    EXPECT_OK(engine->Submit(request, recorder.NewSink()));
+    return recorder.WaitForAll()[0];
+  }
+
+  ThreadPool pool_{{.num_threads = 2}};
+  FakeClock clock_;
+  std::shared_ptr<FakeModel> model_;
+  std::shared_ptr<FakeModelMetrics> metrics_;
+};
+
+TEST_F(GenerateEngineTest, GeneratesUntilMaxTokens) {
+  const auto stream = Alone(Request(5, 1, 7));
+  EXPECT_EQ(stream.tokens.size(), 7u);
+  EXPECT_EQ(stream.text.size(), 7u);
+  EXPECT_OK(stream.end.status);
+  EXPECT_EQ(stream.end.reason, FinishReason::kLength);
+  EXPECT_EQ(stream.end.usage.prompt_tokens, 5);
+  EXPECT_EQ(stream.end.usage.generated_tokens, 7);
+  EXPECT_EQ(metrics_->first_tokens, 1);
+  EXPECT_EQ(metrics_->inter_tokens, 6);
+  EXPECT_EQ(metrics_->prompt_tokens, 5);
+  EXPECT_EQ(metrics_->generated_tokens, 7);
+  EXPECT_EQ(metrics_->queued, 1);
+  EXPECT_EQ(metrics_->finished[static_cast<int>(FinishReason::kLength)], 1);
+}
+
+TEST_F(GenerateEngineTest, StopsAtAnEndTokenWithoutItsText) {
+  const auto free = Alone(Request(5, 1, 20));
+  EngineSetup setup;
+  setup.end_tokens = {free.tokens[4]};
+  GenerateRequest request = Request(5, 1, 20);
+  request.sampling.ignore_eos = false;
+  const auto stream = Alone(request, setup);
+  const size_t first = std::ranges::find(free.tokens, free.tokens[4]) - free.tokens.begin();
+  EXPECT_EQ(stream.tokens.size(), first + 1);
+  EXPECT_EQ(stream.text, free.text.substr(0, first));
+  EXPECT_EQ(stream.end.reason, FinishReason::kStop);
+  EXPECT_EQ(stream.end.usage.generated_tokens, static_cast<int>(first) + 1);
+}
+
+TEST_F(GenerateEngineTest, StopsAtAStopTokenOfTheRequest) {
+  GenerateRequest request = Request(5, 1, 20);
+  const auto free = Alone(request);
+  request.sampling.stop_token_ids = {free.tokens[3]};
+  const auto stream = Alone(request);
+  EXPECT_EQ(stream.tokens.back(), free.tokens[3]);
+  EXPECT_EQ(stream.end.reason, FinishReason::kStop);
+  EXPECT_LE(stream.tokens.size(), 4u);
+}
+
+TEST_F(GenerateEngineTest, StopsBeforeAStopString) {
+  GenerateRequest request = Request(5, 1, 20);
+  const auto free = Alone(request);
+  request.sampling.stop = {free.text.substr(6, 3)};
+  const auto stream = Alone(request);
+  EXPECT_EQ(stream.end.reason, FinishReason::kStop);
+  EXPECT_EQ(stream.text, free.text.substr(0, free.text.find(request.sampling.stop[0])));
+  EXPECT_EQ(stream.tokens.size(), stream.text.size() + 3);
+}
+
+TEST_F(GenerateEngineTest, HeldTextComesWithTheLastToken) {
+  GenerateRequest request = Request(5, 1, 6);
+  const auto free = Alone(request);
+  request.sampling.stop = {free.text.substr(4, 2) + "?"};  // begins, never completes
+  EXPECT_EQ(Alone(request).text, free.text);
+}
+
+TEST_F(GenerateEngineTest, ReportsLogprobsOfTheChosenAndTheAlternatives) {
+  GenerateRequest request = Request(5, 1, 3);
+  request.sampling.logprobs = 4;
+  auto engine = Start({});
+  StreamRecorder recorder;
+  ASSERT_OK(engine->Submit(request, recorder.NewSink()));
+  const auto stream = recorder.WaitForAll()[0];
+  ASSERT_EQ(stream.events.size(), 3u);
+  for (const TokenEvent& e : stream.events) {
+    ASSERT_EQ(e.top.size(), 4u);
+    EXPECT_EQ(e.top[0].first, e.token);  // greedy
+    EXPECT_EQ(e.top[0].second, e.logprob);
+    EXPECT_LT(e.top[1].second, e.logprob);
+    EXPECT_LT(e.logprob, 0);
+  }
+}
+
+TEST_F(GenerateEngineTest, RefusesWhatCannotRun) {
+  auto engine = Start({});
+  const TokenSink sink = [](TokenEvent&&) { FAIL() << "a refused request has no events"; };
+  EXPECT_THAT(engine->Submit({}, sink), StatusIs(Code::kInvalidArgument, HasSubstr("empty")));
+  EXPECT_THAT(engine->Submit(Request(200, 1, 57), sink),
+              StatusIs(Code::kInvalidArgument, HasSubstr("prompt=200 max_tokens=57 context=256")));
+  EXPECT_THAT(engine->Submit({.prompt = {1, 64}}, sink),
+              StatusIs(Code::kInvalidArgument, HasSubstr("unknown token id 64 at position 1")));
+  EXPECT_THAT(engine->Submit({.prompt = {-1}}, sink),
+              StatusIs(Code::kInvalidArgument, HasSubstr("unknown token id -1")));
+  GenerateRequest bad = Request(1, 1, 1);
+  bad.sampling.top_p = 1.5f;
+  EXPECT_THAT(engine->Submit(bad, sink),
+              StatusIs(Code::kInvalidArgument, HasSubstr("top_p=1.5 is outside [0, 1]")));
+  GenerateRequest late = Request(1, 1, 1);
+  late.deadline = clock_.Now();
+  EXPECT_THAT(engine->Submit(late, sink), StatusIs(Code::kDeadlineExceeded));
+  EXPECT_EQ(metrics_->rejected, 5);
+  EXPECT_EQ(metrics_->deadline_in_queue, 1);
+}
+
+TEST_F(GenerateEngineTest, RefusesOptionsThatCannotWork) {
+  EngineSetup setup;
+  setup.engine.max_sequences = 0;
+  EXPECT_THAT(StartStatus(setup), StatusIs(Code::kInvalidArgument, HasSubstr("max_sequences=0")));
+  setup = {};
+  setup.engine.max_context = 257;
+  EXPECT_THAT(StartStatus(setup),
+              StatusIs(Code::kInvalidArgument, HasSubstr("max_context=257 model=256")));
+  setup = {};
+  setup.engine.kv_bytes = 4 * 256;  // 4 blocks of 2 * 16 * 4 f16
+  setup.engine.max_context = 65;
+  EXPECT_THAT(StartStatus(setup), StatusIs(Code::kInvalidArgument, HasSubstr("bytes needed=1280")));
+  setup = {};
+  setup.engine.kv_dtype = DType::kBf16;
+  EXPECT_THAT(StartStatus(setup), StatusIs(Code::kInvalidArgument, HasSubstr("kv_dtype=bf16")));
+  setup = {};
+  setup.model.task = ModelTask::kEmbed;
+  EXPECT_THAT(StartStatus(setup), StatusIs(Code::kInvalidArgument, HasSubstr("generative")));
+}
+
+TEST_F(GenerateEngineTest, ASmallPoolBoundsTheContextAndSaysSo) {
+  EngineSetup setup;
+  setup.engine.kv_bytes = 4 * 256;
+  auto engine = Start(setup);
+  EXPECT_EQ(engine->kv_bytes(), 1024u);
+  EXPECT_THAT(engine->Submit(Request(40, 1, 25), [](TokenEvent&&) {}),
+              StatusIs(Code::kInvalidArgument, HasSubstr("context=64")));
+}
+
+// The heart of it: what a request gives does not depend on its company.
+struct Company {
+  const char* name;
+  int max_sequences, max_step_tokens, kv_blocks;
+  bool prefix_cache;
+};
+class CompanyTest : public GenerateEngineTest, public testing::WithParamInterface<Company> {};
+
+TEST_P(CompanyTest, EveryRequestGivesTheSameTokensAsAlone) {
+  struct Case {
+    GenerateRequest request;
+    StreamRecorder::Stream alone;
+  };
+  std::minstd_rand random(3);
+  std::vector<Case> cases;
+  for (int i = 0; i < 33; ++i) {
+    GenerateRequest request =
+        Request(1 + static_cast<int>(random() % 100), i % 5, 1 + static_cast<int>(random() % 60));
+    if (i % 3 == 1) {  // sampled, with penalties
+      request.sampling.temperature = 1.0f;
+      request.sampling.seed = i;
+      request.sampling.top_p = 0.9f;
+      request.sampling.repetition_penalty = 1.2f;
+      request.sampling.frequency_penalty = 0.1f;
+    }
+    StreamRecorder::Stream alone = Alone(request);
+    cases.push_back({std::move(request), std::move(alone)});
+  }
+
+  EngineSetup setup;
+  setup.engine = {.max_sequences = GetParam().max_sequences,
+                  .max_step_tokens = GetParam().max_step_tokens,
+                  .max_queue = 64,
+                  .kv_bytes = size_t{256} * GetParam().kv_blocks,
+                  .prefix_cache = GetParam().prefix_cache};
+  auto engine = Start(setup);
+  for (int round = 0; round < 3; ++round) {
+    StreamRecorder recorder;
+    std::ranges::shuffle(cases, random);
+    for (const Case& c : cases) {
+      ASSERT_OK(engine->Submit(c.request, recorder.NewSink()));
+      // Random arrival: sometimes only after the loop has made some steps.
+      if (random() % 3 == 0) recorder.WaitForEvents(recorder.num_events() + 1 + random() % 20);
+    }
+    const std::vector<StreamRecorder::Stream> streams = recorder.WaitForAll();
+    for (size_t i = 0; i < cases.size(); ++i) {
+      EXPECT_OK(streams[i].end.status);
+      EXPECT_EQ(streams[i].tokens, cases[i].alone.tokens) << "round " << round;
+      EXPECT_EQ(streams[i].text, cases[i].alone.text);
+    }
+  }
+  engine->Drain();
+  EXPECT_EQ(engine->load().kv_blocks_used, 0);
+  if (GetParam().kv_blocks < 30) EXPECT_GT(metrics_->preempted, 0);
+  EXPECT_EQ(metrics_->prefix_hits > 0, GetParam().prefix_cache);
+}
+
+INSTANTIATE_TEST_SUITE_P(Companies, CompanyTest,
+                         testing::Values(Company{"Roomy", 33, 512, 600, true},
+                                         Company{"Tight", 16, 64, 14, true},
+                                         Company{"TightWithoutCache", 16, 64, 14, false},
+                                         Company{"SmallChunks", 7, 7, 40, true},
+                                         Company{"OneRow", 1, 1, 30, true}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_F(GenerateEngineTest, TheSeedDecidesTheTokens) {
+  GenerateRequest request = Request(5, 1, 20);
+  request.sampling.temperature = 1;
+  request.sampling.seed = 1;
+  const auto first = Alone(request);
+  EXPECT_EQ(Alone(request).tokens, first.tokens);
+  request.sampling.seed = 2;
+  EXPECT_NE(Alone(request).tokens, first.tokens);
+}
+
+TEST_F(GenerateEngineTest, CancelEndsAtTheNextStep) {
+  Gate gate;
+  EngineSetup setup;
+  setup.model.before_step = [&](int step, const ForwardBatch&) {
+    if (step == 3) gate.Pass();
+  };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  ASSERT_OK_AND_ASSIGN(const SequenceId id, engine->Submit(Request(4, 1, 50), recorder.NewSink()));
+  gate.WaitForArrival();
+  engine->Cancel(id);
+  engine->Cancel(id);
+  gate.Open();
+  const auto stream = recorder.WaitForAll()[0];
+  EXPECT_EQ(stream.tokens.size(), 4u);  // the step that was running is delivered
+  EXPECT_THAT(stream.end.status, StatusIs(Code::kCancelled));
+  EXPECT_EQ(stream.end.reason, FinishReason::kCancelled);
+  engine->Cancel(id);
+  engine->Drain();
+  EXPECT_EQ(metrics_->cancelled_in_compute, 1);
+  EXPECT_EQ(engine->load().kv_blocks_used, 0);
+}
+
+TEST_F(GenerateEngineTest, AFullQueueRefuses) {
+  Gate gate;
+  EngineSetup setup;
+  setup.model.before_step = [&](int, const ForwardBatch&) { gate.Pass(); };
+  setup.engine.max_sequences = 1;
+  setup.engine.max_queue = 3;
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  ASSERT_OK(engine->Submit(Request(4, 1, 2), recorder.NewSink()));
+  gate.WaitForArrival();  // the loop is inside the first step and cannot take anything in
+  absl::Status status;
+  int accepted = 0;
+  for (; accepted < 10; ++accepted) {
+    status = engine->Submit(Request(4, 1, 2), recorder.NewSink()).status();
+    if (!status.ok()) break;
+  }
+  EXPECT_THAT(status, StatusIs(Code::kResourceExhausted, HasSubstr("waiting=3 max_queue=3")));
+  EXPECT_LE(accepted, 3);
+  EXPECT_EQ(metrics_->last_reject_reason, static_cast<int>(RejectReason::kQueueFull));
+  recorder.Forget(1);
+  gate.Open();
+  for (const auto& stream : recorder.WaitForAll()) EXPECT_OK(stream.end.status);
+}
+
+TEST_F(GenerateEngineTest, DeadlinesEndRunningAndWaitingRequests) {
+  EngineSetup setup;
+  setup.engine.max_sequences = 1;
+  setup.model.before_step = [&](int, const ForwardBatch&) { clock_.Advance(absl::Seconds(1)); };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  GenerateRequest running = Request(4, 1, 100), waiting = Request(4, 2, 1);
+  running.deadline = clock_.Now() + absl::Seconds(10);
+  waiting.deadline = clock_.Now() + absl::Seconds(10) + absl::Milliseconds(1);
+  ASSERT_OK(engine->Submit(running, recorder.NewSink()));
+  ASSERT_OK(engine->Submit(waiting, recorder.NewSink()));
+  const auto streams = recorder.WaitForAll();
+  EXPECT_THAT(streams[0].end.status, StatusIs(Code::kDeadlineExceeded));
+  EXPECT_EQ(streams[0].tokens.size(), 10u);
+  engine->Drain();
+  EXPECT_EQ(metrics_->deadline_in_compute, 1);
+}
+
+TEST_F(GenerateEngineTest, ExpiredRequestsCostNoCompute) {
+  Gate gate;
+  EngineSetup setup;
+  setup.engine.max_sequences = 1;
+  setup.model.before_step = [&](int step, const ForwardBatch&) {
+    if (step == 0) gate.Pass();
+  };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  ASSERT_OK(engine->Submit(Request(4, 1, 2), recorder.NewSink()));
+  gate.WaitForArrival();
+  GenerateRequest late = Request(4, 2, 5);
+  late.deadline = clock_.Now() + absl::Seconds(1);
+  ASSERT_OK(engine->Submit(late, recorder.NewSink()));
+  clock_.Advance(absl::Seconds(1));
+  gate.Open();
+  const auto streams = recorder.WaitForAll();
+  EXPECT_OK(streams[0].end.status);
+  EXPECT_THAT(streams[1].end.status, StatusIs(Code::kDeadlineExceeded));
+  EXPECT_TRUE(streams[1].tokens.empty());
+  engine->Drain();
+  EXPECT_EQ(model_->steps(), 2);
+  EXPECT_EQ(metrics_->deadline_in_queue, 1);
+}
+
+TEST_F(GenerateEngineTest, AFailedStepEndsItsRequestsAndTheEngineGoesOn) {
+  EngineSetup setup;
+  setup.model.fail_at_step = 3;
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  ASSERT_OK(engine->Submit(Request(4, 1, 10), recorder.NewSink()));
+  const auto failed = recorder.WaitForAll()[0];
+  EXPECT_THAT(failed.end.status, StatusIs(Code::kInternal, HasSubstr("told to fail")));
+  EXPECT_EQ(failed.end.reason, FinishReason::kError);
+  EXPECT_EQ(failed.tokens.size(), 3u);
+  StreamRecorder after;
+  ASSERT_OK(engine->Submit(Request(4, 1, 10), after.NewSink()));
+  EXPECT_OK(after.WaitForAll()[0].end.status);
+  EXPECT_EQ(engine->load().kv_blocks_used, 0);
+}
+
+TEST_F(GenerateEngineTest, NanLogitsEndOnlyTheirRequest) {
+  Gate gate;
+  EngineSetup setup;
+  setup.model.nan_at_step = 2;
+  setup.model.before_step = [&](int step, const ForwardBatch&) {
+    if (step == 0) gate.Pass();
+  };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  ASSERT_OK(engine->Submit(Request(4, 1, 10), recorder.NewSink()));
+  gate.WaitForArrival();
+  ASSERT_OK(engine->Submit(Request(4, 2, 10), recorder.NewSink()));
+  gate.Open();
+  const auto streams = recorder.WaitForAll();
+  EXPECT_THAT(streams[0].end.status,
+              StatusIs(Code::kInternal, HasSubstr("logits at position 6 have a NaN")));
+  EXPECT_OK(streams[1].end.status);
+  EXPECT_EQ(streams[1].tokens.size(), 10u);
+}
+
+TEST_F(GenerateEngineTest, DrainFinishesWhatWasAcceptedAndRefusesTheRest) {
+  auto engine = Start({});
+  StreamRecorder recorder;
+  for (int i = 0; i < 20; ++i) ASSERT_OK(engine->Submit(Request(4, i, 20), recorder.NewSink()));
+  engine->Drain();
+  EXPECT_EQ(recorder.num_ended(), 20);  // without waiting
+  for (const auto& stream : recorder.WaitForAll()) EXPECT_OK(stream.end.status);
+  EXPECT_THAT(engine->Submit(Request(1, 1, 1), [](TokenEvent&&) {}),
+              StatusIs(Code::kUnavailable, HasSubstr("draining")));
+  EXPECT_EQ(metrics_->last_reject_reason, static_cast<int>(RejectReason::kDraining));
+  engine->Drain();  // again: returns at once
+}
+
+TEST_F(GenerateEngineTest, DestructionEndsEveryRequestOnce) {
+  Gate gate;
+  EngineSetup setup;
+  setup.engine.max_sequences = 2;
+  setup.model.before_step = [&](int step, const ForwardBatch&) {
+    if (step == 2) gate.Pass();
+  };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  for (int i = 0; i < 10; ++i) ASSERT_OK(engine->Submit(Request(4, i, 200), recorder.NewSink()));
+  gate.WaitForArrival();
+  std::thread opener([&] { gate.Open(); });
+  engine.reset();
+  opener.join();
+  EXPECT_EQ(recorder.num_ended(), 10);
+  // Whatever the loop still finished before it saw the stop is whole.
+  for (const auto& stream : recorder.WaitForAll())
+    EXPECT_TRUE(absl::IsUnavailable(stream.end.status) || stream.tokens.size() == 200);
+}
+
+TEST_F(GenerateEngineTest, StormOfSubmitsAndCancelsEndsEveryRequestExactlyOnce) {
+  EngineSetup setup;
+  setup.engine = {
+      .max_sequences = 6, .max_step_tokens = 24, .max_queue = 1000, .kv_bytes = 256 * 20};
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  std::vector<std::thread> clients;
+  for (int c = 0; c < 4; ++c) {
+    clients.emplace_back([&, c] {
+      std::minstd_rand random(c + 1);
+      std::vector<SequenceId> mine;
+      for (int i = 0; i < 100; ++i) {
+        auto id = engine->Submit(Request(1 + static_cast<int>(random() % 40), i % 7,
+                                         1 + static_cast<int>(random() % 40)),
+                                 recorder.NewSink());
+        ASSERT_OK(id);
+        mine.push_back(*id);
+        engine->Cancel(mine[random() % mine.size()]);
+        engine->load();
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  engine->Drain();
+  const auto streams = recorder.WaitForAll();
+  ASSERT_EQ(streams.size(), 400u);
+  int cancelled = 0;
+  for (const auto& stream : streams) {
+    cancelled += absl::IsCancelled(stream.end.status);
+    EXPECT_THAT(stream.end.status.code(), testing::AnyOf(Code::kOk, Code::kCancelled));
+  }
+  EXPECT_GT(cancelled, 0);
+  EXPECT_EQ(metrics_->cancelled_in_queue + metrics_->cancelled_in_compute, cancelled);
+  EXPECT_EQ(engine->load().kv_blocks_used, 0);
+  EXPECT_EQ(engine->load().running + engine->load().waiting, 0);
+}
+
+TEST_F(GenerateEngineTest, SeveralEnginesShareOnePool) {
+  const auto expected = Alone(Request(20, 1, 30));
+  auto a = Start({}), b = Start({});
+  StreamRecorder recorder;
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_OK(a->Submit(Request(20, 1, 30), recorder.NewSink()));
+    ASSERT_OK(b->Submit(Request(20, 1, 30), recorder.NewSink()));
+  }
+  for (const auto& stream : recorder.WaitForAll()) EXPECT_EQ(stream.tokens, expected.tokens);
+}
+
+TEST_F(GenerateEngineTest, ReportsItsLoad) {
+  Gate arrivals, gate;
+  EngineSetup setup;
+  setup.engine.max_sequences = 2;
+  setup.model.before_step = [&](int step, const ForwardBatch&) {
+    if (step == 0) arrivals.Pass();
+    if (step == 4) gate.Pass();
+  };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  for (int i = 0; i < 5; ++i) ASSERT_OK(engine->Submit(Request(4, i, 30), recorder.NewSink()));
+  arrivals.Open();
+  gate.WaitForArrival();
+  const EngineLoad load = engine->load();
+  EXPECT_EQ(load.running + load.waiting, 5);
+  EXPECT_EQ(load.running, 2);
+  EXPECT_EQ(load.kv_blocks_used, 2);
+  EXPECT_EQ(load.kv_blocks_total, 2 * 16);
+  gate.Open();
+  recorder.WaitForAll();
+}
+
+}  // namespace
+}  // namespace assay
