@@ -7,7 +7,6 @@
 #include "absl/strings/str_replace.h"
 #include "engine/model/tokenizer/byte_level.h"
 #include "engine/model/tokenizer/normalizer.h"
-#include "engine/model/tokenizer/regex.h"
 #include "engine/model/tokenizer/vocabulary.h"
 
 namespace assay {
@@ -138,17 +137,11 @@ absl::Status Decoder::AddReplace(const Json& pattern, std::string_view content) 
   if (fused_) {
     return absl::UnimplementedError("decoder Replace behind Fuse or ByteLevel is not supported");
   }
-  const bool literal = Field(pattern, "String").is_string();
-  ASSIGN_OR_RETURN(const std::string text,
-                   RequireString(pattern, literal ? "String" : "Regex", "Replace.pattern"));
-  ASSIGN_OR_RETURN(Regex compiled, Regex::Compile(text, literal ? Regex::Syntax::kLiteral
-                                                                : Regex::Syntax::kPattern));
-  auto regex = std::make_shared<const Regex>(std::move(compiled));
-  stages_.push_back(
-      MakePerToken([regex, content = std::string(content)](std::string_view token, bool) {
-        // A pattern that gives up on one token leaves it as it is.
-        return ReplaceAll(*regex, token, content).value_or(std::string(token));
-      }));
+  ASSIGN_OR_RETURN(Replacer replacer, MakeReplacer(pattern, content));
+  stages_.push_back(MakePerToken([replacer = std::move(replacer)](std::string_view token, bool) {
+    // A pattern that gives up on one token leaves it as it is.
+    return replacer(token).value_or(std::string(token));
+  }));
   return absl::OkStatus();
 }
 

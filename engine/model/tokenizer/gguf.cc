@@ -78,9 +78,21 @@ TokenKind KindOf(int type) {
   return type == kUserDefinedType ? TokenKind::kAdded : TokenKind::kNormal;
 }
 
+// What llama.cpp assumes of a "llama" vocabulary that does not say: <unk>, <s>, </s> come first.
+void AssumeSentencePieceIds(const std::vector<int>& types, SpecialIds* special) {
+  const auto assume = [&](size_t id, std::optional<int32_t>* target) {
+    const bool fits = id < types.size() && (types[id] == kControlType || types[id] == kUnknownType);
+    if (!target->has_value() && fits) *target = static_cast<int32_t>(id);
+  };
+  assume(0, &special->unknown);
+  assume(1, &special->bos);
+  assume(2, &special->eos);
+}
+
 absl::StatusOr<GgufVocabulary> ReadVocabulary(const Json& metadata,
                                               std::vector<std::string> texts) {
   GgufVocabulary result;
+  const bool is_llama = Field(metadata, "tokenizer.ggml.model") == "llama";
   const auto num_tokens = static_cast<int64_t>(texts.size());
   ASSIGN_OR_RETURN(result.types, ReadTypes(metadata, texts.size()));
   std::vector<TokenKind> kinds;
@@ -98,6 +110,7 @@ absl::StatusOr<GgufVocabulary> ReadVocabulary(const Json& metadata,
     ASSIGN_OR_RETURN(special.separator,
                      IdAt(metadata, "tokenizer.ggml.separator_token_id", num_tokens));
   }
+  if (is_llama) AssumeSentencePieceIds(result.types, &special);
   // What ends a generation is a control token, whatever type the converter gave it.
   for (const std::optional<int32_t>& id : {special.bos, special.eos}) {
     if (id.has_value()) kinds[*id] = TokenKind::kSpecial;
@@ -168,6 +181,12 @@ absl::Status AddBosEos(const Json& metadata, BosEos defaults, const SpecialIds& 
   return absl::OkStatus();
 }
 
+absl::Status AddReplace(const Json& pattern, std::string_view content, Normalizer* normalizer) {
+  ASSIGN_OR_RETURN(Replacer replacer, MakeReplacer(pattern, content));
+  normalizer->AddReplace(std::move(replacer));
+  return absl::OkStatus();
+}
+
 absl::Status AddMarkDecoder(bool has_prefix, Decoder* decoder) {
   RETURN_IF_ERROR(decoder->AddReplace({{"String", std::string(kMark)}}, " "));
   decoder->AddByteFallback();
@@ -186,7 +205,7 @@ absl::StatusOr<TokenizerParts> SentencePieceParts(const Json& metadata, GgufVoca
   ASSIGN_OR_RETURN(const bool prefix,
                    OptionalBool(metadata, "tokenizer.ggml.add_space_prefix", true));
   if (prefix) parts.normalizer.AddPrepend(kMark);
-  RETURN_IF_ERROR(parts.normalizer.AddReplace(" ", Regex::Syntax::kLiteral, kMark));
+  RETURN_IF_ERROR(AddReplace({{"String", " "}}, kMark, &parts.normalizer));
   RETURN_IF_ERROR(AddMarkDecoder(prefix, &parts.decoder));
   RETURN_IF_ERROR(AddBosEos(metadata, {.bos = true, .eos = false}, read.special, &parts));
   return parts;
@@ -217,10 +236,10 @@ absl::Status AddUnigramNormalizer(const Json& metadata, bool prefix, Normalizer*
   ASSIGN_OR_RETURN(const bool merge_spaces,
                    OptionalBool(metadata, "tokenizer.ggml.remove_extra_whitespaces", false));
   if (merge_spaces) {
-    RETURN_IF_ERROR(normalizer->AddReplace("^ +| +$|(?<= ) +", Regex::Syntax::kPattern, ""));
+    RETURN_IF_ERROR(AddReplace({{"Regex", R"(\A +| +\z|(?<= ) +)"}}, "", normalizer));
   }
   if (prefix) normalizer->AddPrepend(kMark);
-  return normalizer->AddReplace(" ", Regex::Syntax::kLiteral, kMark);
+  return AddReplace({{"String", " "}}, kMark, normalizer);
 }
 
 absl::StatusOr<TokenizerParts> UnigramParts(const Json& metadata, GgufVocabulary read) {

@@ -34,10 +34,11 @@ constexpr std::string_view kTekken[] = {
 constexpr std::string_view kDeepSeekCoder[] = {
     R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)",
     R"([\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+)", R"(\p{N})"};
-// DeepSeek LLM's second expression lists the cased letters of these scripts one by one.
+// DeepSeek LLM's second expression lists the cased letters of these scripts one by one (Georgian
+// without Mkhedruli).
 constexpr std::string_view kDeepSeekLlm[] = {
     R"([\r\n])",
-    R"(\s?(?:(?=[\p{Latin}\p{Greek}\p{Cyrillic}\p{Armenian}\p{Cherokee}\p{Coptic}\p{Glagolitic}\p{Georgian})"
+    R"(\s?(?:(?![\x{10D0}-\x{10FF}])(?=[\p{Latin}\p{Greek}\p{Cyrillic}\p{Armenian}\p{Cherokee}\p{Coptic}\p{Glagolitic}\p{Georgian})"
     R"(\p{Deseret}\p{Osage}\p{Old_Hungarian}\p{Warang_Citi}\p{Adlam}\x{B5}\x{2102}-\x{214E}])[\p{Lu}\p{Ll}\p{Lt}])+)",
     R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+)",
     R"(\s+$)",

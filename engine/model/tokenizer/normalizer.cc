@@ -5,6 +5,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "engine/model/tokenizer/precompiled_charsmap.h"
 #include "engine/model/tokenizer/split.h"
 #include "engine/model/tokenizer/unicode.h"
@@ -96,16 +97,6 @@ absl::Status AddBertJson(const Json& json, Normalizer* normalizer) {
   return absl::OkStatus();
 }
 
-absl::Status AddReplaceJson(const Json& json, Normalizer* normalizer) {
-  const Json& pattern = Field(json, "pattern");
-  const bool literal = Field(pattern, "String").is_string();
-  ASSIGN_OR_RETURN(const std::string text,
-                   RequireString(pattern, literal ? "String" : "Regex", "Replace.pattern"));
-  ASSIGN_OR_RETURN(const std::string content, RequireString(json, "content", "Replace"));
-  return normalizer->AddReplace(text, literal ? Regex::Syntax::kLiteral : Regex::Syntax::kPattern,
-                                content);
-}
-
 }  // namespace
 
 void Normalizer::AddBert(const BertNormalizerOptions& options) {
@@ -128,15 +119,11 @@ void Normalizer::AddPrepend(std::string_view prefix) {
   });
 }
 
-absl::Status Normalizer::AddReplace(std::string_view pattern, Regex::Syntax syntax,
-                                    std::string_view content) {
-  ASSIGN_OR_RETURN(Regex compiled, Regex::Compile(pattern, syntax));
-  auto regex = std::make_shared<const Regex>(std::move(compiled));
-  steps_.push_back([regex, content = std::string(content)](std::string* text) -> absl::Status {
-    ASSIGN_OR_RETURN(*text, ReplaceAll(*regex, *text, content));
+void Normalizer::AddReplace(Replacer replacer) {
+  steps_.push_back([replacer = std::move(replacer)](std::string* text) -> absl::Status {
+    ASSIGN_OR_RETURN(*text, replacer(*text));
     return absl::OkStatus();
   });
-  return absl::OkStatus();
 }
 
 absl::Status Normalizer::AddJson(const Json& json) {
@@ -147,10 +134,13 @@ absl::Status Normalizer::AddJson(const Json& json) {
     return absl::OkStatus();
   }
   if (type == "BertNormalizer") return AddBertJson(json, this);
-  if (type == "Replace") return AddReplaceJson(json, this);
   if (type == "Strip") return AddStrip(json, this);
   if (type == "Precompiled") return AddPrecompiled(json, this);
-  if (type == "Prepend") {
+  if (type == "Replace") {
+    ASSIGN_OR_RETURN(const std::string content, RequireString(json, "content", type));
+    ASSIGN_OR_RETURN(Replacer replacer, MakeReplacer(Field(json, "pattern"), content));
+    AddReplace(std::move(replacer));
+  } else if (type == "Prepend") {
     ASSIGN_OR_RETURN(const std::string prefix, RequireString(json, "prepend", type));
     AddPrepend(prefix);
   } else if (type == "NFC") {
@@ -189,16 +179,30 @@ absl::Status Normalizer::Run(std::string* text) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> ReplaceAll(const Regex& regex, std::string_view text,
-                                       std::string_view content) {
-  Regex::Matcher matcher(regex);
-  ASSIGN_OR_RETURN(const std::vector<Segment> segments, FindSegments(matcher, text));
-  std::string out;
-  out.reserve(text.size());
-  for (const Segment& segment : segments) {
-    out += segment.matched ? content : text.substr(segment.range.begin, segment.range.size());
+absl::StatusOr<Replacer> MakeReplacer(const Json& pattern, std::string_view content) {
+  const Json& literal = Field(pattern, "String");
+  if (literal.is_string()) {
+    const std::string text = literal.get<std::string>();
+    if (text.empty()) return absl::InvalidArgumentError("Replace.pattern.String is empty");
+    return
+        [text, content = std::string(content)](std::string_view in) -> absl::StatusOr<std::string> {
+          return absl::StrReplaceAll(absl::string_view(in.data(), in.size()), {{text, content}});
+        };
   }
-  return out;
+  ASSIGN_OR_RETURN(const std::string text, RequireString(pattern, "Regex", "Replace.pattern"));
+  ASSIGN_OR_RETURN(Regex compiled, Regex::Compile(text, Regex::Syntax::kPattern));
+  auto regex = std::make_shared<const Regex>(std::move(compiled));
+  return
+      [regex, content = std::string(content)](std::string_view in) -> absl::StatusOr<std::string> {
+        Regex::Matcher matcher(*regex);
+        ASSIGN_OR_RETURN(const std::vector<Segment> segments, FindSegments(matcher, in));
+        std::string out;
+        out.reserve(in.size());
+        for (const Segment& segment : segments) {
+          out += segment.matched ? content : in.substr(segment.range.begin, segment.range.size());
+        }
+        return out;
+      };
 }
 
 }  // namespace assay

@@ -12,6 +12,11 @@
 
 namespace assay {
 
+// Replaces every match in a text. ResourceExhausted when a regular expression gives up.
+using Replacer = std::function<absl::StatusOr<std::string>(std::string_view)>;
+// `pattern` is {"String": s} or {"Regex": r}; `content` is literal.
+absl::StatusOr<Replacer> MakeReplacer(const Json& pattern, std::string_view content);
+
 struct BertNormalizerOptions {
   bool clean_text = true;            // no control characters, every white space a blank
   bool handle_chinese_chars = true;  // blanks around ideographs
@@ -30,7 +35,7 @@ class Normalizer {
 
   void AddBert(const BertNormalizerOptions& options);
   void AddPrepend(std::string_view text);  // unless the text is empty
-  absl::Status AddReplace(std::string_view pattern, Regex::Syntax syntax, std::string_view content);
+  void AddReplace(Replacer replacer);
   void AddStep(Step step) { steps_.push_back(std::move(step)); }
 
   bool empty() const { return steps_.empty(); }
@@ -41,9 +46,5 @@ class Normalizer {
   absl::Status AddJson(const Json& json);
   std::vector<Step> steps_;
 };
-
-// `text` with every match of `regex` replaced by `content`, which is literal.
-absl::StatusOr<std::string> ReplaceAll(const Regex& regex, std::string_view text,
-                                       std::string_view content);
 
 }  // namespace assay

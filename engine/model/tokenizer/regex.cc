@@ -9,7 +9,8 @@
 namespace assay {
 namespace {
 
-constexpr size_t kJitStackBytes = 1 << 20;
+constexpr size_t kFirstJitStackBytes = 256 << 10;
+constexpr size_t kLastJitStackBytes = 8 << 20;
 constexpr char kWord[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}";
 
 // The class escapes rewritten to Unicode properties (see regex.h); everything else is copied.
@@ -76,19 +77,22 @@ absl::StatusOr<Regex> Regex::Compile(std::string_view pattern, Syntax syntax) {
 Regex::Matcher::Matcher(const Regex& regex)
     : regex_(regex),
       data_(pcre2_match_data_create(1, nullptr)),
-      context_(pcre2_match_context_create(nullptr)),
-      stack_(pcre2_jit_stack_create(32 << 10, kJitStackBytes, nullptr)) {
-  pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
-}
+      context_(pcre2_match_context_create(nullptr)) {}
 
 absl::StatusOr<std::optional<TextRange>> Regex::Matcher::Next(std::string_view text, size_t from) {
   constexpr uint32_t kOptions = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
-  const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  int found = pcre2_match(regex_.code_.get(), subject, text.size(), from, kOptions, data_.get(),
-                          context_.get());
+  const auto match = [&](uint32_t options) {
+    return pcre2_match(regex_.code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                       from, options, data_.get(), context_.get());
+  };
+  int found = match(kOptions);
+  if (found == PCRE2_ERROR_JIT_STACKLIMIT && stack_ == nullptr) {
+    stack_.reset(pcre2_jit_stack_create(kFirstJitStackBytes, kLastJitStackBytes, nullptr));
+    pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
+    found = match(kOptions);
+  }
   if (found == PCRE2_ERROR_JIT_STACKLIMIT) {  // the interpreter keeps its state on the heap
-    found = pcre2_match(regex_.code_.get(), subject, text.size(), from, kOptions | PCRE2_NO_JIT,
-                        data_.get(), context_.get());
+    found = match(kOptions | PCRE2_NO_JIT);
   }
   if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
   if (found < 0) {

@@ -49,7 +49,8 @@ class Regex {
     const Regex& regex_;
     std::unique_ptr<pcre2_real_match_data_8, Free> data_;
     std::unique_ptr<pcre2_real_match_context_8, Free> context_;
-    std::unique_ptr<pcre2_real_jit_stack_8, Free> stack_;
+    std::unique_ptr<pcre2_real_jit_stack_8, Free>
+        stack_;  // only once the default 32 KiB were too few
   };
 
  private:
