@@ -7,7 +7,8 @@
 namespace assay {
 
 std::span<const LinearKernel* const> AllLinearKernels() {
-  static const std::array<const LinearKernel*, 2> kernels = {&Avx2Int8Kernel(), &ReferenceKernel()};
+  static const std::array<const LinearKernel*, 3> kernels = {&Avx2Int8Kernel(), &Avx2F32Kernel(),
+                                                             &ReferenceKernel()};
   return kernels;
 }
 

@@ -18,7 +18,6 @@ namespace {
 constexpr int64_t kMaxK = (int64_t{1} << 31) / (127 * 127) - 1;
 // Activation codes of one task stay in half of a 512 KB L2.
 constexpr int64_t kTaskBytes = 256 << 10;
-constexpr int kMaxThreads = 256;
 
 struct Packed final : PackedWeight {
   int64_t n = 0, k = 0;
@@ -75,7 +74,8 @@ class Avx2Int8 final : public LinearKernel {
   size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
     const auto k_pairs = static_cast<size_t>((p.shape[1] + 1) / 2);
     const auto rows = static_cast<size_t>(m);
-    return rows * (k_pairs * 4 + sizeof(float)) + kMaxThreads * k_pairs * 64 + 256;
+    return rows * (k_pairs * 4 + sizeof(float)) +
+           static_cast<size_t>(MaxPanelWorkers()) * k_pairs * 64 + 256;
   }
 
   void Run(const PackedWeight& w, const LinearArgs& args, ComputeContext& context) const override {
@@ -85,7 +85,7 @@ class Avx2Int8 final : public LinearKernel {
     auto* codes = context.scratch.Allocate<int16_t>(static_cast<size_t>(m * k_pairs * 2));
     auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
     auto* wide = context.scratch.Allocate<int16_t>(
-        static_cast<size_t>(context.pool.num_threads() * k_pairs * 32));
+        static_cast<size_t>(PanelWorkers(context.pool) * k_pairs * 32));
     const float* x = args.x.as<float>();
     // About 0.1 us per thousand elements: small batches are not worth a fork of their own.
     context.pool.ParallelFor(m, std::max<int64_t>(1, 24000 / k), [&](int64_t begin, int64_t end) {

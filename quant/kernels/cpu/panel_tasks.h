@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "absl/functional/function_ref.h"
+#include "base/cpu_info.h"
 #include "base/thread_pool.h"
 
 namespace assay {
@@ -19,19 +20,27 @@ struct PanelGrid {
   double work;            // multiply-adds of the whole product
 };
 
-// Calls fn(worker, task) until every rectangle is done. Work below ~30 us stays on the caller: a
-// fork and join costs 1-2 us. Tasks are taken from a counter, a multiple of the threads, at most
-// four per thread, so that a worker that lost its core does not hold the others up.
+// Workers that take part: what scratch per worker is sized for. A pool with more threads than the
+// host has cores leaves the rest idle here.
+inline int MaxPanelWorkers() { return std::max(4, HostCpu().cores); }
+inline int PanelWorkers(const ThreadPool& pool) {
+  return std::min(pool.num_threads(), MaxPanelWorkers());
+}
+
+// Calls fn(worker, task), worker < PanelWorkers(pool), until every rectangle is done. Work below
+// ~30 us stays on the caller: a fork and join costs 1-2 us. Tasks are taken from a counter, a
+// multiple of the threads, at most four per thread, so that a worker that lost its core does not
+// hold the others up.
 inline void ForPanelTasks(ThreadPool& pool, const PanelGrid& grid,
                           absl::FunctionRef<void(int worker, const PanelTask& task)> fn) {
   constexpr double kSerialWork = 64e3;
-  if (pool.num_threads() == 1 || grid.work < kSerialWork) {
+  const int64_t threads = PanelWorkers(pool);
+  if (threads == 1 || grid.work < kSerialWork) {
     for (int64_t row = 0; row < grid.rows; row += grid.rows_per_task) {
       fn(0, {row, std::min(grid.rows, row + grid.rows_per_task), 0, grid.panels});
     }
     return;
   }
-  const int64_t threads = pool.num_threads();
   const int64_t per_thread = std::clamp<int64_t>(grid.panels / (6 * threads), 1, 4);
   const int64_t column_tasks = std::min(grid.panels, per_thread * threads);
   // Few panels and many rows: cut the rows finer until each thread has something.
@@ -40,6 +49,7 @@ inline void ForPanelTasks(ThreadPool& pool, const PanelGrid& grid,
                                      std::min(needed, (grid.rows + 11) / 12));
   std::atomic<int64_t> next{0};
   pool.Run([&](int worker) {
+    if (worker >= threads) return;
     for (int64_t t = next.fetch_add(1); t < row_tasks * column_tasks; t = next.fetch_add(1)) {
       const int64_t r = t / column_tasks, c = t % column_tasks;
       fn(worker, {grid.rows * r / row_tasks, grid.rows * (r + 1) / row_tasks,
