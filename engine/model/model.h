@@ -33,8 +33,10 @@ struct ModelSpec {
                                       // per-frequency factors)
   float rope_attention_scale = 1.0f;  // yarn's factor on cos and sin
   int sliding_window = 0;             // 0 = none
-  bool qk_norm = false, qkv_bias = false;
+  int window_first_layer = 0;         // layers before it see everything
+  bool qk_norm = false, qkv_bias = false, o_bias = false, mlp_bias = false;
   // bert
+  std::string tensor_prefix;  // of the encoder's tensors in the checkpoint: "", "bert.", ...
   Pooling pooling = Pooling::kMean;
   bool normalize = false;  // L2 norm of the embedding
   int num_labels = 0;

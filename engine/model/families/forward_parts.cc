@@ -1,0 +1,154 @@
+#include "engine/model/families/forward_parts.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/thread_pool.h"
+
+namespace assay {
+
+absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch) {
+  const auto rows = static_cast<int64_t>(batch.tokens.size());
+  for (int64_t row = 0; row < rows; ++row) {
+    if (batch.tokens[row] < 0 || batch.tokens[row] >= spec.vocab) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "token id outside the vocabulary: row=", row, " token=", batch.tokens[row],
+          " vocab=", spec.vocab));
+    }
+  }
+  int64_t next = 0;
+  for (const SequenceSpan& s : batch.sequences) {
+    if (s.first_row != next || s.num_rows <= 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("sequences must cover the rows in order: first_row=", s.first_row,
+                       " num_rows=", s.num_rows, " expected first_row=", next));
+    }
+    next += s.num_rows;
+    if (s.start_position < 0 ||
+        int64_t{s.start_position} + s.num_rows > int64_t{spec.max_context}) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("position outside the model's context: first=", s.start_position,
+                       " rows=", s.num_rows, " max_context=", spec.max_context));
+    }
+  }
+  if (next != rows) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sequences must cover all rows: covered=", next, " rows=", rows));
+  }
+  int64_t previous = -1;
+  for (const int32_t row : batch.logit_rows) {
+    if (row <= previous || row >= rows) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("logit rows must ascend within the batch: row=", row,
+                       " previous=", previous, " rows=", rows));
+    }
+    previous = row;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckKv(const ModelSpec& spec, const ForwardBatch& batch, const KvPool* kv) {
+  if (kv == nullptr) return absl::InvalidArgumentError("a decoder needs a KV pool");
+  const KvPool::Layout& layout = kv->layout();
+  if (layout.layers != spec.layers || layout.kv_heads != spec.kv_heads ||
+      layout.head_dim != spec.head_dim) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "KV pool of another model: layers=", layout.layers, " kv_heads=", layout.kv_heads,
+        " head_dim=", layout.head_dim, " expected=", spec.layers, ",", spec.kv_heads, ",",
+        spec.head_dim));
+  }
+  for (const SequenceSpan& s : batch.sequences) {
+    const int64_t positions = int64_t{s.start_position} + s.num_rows;
+    const int64_t needed = (positions + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens;
+    if (static_cast<int64_t>(s.blocks.size()) < needed) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("sequence has too few KV blocks: blocks=", s.blocks.size(),
+                       " positions=", positions, " needed=", needed));
+    }
+    for (const int32_t block : s.blocks.first(static_cast<size_t>(needed))) {
+      if (block >= 0 && block < kv->num_blocks()) continue;
+      return absl::InvalidArgumentError(absl::StrCat("KV block outside the pool: block=", block,
+                                                     " blocks=", kv->num_blocks()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOut(const MutableView& out, int64_t rows, int64_t columns) {
+  if (rows == 0) return absl::OkStatus();
+  if (!out.empty() && out.dtype == DType::kF32 && out.shape == Shape{rows, columns}) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("output must be f32 ", ToString(Shape{rows, columns}),
+                   ": out=", std::string(Name(out.dtype)), " ", ToString(out.shape)));
+}
+
+absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears) {
+  const auto found = linears.find(slot.name);
+  if (found == linears.end() || found->second == nullptr) {
+    return absl::NotFoundError(absl::StrCat("no linear for slot ", slot.name));
+  }
+  if (found->second->problem().shape != slot.shape) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("linear of another shape for slot ", slot.name,
+                     ": shape=", ToString(found->second->problem().shape),
+                     " expected=", ToString(slot.shape)));
+  }
+  return BoundLinear{&slot, found->second.get()};
+}
+
+MutableView Scratch::Matrix(int64_t rows, int64_t columns) {
+  float* data = arena_.Allocate<float>(static_cast<size_t>(rows * columns));
+  ok_ = ok_ && data != nullptr;
+  return {reinterpret_cast<std::byte*>(data), Shape{rows, columns}, DType::kF32, &CpuDevice()};
+}
+
+absl::Status Scratch::Exhausted() const {
+  return absl::InternalError(absl::StrCat(
+      "scratch is smaller than scratch_bytes() asked for: capacity=", arena_.capacity()));
+}
+
+void Pass::Linear(const BoundLinear& l, TensorView x, MutableView y) const {
+  l.linear->Forward(x, y, context);
+  if (args.observer != nullptr) (*args.observer)(*l.slot, x, y);
+}
+
+void Pass::LinearAdd(const BoundLinear& l, TensorView x, MutableView y, MutableView product) const {
+  if (args.observer == nullptr) {
+    l.linear->Forward(x, y, context, /*accumulate=*/true);
+    return;
+  }
+  Linear(l, x, product);
+  ops.Add(product, y, context);
+}
+
+void Pass::Embed(const QuantizedLinear& table, std::span<const int32_t> ids, MutableView y) const {
+  const auto width = static_cast<size_t>(y.shape[1]);
+  const auto rows = static_cast<int64_t>(ids.size());
+  context.pool.ParallelFor(rows, 32, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      table.DecodeRow(ids[r], {y.as<float>() + r * static_cast<int64_t>(width), width});
+    }
+  });
+}
+
+size_t LinearScratch(const QuantizedLinear& linear, int64_t rows) {
+  // A kernel may take another path, with other scratch, for few rows.
+  size_t most = 0;
+  for (int64_t m = 1; m < rows; m *= 2) most = std::max(most, linear.scratch_bytes(m));
+  return std::max(most, linear.scratch_bytes(std::max<int64_t>(1, rows))) + 64;
+}
+
+absl::StatusOr<Tensor> ReadTensor(const Checkpoint& checkpoint, const std::string& name,
+                                  Shape shape) {
+  ASSIGN_OR_RETURN(const CheckpointTensor* tensor, checkpoint.Find(name));
+  if (tensor->shape != shape) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", name, " has another shape: shape=",
+                                                   ToString(tensor->shape),
+                                                   " expected=", ToString(shape)));
+  }
+  return checkpoint.ReadAll(name);
+}
+
+}  // namespace assay

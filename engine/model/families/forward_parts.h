@@ -1,0 +1,70 @@
+// What the families' forward passes share: checks of a batch, scratch with a known bound, linear
+// layers with their observer, vectors read from a checkpoint.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "engine/model/model.h"
+#include "engine/ops/ops.h"
+
+namespace assay {
+
+// InvalidArgument: a token outside [0, vocab), a position outside [0, max_context), spans that do
+// not cover the rows in order, too few KV blocks or one outside the pool, logit rows out of order.
+absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch);
+absl::Status CheckKv(const ModelSpec& spec, const ForwardBatch& batch, const KvPool* kv);
+// InvalidArgument: `out` is not f32 [rows, columns].
+absl::Status CheckOut(const MutableView& out, int64_t rows, int64_t columns);
+
+// One slot of a built model.
+struct BoundLinear {
+  const LinearSlot* slot = nullptr;
+  const QuantizedLinear* linear = nullptr;
+};
+// NotFound names the slot; InvalidArgument: the linear has another shape.
+absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears);
+
+// Matrices f32 from the arena of one forward pass. The arena has a fixed end, so every taker checks
+// ok() once, before it computes.
+class Scratch {
+ public:
+  explicit Scratch(Arena& arena) : arena_(arena) {}
+  MutableView Matrix(int64_t rows, int64_t columns);
+  bool ok() const { return ok_; }
+  absl::Status Exhausted() const;  // Internal, with the arena's capacity
+  static size_t bytes(int64_t rows, int64_t columns) {
+    return static_cast<size_t>(rows * columns) * sizeof(float) + 64;
+  }
+
+ private:
+  Arena& arena_;
+  bool ok_ = true;
+};
+
+// One forward pass: the operands that every step needs.
+class Pass {
+ public:
+  Pass(const Ops& ops, const ForwardArgs& args, ComputeContext& context)
+      : ops(ops), args(args), context(context) {}
+
+  // y = linear(x); the observer sees it.
+  void Linear(const BoundLinear& l, TensorView x, MutableView y) const;
+  // y += linear(x). With an observer the product is computed into `product` first, so that it sees
+  // the layer's own output.
+  void LinearAdd(const BoundLinear& l, TensorView x, MutableView y, MutableView product) const;
+  // Rows of an embedding table: y[i] = table[ids[i]].
+  void Embed(const QuantizedLinear& table, std::span<const int32_t> ids, MutableView y) const;
+
+  const Ops& ops;
+  const ForwardArgs& args;
+  ComputeContext& context;
+};
+
+// Scratch of one linear for any number of rows up to `rows`.
+size_t LinearScratch(const QuantizedLinear& linear, int64_t rows);
+
+// A vector or matrix of the checkpoint as f32. NotFound; InvalidArgument: another shape.
+absl::StatusOr<Tensor> ReadTensor(const Checkpoint& checkpoint, const std::string& name,
+                                  Shape shape);
+
+}  // namespace assay

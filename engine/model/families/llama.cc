@@ -1,0 +1,248 @@
+// The llama family: Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3. Pre-norm decoder with rotary
+// positions, grouped key and value heads and a silu-gated MLP (Touvron et al. 2023; the variants as
+// transformers 5.23 computes them).
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "engine/model/families/families.h"
+#include "engine/model/families/forward_parts.h"
+#include "engine/model/families/llama_spec.h"
+
+namespace assay {
+namespace {
+
+struct Layer {
+  Tensor input_norm, post_attention_norm;  // [hidden]
+  Tensor q_norm, k_norm;                   // [head_dim], qwen3
+  BoundLinear qkv, o, gate_up, down;
+};
+
+class LlamaModel final : public Model {
+ public:
+  static absl::StatusOr<std::unique_ptr<const Model>> Build(const ModelSpec& spec,
+                                                            const Checkpoint& checkpoint,
+                                                            LinearMap linears);
+
+  const ModelSpec& spec() const override { return spec_; }
+  const std::vector<LinearSlot>& slots() const override { return slots_; }
+  const LinearMap& linears() const override { return linears_; }
+  absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override;
+  size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const override;
+  size_t other_weight_bytes() const override;
+
+ private:
+  LlamaModel(ModelSpec spec, LinearMap linears, const Ops& ops)
+      : spec_(std::move(spec)),
+        slots_(LlamaSlots(spec_)),
+        linears_(std::move(linears)),
+        ops_(ops) {}
+
+  absl::Status BindLinears();
+  absl::Status ReadNorms(const Checkpoint& checkpoint);
+  absl::Status MakeRotations();
+
+  absl::Status Attend(const Pass& pass, int layer, MutableView x, MutableView normed) const;
+  absl::Status Mlp(const Pass& pass, const Layer& layer, MutableView x, MutableView normed) const;
+  absl::Status Head(const Pass& pass, TensorView x) const;
+
+  int64_t q_width() const { return int64_t{spec_.heads} * spec_.head_dim; }
+  int64_t qkv_width() const { return q_width() + int64_t{2} * spec_.kv_heads * spec_.head_dim; }
+
+  const ModelSpec spec_;
+  const std::vector<LinearSlot> slots_;
+  const LinearMap linears_;
+  const Ops& ops_;
+  BoundLinear embedding_, head_;
+  std::vector<Layer> layers_;
+  Tensor final_norm_;
+  Tensor cos_, sin_;  // [max_context, head_dim / 2]
+};
+
+absl::Status LlamaModel::BindLinears() {
+  ASSIGN_OR_RETURN(embedding_, Bind(slots_.front(), linears_));
+  ASSIGN_OR_RETURN(head_, Bind(slots_.back(), linears_));
+  if (spec_.tied_head) head_ = embedding_;
+  layers_.resize(spec_.layers);
+  for (int i = 0; i < spec_.layers; ++i) {
+    const LinearSlot* slot = &slots_[1 + 4 * static_cast<size_t>(i)];
+    for (BoundLinear* to : {&layers_[i].qkv, &layers_[i].o, &layers_[i].gate_up, &layers_[i].down}) {
+      ASSIGN_OR_RETURN(*to, Bind(*slot++, linears_));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LlamaModel::ReadNorms(const Checkpoint& checkpoint) {
+  const Shape hidden{spec_.hidden}, head{spec_.head_dim};
+  ASSIGN_OR_RETURN(final_norm_, ReadTensor(checkpoint, "model.norm.weight", hidden));
+  for (int i = 0; i < spec_.layers; ++i) {
+    const std::string prefix = LlamaLayerPrefix(i);
+    Layer& layer = layers_[i];
+    ASSIGN_OR_RETURN(layer.input_norm,
+                     ReadTensor(checkpoint, prefix + "input_layernorm.weight", hidden));
+    ASSIGN_OR_RETURN(layer.post_attention_norm,
+                     ReadTensor(checkpoint, prefix + "post_attention_layernorm.weight", hidden));
+    if (!spec_.qk_norm) continue;
+    ASSIGN_OR_RETURN(layer.q_norm,
+                     ReadTensor(checkpoint, prefix + "self_attn.q_norm.weight", head));
+    ASSIGN_OR_RETURN(layer.k_norm,
+                     ReadTensor(checkpoint, prefix + "self_attn.k_norm.weight", head));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LlamaModel::MakeRotations() {
+  const int64_t half = spec_.head_dim / 2;
+  ASSIGN_OR_RETURN(cos_, Tensor::Create(CpuDevice(), {spec_.max_context, half}, DType::kF32));
+  ASSIGN_OR_RETURN(sin_, Tensor::Create(CpuDevice(), {spec_.max_context, half}, DType::kF32));
+  for (int64_t p = 0; p < spec_.max_context; ++p) {
+    for (int64_t i = 0; i < half; ++i) {
+      // The angle in f32, as the models were trained with; its functions as exactly as f32 holds.
+      const double angle = static_cast<float>(p) * spec_.rope_inv_freq[i];
+      cos_.data<float>()[p * half + i] =
+          static_cast<float>(std::cos(angle)) * spec_.rope_attention_scale;
+      sin_.data<float>()[p * half + i] =
+          static_cast<float>(std::sin(angle)) * spec_.rope_attention_scale;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<const Model>> LlamaModel::Build(const ModelSpec& spec,
+                                                               const Checkpoint& checkpoint,
+                                                               LinearMap linears) {
+  ASSIGN_OR_RETURN(const Ops* ops, OpsFor(CpuDevice()));
+  std::unique_ptr<LlamaModel> model(new LlamaModel(spec, std::move(linears), *ops));
+  RETURN_IF_ERROR(model->BindLinears());
+  RETURN_IF_ERROR(model->ReadNorms(checkpoint));
+  RETURN_IF_ERROR(model->MakeRotations());
+  return std::unique_ptr<const Model>(std::move(model));
+}
+
+absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& context) const {
+  RETURN_IF_ERROR(CheckBatch(spec_, args.batch));
+  RETURN_IF_ERROR(CheckKv(spec_, args.batch, args.kv));
+  RETURN_IF_ERROR(
+      CheckOut(args.out, static_cast<int64_t>(args.batch.logit_rows.size()), spec_.vocab));
+  const auto rows = static_cast<int64_t>(args.batch.tokens.size());
+  if (rows == 0) return absl::OkStatus();
+
+  const Arena::Scope scope(context.scratch);
+  Scratch scratch(context.scratch);
+  const MutableView x = scratch.Matrix(rows, spec_.hidden);
+  const MutableView normed = scratch.Matrix(rows, spec_.hidden);
+  if (!scratch.ok()) return scratch.Exhausted();
+  const Pass pass(ops_, args, context);
+  pass.Embed(*embedding_.linear, args.batch.tokens, x);
+  for (int i = 0; i < spec_.layers; ++i) {
+    RETURN_IF_ERROR(Attend(pass, i, x, normed));
+    RETURN_IF_ERROR(Mlp(pass, layers_[i], x, normed));
+  }
+  return Head(pass, x);
+}
+
+// x += o(attention(norm(x)))
+absl::Status LlamaModel::Attend(const Pass& pass, int index, MutableView x,
+                                MutableView normed) const {
+  const Layer& layer = layers_[index];
+  ComputeContext& context = pass.context;
+  const ForwardBatch& batch = pass.args.batch;
+  const Arena::Scope scope(context.scratch);
+  Scratch scratch(context.scratch);
+  const int64_t rows = x.shape[0], stride = qkv_width();
+  const MutableView qkv = scratch.Matrix(rows, stride);
+  const MutableView attended = scratch.Matrix(rows, q_width());
+  if (!scratch.ok()) return scratch.Exhausted();
+
+  ops_.RmsNorm(x, layer.input_norm.view(), spec_.norm_eps, normed, context);
+  pass.Linear(layer.qkv, normed, qkv);
+  float* q = qkv.as<float>();
+  float* k = q + q_width();
+  if (spec_.qk_norm) {
+    ops_.HeadRmsNorm(q, stride, rows, spec_.heads, layer.q_norm.view(), spec_.norm_eps, context);
+    ops_.HeadRmsNorm(k, stride, rows, spec_.kv_heads, layer.k_norm.view(), spec_.norm_eps, context);
+  }
+  // The heads of k lie behind those of q: one call rotates both.
+  ops_.Rope(q, stride, spec_.heads + spec_.kv_heads, batch, cos_.view(), sin_.view(), context);
+  const float* v = k + int64_t{spec_.kv_heads} * spec_.head_dim;
+  ops_.StoreKv({k, stride}, {v, stride}, batch, index, *pass.args.kv, context);
+  const AttentionArgs attention{
+      .q = {q, stride},
+      .heads = spec_.heads,
+      .kv_heads = spec_.kv_heads,
+      .head_dim = spec_.head_dim,
+      .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+      .sliding_window = index >= spec_.window_first_layer ? spec_.sliding_window : 0,
+      .y = attended};
+  ops_.PagedAttention(attention, batch, index, *pass.args.kv, context);
+  pass.LinearAdd(layer.o, attended, x, normed);
+  return absl::OkStatus();
+}
+
+// x += down(silu(gate(norm(x))) * up(norm(x)))
+absl::Status LlamaModel::Mlp(const Pass& pass, const Layer& layer, MutableView x,
+                             MutableView normed) const {
+  const Arena::Scope scope(pass.context.scratch);
+  Scratch scratch(pass.context.scratch);
+  const MutableView gate_up = scratch.Matrix(x.shape[0], int64_t{2} * spec_.ffn);
+  const MutableView gated = scratch.Matrix(x.shape[0], spec_.ffn);
+  if (!scratch.ok()) return scratch.Exhausted();
+  ops_.RmsNorm(x, layer.post_attention_norm.view(), spec_.norm_eps, normed, pass.context);
+  pass.Linear(layer.gate_up, normed, gate_up);
+  ops_.GatedActivation(Activation::kSilu, gate_up, gated, pass.context);
+  pass.LinearAdd(layer.down, gated, x, normed);
+  return absl::OkStatus();
+}
+
+absl::Status LlamaModel::Head(const Pass& pass, TensorView x) const {
+  const std::span<const int32_t> wanted = pass.args.batch.logit_rows;
+  if (wanted.empty()) return absl::OkStatus();
+  const Arena::Scope scope(pass.context.scratch);
+  Scratch scratch(pass.context.scratch);
+  const MutableView last = scratch.Matrix(static_cast<int64_t>(wanted.size()), spec_.hidden);
+  if (!scratch.ok()) return scratch.Exhausted();
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    std::copy_n(x.as<float>() + int64_t{wanted[i]} * spec_.hidden, spec_.hidden,
+                last.as<float>() + static_cast<int64_t>(i) * spec_.hidden);
+  }
+  ops_.RmsNorm(last, final_norm_.view(), spec_.norm_eps, last, pass.context);
+  pass.Linear(head_, last, pass.args.out);
+  return absl::OkStatus();
+}
+
+size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const {
+  size_t attention = ops_.attention_scratch_bytes(rows, context_tokens, spec_.heads, spec_.head_dim);
+  size_t mlp = 0;
+  for (const Layer& layer : layers_) {
+    attention = std::max({attention, LinearScratch(*layer.qkv.linear, rows),
+                          LinearScratch(*layer.o.linear, rows)});
+    mlp = std::max({mlp, LinearScratch(*layer.gate_up.linear, rows),
+                    LinearScratch(*layer.down.linear, rows)});
+  }
+  attention += Scratch::bytes(rows, qkv_width()) + Scratch::bytes(rows, q_width());
+  mlp += Scratch::bytes(rows, int64_t{2} * spec_.ffn) + Scratch::bytes(rows, spec_.ffn);
+  const size_t head =
+      Scratch::bytes(logit_rows, spec_.hidden) + LinearScratch(*head_.linear, logit_rows);
+  return 2 * Scratch::bytes(rows, spec_.hidden) + std::max({attention, mlp, head});
+}
+
+size_t LlamaModel::other_weight_bytes() const {
+  size_t bytes = final_norm_.bytes() + cos_.bytes() + sin_.bytes();
+  for (const Layer& layer : layers_) {
+    bytes += layer.input_norm.bytes() + layer.post_attention_norm.bytes() + layer.q_norm.bytes() +
+             layer.k_norm.bytes();
+  }
+  return bytes;
+}
+
+}  // namespace
+
+ModelFamily LlamaFamily() {
+  return {.name = "llama",
+          .matches = IsLlama,
+          .parse = ParseLlama,
+          .slots = LlamaSlots,
+          .build = LlamaModel::Build};
+}
+
+}  // namespace assay

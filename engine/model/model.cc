@@ -1,0 +1,118 @@
+#include "engine/model/model.h"
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/model/config_reader.h"
+
+namespace assay {
+namespace {
+
+// Rows of each part of a slot are not written down: they follow from the checkpoint.
+absl::StatusOr<int64_t> PartRows(const Checkpoint& checkpoint, const std::string& name,
+                                 const LinearSlot& slot) {
+  ASSIGN_OR_RETURN(const CheckpointTensor* tensor, checkpoint.Find(name));
+  if (tensor->shape.rank == 2 && tensor->shape[1] == slot.shape[1]) return tensor->shape[0];
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor ", name, " does not fit ", slot.name, ": shape=", ToString(tensor->shape),
+      " expected=[n,", slot.shape[1], "] as part of ", ToString(slot.shape)));
+}
+
+absl::Status CheckTotal(const LinearSlot& slot, int64_t rows) {
+  if (rows == slot.shape[0]) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("tensors of ", slot.name, " do not add up: rows=", rows, " expected=",
+                   ToString(slot.shape), " tensors=", absl::StrJoin(slot.weights, ",")));
+}
+
+absl::StatusOr<QuantizedLinear> BuildSlot(const Checkpoint& checkpoint, const LinearSlot& slot,
+                                          const QuantScheme& scheme, const LinearOptions& options) {
+  ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(checkpoint, slot));
+  for (const std::string& name : slot.weights) checkpoint.DropResident(name);
+  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(checkpoint, slot));
+  RETURN_IF_ERROR(scheme.Accepts(slot.shape));
+  ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme.Encode(weight.view()));
+  return QuantizedLinear::Create(codes, std::move(bias), options);
+}
+
+}  // namespace
+
+absl::StatusOr<const ModelFamily*> FamilyOf(const Checkpoint& checkpoint) {
+  for (const ModelFamily& family : AllFamilies()) {
+    if (family.matches(checkpoint)) return &family;
+  }
+  const nlohmann::json* type = ConfigReader(checkpoint.config()).Find("model_type");
+  const auto name = [](std::string* out, const ModelFamily& f) {
+    out->append(f.name.data(), f.name.size());
+  };
+  return absl::UnimplementedError(absl::StrCat(
+      "no model family serves this checkpoint: model_type=",
+      type != nullptr && type->is_string() ? type->get<std::string>().substr(0, 80) : "absent",
+      " families=", absl::StrJoin(AllFamilies(), ",", name)));
+}
+
+absl::StatusOr<Tensor> ReadSlotWeight(const Checkpoint& checkpoint, const LinearSlot& slot) {
+  std::vector<int64_t> rows;
+  int64_t total = 0;
+  for (const std::string& name : slot.weights) {
+    ASSIGN_OR_RETURN(rows.emplace_back(), PartRows(checkpoint, name, slot));
+    total += rows.back();
+  }
+  RETURN_IF_ERROR(CheckTotal(slot, total));
+  ASSIGN_OR_RETURN(Tensor weight, Tensor::Create(CpuDevice(), slot.shape, DType::kF32));
+  float* out = weight.data<float>();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto elements = static_cast<size_t>(rows[i] * slot.shape[1]);
+    RETURN_IF_ERROR(checkpoint.ReadRows(slot.weights[i], 0, rows[i], {out, elements}));
+    out += elements;
+  }
+  return weight;
+}
+
+absl::StatusOr<Tensor> ReadSlotBias(const Checkpoint& checkpoint, const LinearSlot& slot) {
+  if (slot.biases.empty()) return Tensor();
+  if (slot.biases.size() != slot.weights.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("slot ", slot.name, " needs a bias per weight: weights=", slot.weights.size(),
+                     " biases=", slot.biases.size()));
+  }
+  ASSIGN_OR_RETURN(Tensor bias, Tensor::Create(CpuDevice(), {slot.shape[0]}, DType::kF32));
+  int64_t at = 0;
+  for (size_t i = 0; i < slot.weights.size(); ++i) {
+    ASSIGN_OR_RETURN(const int64_t rows, PartRows(checkpoint, slot.weights[i], slot));
+    if (at + rows > slot.shape[0]) return CheckTotal(slot, at + rows);
+    const std::span<float> out(bias.data<float>() + at, static_cast<size_t>(rows));
+    at += rows;
+    if (slot.biases[i].empty()) {
+      std::fill(out.begin(), out.end(), 0.0f);
+      continue;
+    }
+    ASSIGN_OR_RETURN(const CheckpointTensor* tensor, checkpoint.Find(slot.biases[i]));
+    if (tensor->shape.elements() != rows) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor ", slot.biases[i], " does not fit ", slot.name,
+                       ": shape=", ToString(tensor->shape), " expected=[", rows, "]"));
+    }
+    RETURN_IF_ERROR(checkpoint.ReadRows(slot.biases[i], 0, tensor->shape[0], out));
+  }
+  RETURN_IF_ERROR(CheckTotal(slot, at));
+  return bias;
+}
+
+absl::StatusOr<std::unique_ptr<const Model>> BuildUniform(const Checkpoint& checkpoint,
+                                                          std::string_view scheme_name,
+                                                          const LinearOptions& options) {
+  ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(scheme_name));
+  ASSIGN_OR_RETURN(const ModelFamily* family, FamilyOf(checkpoint));
+  ASSIGN_OR_RETURN(const ModelSpec spec, family->parse(checkpoint));
+  LinearMap linears;
+  for (const LinearSlot& slot : family->slots(spec)) {
+    absl::StatusOr<QuantizedLinear> linear = BuildSlot(checkpoint, slot, *scheme, options);
+    if (!linear.ok()) return Annotate(linear.status(), slot.name);
+    linears[slot.name] = std::make_shared<const QuantizedLinear>(*std::move(linear));
+  }
+  return family->build(spec, checkpoint, std::move(linears));
+}
+
+}  // namespace assay
