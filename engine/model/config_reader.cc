@@ -19,9 +19,8 @@ absl::Status ConfigReader::Wrong(std::string_view key, std::string_view expected
   const json* value = Find(key);
   // Hostile values can be long, and need not be UTF-8.
   const std::string shown =
-      value == nullptr
-          ? "absent"
-          : value->dump(-1, ' ', true, json::error_handler_t::replace).substr(0, 80);
+      value == nullptr ? "absent"
+                       : value->dump(-1, ' ', true, json::error_handler_t::replace).substr(0, 80);
   return absl::InvalidArgumentError(absl::StrCat("config key ", where_, std::string(key),
                                                  " must be ", std::string(expected),
                                                  ": value=", shown));

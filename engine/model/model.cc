@@ -21,9 +21,9 @@ absl::StatusOr<int64_t> PartRows(const Checkpoint& checkpoint, const std::string
 
 absl::Status CheckTotal(const LinearSlot& slot, int64_t rows) {
   if (rows == slot.shape[0]) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("tensors of ", slot.name, " do not add up: rows=", rows, " expected=",
-                   ToString(slot.shape), " tensors=", absl::StrJoin(slot.weights, ",")));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensors of ", slot.name, " do not add up: rows=", rows, " expected=", ToString(slot.shape),
+      " tensors=", absl::StrJoin(slot.weights, ",")));
 }
 
 absl::StatusOr<QuantizedLinear> BuildSlot(const Checkpoint& checkpoint, const LinearSlot& slot,
@@ -90,9 +90,9 @@ absl::StatusOr<Tensor> ReadSlotBias(const Checkpoint& checkpoint, const LinearSl
     }
     ASSIGN_OR_RETURN(const CheckpointTensor* tensor, checkpoint.Find(slot.biases[i]));
     if (tensor->shape.elements() != rows) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("tensor ", slot.biases[i], " does not fit ", slot.name,
-                       ": shape=", ToString(tensor->shape), " expected=[", rows, "]"));
+      return absl::InvalidArgumentError(absl::StrCat("tensor ", slot.biases[i], " does not fit ",
+                                                     slot.name, ": shape=", ToString(tensor->shape),
+                                                     " expected=[", rows, "]"));
     }
     RETURN_IF_ERROR(checkpoint.ReadRows(slot.biases[i], 0, tensor->shape[0], out));
   }

@@ -52,8 +52,8 @@ struct Yarn {
   int head_dim = 0, max_context = 0;
 };
 
-absl::Status ScaleYarn(const ConfigReader& scaling, const Yarn& yarn,
-                       std::vector<double>& inv_freq, double& attention_scale) {
+absl::Status ScaleYarn(const ConfigReader& scaling, const Yarn& yarn, std::vector<double>& inv_freq,
+                       double& attention_scale) {
   ASSIGN_OR_RETURN(const int context,
                    scaling.SizeOr("original_max_position_embeddings", yarn.max_context));
   double factor = static_cast<double>(yarn.max_context) / context;
@@ -132,8 +132,8 @@ absl::StatusOr<RopeFrequencies> ReadRopeFrequencies(const ConfigReader& config, 
   } else if (type == "yarn") {
     RETURN_IF_ERROR(ScaleYarn(scaling, yarn, inv_freq, attention_scale));
   } else if (type != "default" && type != "none") {
-    return absl::UnimplementedError(absl::StrCat(
-        "rope scaling is not supported: type=", type, " (supported: linear, llama3, yarn)"));
+    return absl::UnimplementedError(absl::StrCat("rope scaling is not supported: type=", type,
+                                                 " (supported: linear, llama3, yarn)"));
   }
   return RopeFrequencies{{inv_freq.begin(), inv_freq.end()},
                          static_cast<float>(attention_scale),

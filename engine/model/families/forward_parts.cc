@@ -11,9 +11,9 @@ absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch) {
   const auto rows = static_cast<int64_t>(batch.tokens.size());
   for (int64_t row = 0; row < rows; ++row) {
     if (batch.tokens[row] < 0 || batch.tokens[row] >= spec.vocab) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "token id outside the vocabulary: row=", row, " token=", batch.tokens[row],
-          " vocab=", spec.vocab));
+      return absl::InvalidArgumentError(absl::StrCat("token id outside the vocabulary: row=", row,
+                                                     " token=", batch.tokens[row],
+                                                     " vocab=", spec.vocab));
     }
   }
   int64_t next = 0;
@@ -39,8 +39,8 @@ absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch) {
   for (const int32_t row : batch.logit_rows) {
     if (row <= previous || row >= rows) {
       return absl::InvalidArgumentError(
-          absl::StrCat("logit rows must ascend within the batch: row=", row,
-                       " previous=", previous, " rows=", rows));
+          absl::StrCat("logit rows must ascend within the batch: row=", row, " previous=", previous,
+                       " rows=", rows));
     }
     previous = row;
   }
@@ -52,10 +52,10 @@ absl::Status CheckKv(const ModelSpec& spec, const ForwardBatch& batch, const KvP
   const KvPool::Layout& layout = kv->layout();
   if (layout.layers != spec.layers || layout.kv_heads != spec.kv_heads ||
       layout.head_dim != spec.head_dim) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "KV pool of another model: layers=", layout.layers, " kv_heads=", layout.kv_heads,
-        " head_dim=", layout.head_dim, " expected=", spec.layers, ",", spec.kv_heads, ",",
-        spec.head_dim));
+    return absl::InvalidArgumentError(
+        absl::StrCat("KV pool of another model: layers=", layout.layers,
+                     " kv_heads=", layout.kv_heads, " head_dim=", layout.head_dim,
+                     " expected=", spec.layers, ",", spec.kv_heads, ",", spec.head_dim));
   }
   for (const SequenceSpan& s : batch.sequences) {
     const int64_t positions = int64_t{s.start_position} + s.num_rows;
@@ -67,8 +67,8 @@ absl::Status CheckKv(const ModelSpec& spec, const ForwardBatch& batch, const KvP
     }
     for (const int32_t block : s.blocks.first(static_cast<size_t>(needed))) {
       if (block >= 0 && block < kv->num_blocks()) continue;
-      return absl::InvalidArgumentError(absl::StrCat("KV block outside the pool: block=", block,
-                                                     " blocks=", kv->num_blocks()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("KV block outside the pool: block=", block, " blocks=", kv->num_blocks()));
     }
   }
   return absl::OkStatus();
@@ -90,10 +90,9 @@ absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linear
     return absl::NotFoundError(absl::StrCat("no linear for slot ", slot.name));
   }
   if (found->second->problem().shape != slot.shape) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("linear of another shape for slot ", slot.name,
-                     ": shape=", ToString(found->second->problem().shape),
-                     " expected=", ToString(slot.shape)));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "linear of another shape for slot ", slot.name,
+        ": shape=", ToString(found->second->problem().shape), " expected=", ToString(slot.shape)));
   }
   return BoundLinear{&slot, found->second.get()};
 }
@@ -144,9 +143,9 @@ absl::StatusOr<Tensor> ReadTensor(const Checkpoint& checkpoint, const std::strin
                                   Shape shape) {
   ASSIGN_OR_RETURN(const CheckpointTensor* tensor, checkpoint.Find(name));
   if (tensor->shape != shape) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", name, " has another shape: shape=",
-                                                   ToString(tensor->shape),
-                                                   " expected=", ToString(shape)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor ", name, " has another shape: shape=", ToString(tensor->shape),
+                     " expected=", ToString(shape)));
   }
   return checkpoint.ReadAll(name);
 }

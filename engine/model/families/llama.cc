@@ -1,9 +1,9 @@
 // The llama family: Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3. Pre-norm decoder with rotary
 // positions, grouped key and value heads and a silu-gated MLP (Touvron et al. 2023; the variants as
 // transformers 5.23 computes them).
+#include <algorithm>
 #include <cmath>
 
-#include "absl/strings/str_cat.h"
 #include "engine/model/families/families.h"
 #include "engine/model/families/forward_parts.h"
 #include "engine/model/families/llama_spec.h"
@@ -60,12 +60,16 @@ class LlamaModel final : public Model {
 
 absl::Status LlamaModel::BindLinears() {
   ASSIGN_OR_RETURN(embedding_, Bind(slots_.front(), linears_));
-  ASSIGN_OR_RETURN(head_, Bind(slots_.back(), linears_));
-  if (spec_.tied_head) head_ = embedding_;
+  if (spec_.tied_head) {
+    head_ = embedding_;
+  } else {
+    ASSIGN_OR_RETURN(head_, Bind(slots_.back(), linears_));
+  }
   layers_.resize(spec_.layers);
   for (int i = 0; i < spec_.layers; ++i) {
     const LinearSlot* slot = &slots_[1 + 4 * static_cast<size_t>(i)];
-    for (BoundLinear* to : {&layers_[i].qkv, &layers_[i].o, &layers_[i].gate_up, &layers_[i].down}) {
+    for (BoundLinear* to :
+         {&layers_[i].qkv, &layers_[i].o, &layers_[i].gate_up, &layers_[i].down}) {
       ASSIGN_OR_RETURN(*to, Bind(*slot++, linears_));
     }
   }
@@ -211,13 +215,14 @@ absl::Status LlamaModel::Head(const Pass& pass, TensorView x) const {
 }
 
 size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const {
-  size_t attention = ops_.attention_scratch_bytes(rows, context_tokens, spec_.heads, spec_.head_dim);
+  size_t attention =
+      ops_.attention_scratch_bytes(rows, context_tokens, spec_.heads, spec_.head_dim);
   size_t mlp = 0;
   for (const Layer& layer : layers_) {
-    attention = std::max({attention, LinearScratch(*layer.qkv.linear, rows),
-                          LinearScratch(*layer.o.linear, rows)});
-    mlp = std::max({mlp, LinearScratch(*layer.gate_up.linear, rows),
-                    LinearScratch(*layer.down.linear, rows)});
+    attention = std::max(
+        {attention, LinearScratch(*layer.qkv.linear, rows), LinearScratch(*layer.o.linear, rows)});
+    mlp = std::max(
+        {mlp, LinearScratch(*layer.gate_up.linear, rows), LinearScratch(*layer.down.linear, rows)});
   }
   attention += Scratch::bytes(rows, qkv_width()) + Scratch::bytes(rows, q_width());
   mlp += Scratch::bytes(rows, int64_t{2} * spec_.ffn) + Scratch::bytes(rows, spec_.ffn);
@@ -229,8 +234,8 @@ size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t conte
 size_t LlamaModel::other_weight_bytes() const {
   size_t bytes = final_norm_.bytes() + cos_.bytes() + sin_.bytes();
   for (const Layer& layer : layers_) {
-    bytes += layer.input_norm.bytes() + layer.post_attention_norm.bytes() + layer.q_norm.bytes() +
-             layer.k_norm.bytes();
+    bytes += layer.input_norm.bytes() + layer.post_attention_norm.bytes();
+    if (spec_.qk_norm) bytes += layer.q_norm.bytes() + layer.k_norm.bytes();
   }
   return bytes;
 }

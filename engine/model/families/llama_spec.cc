@@ -16,8 +16,8 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kModelTypes[] = {"llama", "mistral", "qwen2", "qwen3"};
-constexpr int kMaxLayers = 1024;         // the deepest published decoders have 126
-constexpr int kMaxContext = 1 << 20;     // bounds the rotation tables
+constexpr int kMaxLayers = 1024;      // the deepest published decoders have 126
+constexpr int kMaxContext = 1 << 20;  // bounds the rotation tables
 constexpr char kFirstLayer[] = "model.layers.0.";
 
 absl::Status ParseSizes(const ConfigReader& config, ModelSpec& spec) {
@@ -29,9 +29,9 @@ absl::Status ParseSizes(const ConfigReader& config, ModelSpec& spec) {
   ASSIGN_OR_RETURN(spec.vocab, config.Size("vocab_size"));
   ASSIGN_OR_RETURN(spec.max_context, config.Size("max_position_embeddings"));
   if (!config.Has("head_dim") && spec.hidden % spec.heads != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("hidden_size must be a multiple of num_attention_heads: hidden_size=",
-                     spec.hidden, " num_attention_heads=", spec.heads));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "hidden_size must be a multiple of num_attention_heads: hidden_size=", spec.hidden,
+        " num_attention_heads=", spec.heads));
   }
   ASSIGN_OR_RETURN(spec.head_dim, config.SizeOr("head_dim", spec.hidden / spec.heads));
   if (spec.layers > kMaxLayers || spec.max_context > kMaxContext) {
@@ -40,9 +40,9 @@ absl::Status ParseSizes(const ConfigReader& config, ModelSpec& spec) {
                      ", max_position_embeddings=", spec.max_context, " at most ", kMaxContext));
   }
   if (spec.heads % spec.kv_heads != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("num_attention_heads must be a multiple of num_key_value_heads: heads=",
-                     spec.heads, " kv_heads=", spec.kv_heads));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "num_attention_heads must be a multiple of num_key_value_heads: heads=", spec.heads,
+        " kv_heads=", spec.kv_heads));
   }
   if (spec.head_dim % 2 != 0 || spec.head_dim > kMaxHeadDim) {
     return absl::InvalidArgumentError(absl::StrCat("head_dim must be even and at most ",
@@ -112,8 +112,8 @@ absl::Status ParseParts(const Checkpoint& checkpoint, const ConfigReader& config
   spec.o_bias = HasTensor(checkpoint, first + "self_attn.o_proj.bias");
   spec.mlp_bias = HasTensor(checkpoint, first + "mlp.gate_proj.bias");
   spec.qk_norm = spec.architecture == "qwen3";
-  ASSIGN_OR_RETURN(spec.tied_head, config.BoolOr("tie_word_embeddings",
-                                                 !HasTensor(checkpoint, "lm_head.weight")));
+  ASSIGN_OR_RETURN(spec.tied_head,
+                   config.BoolOr("tie_word_embeddings", !HasTensor(checkpoint, "lm_head.weight")));
   return absl::OkStatus();
 }
 
@@ -124,16 +124,16 @@ absl::Status ApplyFrequencyFactors(const Checkpoint& checkpoint, ModelSpec& spec
   if (absl::IsNotFound(tensor.status())) return absl::OkStatus();
   const auto half = static_cast<int64_t>(spec.rope_inv_freq.size());
   if ((*tensor)->shape != Shape{half}) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tensor ", kName, " must hold a factor per frequency: shape=",
-                     ToString((*tensor)->shape), " expected=[", half, "]"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", kName, " must hold a factor per frequency: shape=", ToString((*tensor)->shape),
+        " expected=[", half, "]"));
   }
   ASSIGN_OR_RETURN(const Tensor factors, checkpoint.ReadAll(kName));
   for (int64_t i = 0; i < half; ++i) {
     const float factor = factors.data<float>()[i];
     if (!(factor > 0) || std::isinf(factor)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "tensor ", kName, " must be above 0: index=", i, " value=", factor));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor ", kName, " must be above 0: index=", i, " value=", factor));
     }
     spec.rope_inv_freq[i] /= factor;
   }
@@ -189,7 +189,8 @@ std::string LlamaLayerPrefix(int layer) { return absl::StrCat("model.layers.", l
 
 std::vector<LinearSlot> LlamaSlots(const ModelSpec& spec) {
   const int64_t hidden = spec.hidden, ffn = spec.ffn;
-  const int64_t q = int64_t{spec.heads} * spec.head_dim, kv = int64_t{spec.kv_heads} * spec.head_dim;
+  const int64_t q = int64_t{spec.heads} * spec.head_dim,
+                kv = int64_t{spec.kv_heads} * spec.head_dim;
   std::vector<LinearSlot> slots;
   slots.push_back(Slot("model.", "embed_tokens", {"embed_tokens"}, {spec.vocab, hidden}));
   slots.back().kind = LinearSlot::Kind::kEmbedding;
@@ -197,12 +198,12 @@ std::vector<LinearSlot> LlamaSlots(const ModelSpec& spec) {
     const std::string attention = LlamaLayerPrefix(layer) + "self_attn.";
     const std::string mlp = LlamaLayerPrefix(layer) + "mlp.";
     const size_t first = slots.size();
-    slots.push_back(WithBias(
-        Slot(attention, "qkv_proj", {"q_proj", "k_proj", "v_proj"}, {q + 2 * kv, hidden}),
-        spec.qkv_bias));
+    slots.push_back(
+        WithBias(Slot(attention, "qkv_proj", {"q_proj", "k_proj", "v_proj"}, {q + 2 * kv, hidden}),
+                 spec.qkv_bias));
     slots.push_back(WithBias(Slot(attention, "o_proj", {"o_proj"}, {hidden, q}), spec.o_bias));
-    slots.push_back(WithBias(
-        Slot(mlp, "gate_up_proj", {"gate_proj", "up_proj"}, {2 * ffn, hidden}), spec.mlp_bias));
+    slots.push_back(WithBias(Slot(mlp, "gate_up_proj", {"gate_proj", "up_proj"}, {2 * ffn, hidden}),
+                             spec.mlp_bias));
     slots.push_back(WithBias(Slot(mlp, "down_proj", {"down_proj"}, {hidden, ffn}), spec.mlp_bias));
     for (size_t i = first; i < slots.size(); ++i) slots[i].layer = layer;
   }
