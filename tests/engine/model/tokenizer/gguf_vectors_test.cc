@@ -1,4 +1,5 @@
-// llama.cpp's own test vectors: strings and the ids that its tokenizers, checked against Hugging Face's, give them.
+// llama.cpp's own test vectors: strings and the ids that its tokenizers, checked against Hugging
+// Face's, give them.
 #include <nlohmann/json.hpp>
 #include <sstream>
 
