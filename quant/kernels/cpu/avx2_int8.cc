@@ -74,8 +74,7 @@ class Avx2Int8 final : public LinearKernel {
   size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
     const auto k_pairs = static_cast<size_t>((p.shape[1] + 1) / 2);
     const auto rows = static_cast<size_t>(m);
-    return rows * (k_pairs * 4 + sizeof(float)) +
-           static_cast<size_t>(MaxPanelWorkers()) * k_pairs * 64 + 256;
+    return rows * (k_pairs * 4 + sizeof(float)) + 128;
   }
 
   void Run(const PackedWeight& w, const LinearArgs& args, ComputeContext& context) const override {
@@ -84,8 +83,6 @@ class Avx2Int8 final : public LinearKernel {
     const Arena::Scope scope(context.scratch);
     auto* codes = context.scratch.Allocate<int16_t>(static_cast<size_t>(m * k_pairs * 2));
     auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
-    auto* wide = context.scratch.Allocate<int16_t>(
-        static_cast<size_t>(PanelWorkers(context.pool) * k_pairs * 32));
     const float* x = args.x.as<float>();
     // About 0.1 us per thousand elements: small batches are not worth a fork of their own.
     context.pool.ParallelFor(m, std::max<int64_t>(1, 24000 / k), [&](int64_t begin, int64_t end) {
@@ -96,7 +93,7 @@ class Avx2Int8 final : public LinearKernel {
     const PanelGrid grid = {m, packed.num_panels(),
                             std::max<int64_t>(12, kTaskBytes / (k_pairs * 4) / 6 * 6),
                             static_cast<double>(m) * static_cast<double>(n * k)};
-    ForPanelTasks(context.pool, grid, [&](int worker, const PanelTask& task) {
+    ForPanelTasks(context.pool, grid, [&](int, const PanelTask& task) {
       const Int8PanelJob job = {.panels = packed.panels.data<int8_t>(),
                                 .weight_scales = packed.scales.data<float>(),
                                 .k_pairs = k_pairs,
@@ -107,7 +104,7 @@ class Avx2Int8 final : public LinearKernel {
                                 .y = args.y.as<float>() + task.row * n,
                                 .n = n,
                                 .accumulate = args.accumulate};
-      Avx2Int8Panels(job, task.panel, task.panel_end, wide + worker * k_pairs * 32);
+      Avx2Int8Panels(job, task.panel, task.panel_end);
     });
   }
 

@@ -28,9 +28,8 @@ struct Int8PanelJob {
 };
 
 // y[:, 16 panel_begin .. 16 panel_end) = (s_x * s_w) * f32(exact integer dot) (+ bias) (+ y), each
-// step rounded once, as in the reference kernel. `wide` is s16 scratch [k_pairs * 32] that keeps a
-// widened panel while many rows use it.
-void Avx2Int8Panels(const Int8PanelJob& job, int64_t panel_begin, int64_t panel_end, int16_t* wide);
+// step rounded once, as in the reference kernel.
+void Avx2Int8Panels(const Int8PanelJob& job, int64_t panel_begin, int64_t panel_end);
 
 // quant/kernels/a8_token.h, bit for bit, with the codes as s16 [k + k % 2]. Returns the scale.
 float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes);
