@@ -6,6 +6,9 @@
 // to row-major [out, in] and undoes the converter's row permutation of q and k, so nothing above
 // this header knows which container it reads.
 //
+// Sources: GGUF, github.com/ggml-org/ggml docs/gguf.md and ggml-common.h; safetensors, its README;
+// the directory layout and index, `transformers`. The files must not shrink while they are open.
+//
 // Thread rule: immutable once open; all methods are const and thread-safe.
 #pragma once
 #include <memory>
@@ -41,16 +44,21 @@ class Checkpoint {
   // Lets go of the resident pages of one tensor (quantization streams).
   virtual void DropResident(std::string_view name) const = 0;
   // Hyperparameters in the vocabulary of Hugging Face's config.json, whatever the container
-  // ("model_type", "hidden_size", "num_hidden_layers", "rope_theta", ...).
+  // ("model_type", "hidden_size", "num_hidden_layers", "rope_theta", ...); {} where there are none.
+  // "generation_config": generation_config.json. "sentence_transformers": {"modules":
+  // ["Transformer", "Pooling", "Normalize"], "pooling": <1_Pooling/config.json>, "normalize": bool,
+  // "max_seq_length": n}, as far as the directory has them.
   virtual const nlohmann::json& config() const = 0;
-  // For TokenizerFromJson (tokenizer.json, tokenizer_config.json) or TokenizerFromGguf.
+  // The argument of MakeTokenizer (engine/model/tokenizer.h). Without a tokenizer.json its
+  // "tokenizer" is null.
   virtual const nlohmann::json& tokenizer() const = 0;
-  // SHA-256 over the files' bytes in order of name; computed on first use (reads everything once),
-  // then cached.
+  // SHA-256, 64 hex digits, over all files that were read: of the file's bytes where there is one,
+  // else of the listing that `sha256sum` prints for them in order of name. Computed on first use
+  // (reads everything once), then cached.
   virtual absl::StatusOr<std::string> ContentHash() const = 0;
-  virtual uint64_t file_bytes() const = 0;
+  virtual uint64_t file_bytes() const = 0;  // of all those files
 
-  // The whole tensor as a host tensor f32.
+  // The whole tensor as a host tensor f32. Codes of ReadRows; ResourceExhausted.
   absl::StatusOr<Tensor> ReadAll(std::string_view name) const;
 };
 

@@ -1,6 +1,7 @@
 #include "engine/model/gguf_config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -107,15 +108,20 @@ std::string_view ModelClass(std::string_view architecture) {
 absl::Status AddRope(const json& metadata, const std::string& prefix, json& config) {
   json scaling = json::object();
   RETURN_IF_ERROR(CopyKeys(metadata, prefix, kRopeScalingKeys, scaling));
-  const auto old_linear =
-      metadata.find(prefix + "rope.scale_linear");  // before rope.scaling.* existed
-  if (scaling.empty() && old_linear != metadata.end() && old_linear->is_number()) {
-    scaling["rope_type"] = "linear";
-    scaling["factor"] = *old_linear;
+  const auto old_factor = metadata.find(prefix + "rope.scale_linear");  // before rope.scaling.*
+  if (scaling.empty() && old_factor != metadata.end() && old_factor->is_number()) {
+    scaling["factor"] = *old_factor;
   }
-  const std::string type = scaling.value("rope_type", std::string("none"));
-  if (type != "none") config["rope_scaling"] = std::move(scaling);
   config.emplace("rope_theta", 10000.0);
+  if (!scaling.contains("factor")) return absl::OkStatus();
+  const std::string type = scaling.emplace("rope_type", "linear").first->get<std::string>();
+  if (type == "none") return absl::OkStatus();
+  // GGUF's factor multiplies YaRN's own magnitude correction, Hugging Face's replaces it.
+  if (type == "yarn" && scaling.contains("attention_factor")) {
+    const double own = 0.1 * std::log(scaling["factor"].get<double>()) + 1.0;
+    scaling["attention_factor"] = scaling["attention_factor"].get<double>() * own;
+  }
+  config["rope_scaling"] = std::move(scaling);
   return absl::OkStatus();
 }
 

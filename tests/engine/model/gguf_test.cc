@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "tests/support/golden.h"
@@ -294,6 +295,43 @@ TEST(GgufTest, TakesHeadsPerLayer) {
   EXPECT_EQ(contents.tensors[0].interleaved_heads, 2);
   file.tensors[0].name = "blk.2.attn_q.weight";
   EXPECT_THAT(file.Parse(), StatusIs(kInvalid, HasSubstr("num_attention_heads=0")));
+}
+
+nlohmann::json ConfigWith(const std::vector<std::pair<std::string, std::string>>& texts,
+                          const std::vector<std::pair<std::string, float>>& reals) {
+  GgufFile file;
+  file.pairs[0] = Text("general.architecture") + Raw(uint32_t{kString}) + Text("llama");
+  for (const auto& [key, value] : texts) file.Add("llama." + key, kString, Text(value));
+  for (const auto& [key, value] : reals) file.Add("llama." + key, kF32, Raw(value));
+  const auto contents = file.Parse();
+  EXPECT_THAT(contents, IsOk());
+  return contents.ok() ? contents->config : nlohmann::json();
+}
+
+TEST(GgufConfigTest, RopeScalingIsLinearUnlessTheFileSaysOtherwise) {
+  const nlohmann::json linear = nlohmann::json::parse(R"({"rope_type":"linear","factor":4.0})");
+  EXPECT_EQ(ConfigWith({}, {{"rope.scale_linear", 4.0f}})["rope_scaling"], linear);
+  EXPECT_EQ(ConfigWith({}, {{"rope.scaling.factor", 4.0f}})["rope_scaling"], linear);
+  EXPECT_FALSE(ConfigWith({{"rope.scaling.type", "none"}}, {{"rope.scaling.factor", 4.0f}})
+                   .contains("rope_scaling"));
+  EXPECT_FALSE(ConfigWith({}, {}).contains("rope_scaling"));
+}
+
+TEST(GgufConfigTest, YarnsAttentionFactorIncludesItsOwnCorrection) {
+  const nlohmann::json config =
+      ConfigWith({{"rope.scaling.type", "yarn"}},
+                 {{"rope.scaling.factor", 4.0f}, {"rope.scaling.attn_factor", 2.0f}});
+  // transformers' default for factor 4 is 0.1 ln 4 + 1; the file asks for twice that.
+  EXPECT_NEAR(config["rope_scaling"]["attention_factor"].get<double>(),
+              2 * (0.1 * std::log(4.0) + 1), 1e-12);
+}
+
+TEST(GgufConfigTest, SaysHowManyDimensionsOfAHeadRotate) {
+  GgufFile file = LlamaWithHeads(kU32, Raw(uint32_t{1}));
+  file.Add("llama.embedding_length", kU32, Raw(uint32_t{8}));
+  file.Add("llama.rope.dimension_count", kU32, Raw(uint32_t{4}));
+  ASSERT_OK_AND_ASSIGN(const CheckpointContents contents, file.Parse());
+  EXPECT_EQ(contents.config["partial_rotary_factor"], 0.5);
 }
 
 TEST(GgufTest, NeedsAnArchitecture) {
