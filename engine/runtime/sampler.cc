@@ -214,20 +214,6 @@ int32_t Draw(std::span<const float> logits, float max, const Cut& cut, double un
   return static_cast<int32_t>(last);
 }
 
-std::span<const float> WithPenalties(const SamplerInput& input, SamplerScratch& scratch) {
-  if (!UsesPenalties(input.params)) return input.logits;
-  scratch.row.assign(input.logits.begin(), input.logits.end());
-  for (const TokenCounts::Entry& e : input.counts.entries()) {
-    if (e.token < 0 || static_cast<size_t>(e.token) >= scratch.row.size()) continue;
-    float& x = scratch.row[e.token];
-    x = x > 0 ? x / input.params.repetition_penalty : x * input.params.repetition_penalty;
-    if (e.generated == 0) continue;
-    x -= input.params.presence_penalty +
-         input.params.frequency_penalty * static_cast<float>(e.generated);
-  }
-  return scratch.row;
-}
-
 absl::Status CheckLogits(const Maximum& raw, int64_t position) {
   if (!raw.nan && std::isfinite(raw.value)) return absl::OkStatus();
   return absl::InternalError(
@@ -270,6 +256,16 @@ void TokenCounts::Add(int32_t generated_token) {
 bool UsesPenalties(const SamplingParams& params) {
   return params.repetition_penalty != 1 || params.presence_penalty != 0 ||
          params.frequency_penalty != 0;
+}
+
+void ApplyPenalties(const SamplingParams& params, const TokenCounts& counts,
+                    std::span<float> logits) {
+  for (const TokenCounts::Entry& e : counts.entries()) {
+    float& x = logits[e.token];
+    x = x > 0 ? x / params.repetition_penalty : x * params.repetition_penalty;
+    if (e.generated == 0) continue;
+    x -= params.presence_penalty + params.frequency_penalty * static_cast<float>(e.generated);
+  }
 }
 
 double UniformAt(uint64_t seed, int64_t position) {
@@ -321,8 +317,14 @@ Cut FilterLogits(std::span<const float> logits, float max, const SamplingParams&
 absl::StatusOr<SampledToken> SampleToken(const SamplerInput& input, SamplerScratch& scratch) {
   const Maximum raw = FindMaximum(input.logits);
   RETURN_IF_ERROR(CheckLogits(raw, input.position));
-  const std::span<const float> logits = WithPenalties(input, scratch);
-  const float max = UsesPenalties(input.params) ? FindMaximum(logits).value : raw.value;
+  std::span<const float> logits = input.logits;
+  float max = raw.value;
+  if (UsesPenalties(input.params)) {
+    scratch.row.assign(logits.begin(), logits.end());
+    ApplyPenalties(input.params, input.counts, scratch.row);
+    logits = scratch.row;
+    max = FindMaximum(logits).value;
+  }
   SampledToken sampled;
   if (input.params.temperature == 0) {
     sampled.token = static_cast<int32_t>(std::ranges::find(logits, max) - logits.begin());

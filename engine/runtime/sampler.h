@@ -71,6 +71,9 @@ absl::StatusOr<SampledToken> SampleToken(const SamplerInput& input, SamplerScrat
 
 // The steps, visible for tests.
 
+// REQUIRES: `logits` [vocab] covers every token of `counts`.
+void ApplyPenalties(const SamplingParams& params, const TokenCounts& counts,
+                    std::span<float> logits);
 // What the filters keep: tokens that rank at or before (logit, token).
 struct Cut {
   float logit = -std::numeric_limits<float>::infinity();
