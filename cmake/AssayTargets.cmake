@@ -7,11 +7,13 @@ set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE RelWithDebInfo)
 endif()
+# Cached objects are shared between clones: paths are relative to the clone, in what is hashed and in debug information.
 find_program(CCACHE ccache)
 if(CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
-  set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER env CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${CCACHE})
+  set(CMAKE_C_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
+add_compile_options(-fdebug-prefix-map=${PROJECT_SOURCE_DIR}=.)
 
 add_library(assay_warnings INTERFACE)
 target_compile_options(assay_warnings INTERFACE -Wall -Wextra -Wno-missing-field-initializers)
@@ -40,7 +42,7 @@ function(assay_executable name)
 endfunction()
 
 # assay_test(NAME SRCS a_test.cc ... [DEPS t ...] [TIMEOUT seconds]): one gtest binary, one CTest entry.
-# Golden data is found through ASSAY_TEST_DATA, the absolute path of tests/golden.
+# Golden data is found by tests/support/golden.h.
 function(assay_test name)
   cmake_parse_arguments(A "" "TIMEOUT" "SRCS;DEPS" ${ARGN})
   if(NOT A_TIMEOUT)
@@ -48,7 +50,6 @@ function(assay_test name)
   endif()
   add_executable(${name} ${A_SRCS})
   target_link_libraries(${name} PRIVATE assay_warnings assay_test_support ${A_DEPS} GTest::gmock GTest::gtest_main)
-  target_compile_definitions(${name} PRIVATE ASSAY_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/golden")
   add_test(NAME ${name} COMMAND ${name} --gtest_output=xml:${CMAKE_BINARY_DIR}/test-results/${name}.xml)
   set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT})
 endfunction()
