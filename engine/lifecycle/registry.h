@@ -1,5 +1,7 @@
-// Versions of models and their states. A request holds a shared_ptr to its Servable: a retired
-// version dies with its last request. Acquire never waits for an admission.
+// Versions of models and their states. A request holds a shared_ptr to its Servable; a retired
+// version is freed on the thread that retires it, once the last request has let go (a request that
+// clings to it for longer than kLeaseWait frees it itself). So an engine is never destroyed from
+// its own loop thread. Acquire never waits for an admission. All methods are thread-safe.
 #pragma once
 #include <map>
 #include <memory>
@@ -56,6 +58,9 @@ struct VersionInfo {
 
 class ModelRegistry {
  public:
+  static constexpr absl::Duration kLeaseWait = absl::Seconds(10);
+
+  explicit ModelRegistry(const Clock& clock = RealClock()) : clock_(clock) {}
   // version 0 = the newest that serves. NotFound: unknown name or version; Unavailable: known but
   // not serving (says its state and reason).
   absl::StatusOr<std::shared_ptr<Servable>> Acquire(std::string_view name,
@@ -72,7 +77,7 @@ class ModelRegistry {
   // Atomic switch: from now on Acquire gives `servable`; an older serving version of the name is
   // drained and retired on this thread after the switch.
   void Publish(std::shared_ptr<Servable> servable) ABSL_LOCKS_EXCLUDED(mu_);
-  // Drains and frees one version (0 = all). NotFound.
+  // Drains and frees one version (0 = all); returns when that is done. NotFound.
   absl::Status Unload(std::string_view name, int64_t version) ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<VersionInfo> List() const ABSL_LOCKS_EXCLUDED(mu_);  // by name, then version
   absl::StatusOr<VersionInfo> Find(std::string_view name, int64_t version) const
@@ -82,10 +87,36 @@ class ModelRegistry {
   void DrainAll() ABSL_LOCKS_EXCLUDED(mu_);  // shutdown: every engine finishes what it has
 
  private:
+  // Counts the requests that hold a Servable.
+  class Leases {
+   public:
+    void Add() ABSL_LOCKS_EXCLUDED(mu_);
+    void Release() ABSL_LOCKS_EXCLUDED(mu_);
+    void WaitForNone(absl::Duration limit) ABSL_LOCKS_EXCLUDED(mu_);
+
+   private:
+    Mutex mu_;
+    CondVar none_;
+    int count_ ABSL_GUARDED_BY(mu_) = 0;
+  };
   struct Entry {
     VersionInfo info;
     std::shared_ptr<Servable> servable;  // set while SERVING or DRAINING
+    std::shared_ptr<Leases> leases;      // likewise
   };
+  static std::shared_ptr<Servable> Lease(std::shared_ptr<Servable> owner,
+                                         std::shared_ptr<Leases> leases);
+  absl::StatusOr<const Entry*> ServingEntry(std::string_view name, int64_t version) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Entry& EntryOf(std::string_view name, int64_t version) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Move(Entry& entry, VersionState state, std::string reason, std::vector<VersionInfo>& changes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Waits for the engine of a DRAINING version, then frees it.
+  void Retire(const std::string& name, int64_t version, std::string reason)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void Notify(const std::vector<VersionInfo>& changes) ABSL_LOCKS_EXCLUDED(mu_);
+
+  const Clock& clock_;
   mutable Mutex mu_;
   std::map<std::string, std::map<int64_t, Entry>, std::less<>> models_ ABSL_GUARDED_BY(mu_);
   std::vector<std::function<void(const VersionInfo&)>> callbacks_ ABSL_GUARDED_BY(mu_);

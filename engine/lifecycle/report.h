@@ -1,5 +1,5 @@
-// What an admission found out: readable by RPC, CLI and people. Stored with the artifact as
-// report.json (docs/formats.md).
+// What an admission found out: readable by RPC, CLI and people. Kept with the artifact, inside the
+// certificate (docs/formats.md).
 #pragma once
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -20,8 +20,11 @@ struct VerificationResult {
   double perplexity_reference = 0, perplexity = 0, perplexity_ratio = 1;
   Estimate cosine;  // embeddings
   double cosine_min = 1;
-  double label_agreement = 1;        // classifiers
-  std::vector<std::string> defects;  // integrity findings, each naming the layer
+  double label_agreement = 1;  // classifiers
+  int decode_positions = 0;    // generated step by step and compared with prefill of the candidate
+  double decode_kl_max = 0;    // KL(prefill || decode) of the candidate: 0 when batch-invariant
+  std::vector<std::string> defects;   // integrity findings, each naming the layer
+  std::vector<std::string> failures;  // figures outside the budget: "mean KL 0.0312 > 0.0100"
 };
 
 struct LayerReport {
@@ -48,10 +51,12 @@ struct AdmissionReport {
   int schema = 1;
   std::string model;
   int64_t version = 0;
+  std::string task;     // "generate", "embed", "classify"
   std::string verdict;  // "admitted", "rejected"
   std::string reason;   // first line for a person: why
   std::string source_path, source_format, source_hash, artifact_hash;
-  bool artifact_cache_hit = false;
+  bool artifact_cache_hit = false;  // weights came from the cache: nothing was quantized
+  bool certificate_hit = false;     // so did the verification: nothing was measured again
   HardwareInfo hardware;
   PolicyDecision decision;
   uint64_t bytes_f32 = 0, bytes = 0;  // weights before (at f32) and after, resident
@@ -67,7 +72,7 @@ struct AdmissionReport {
 nlohmann::json ToJson(const AdmissionReport& report);
 absl::StatusOr<AdmissionReport> ReportFromJson(
     const nlohmann::json& json);  // DataLoss names the key
-std::string ToTerminalText(const AdmissionReport& report,
-                           int columns);  // verdict first; plain ASCII/UTF-8, no colour codes
+// Verdict first; plain ASCII/UTF-8, no colour codes. Lines are at most max(columns, 60) wide.
+std::string ToTerminalText(const AdmissionReport& report, int columns);
 
 }  // namespace assay

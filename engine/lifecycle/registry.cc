@@ -1,0 +1,335 @@
+#include "engine/lifecycle/registry.h"
+
+#include <chrono>
+#include <iterator>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+
+namespace assay {
+namespace {
+
+uint64_t WeightBytes(const Servable& servable) {
+  if (servable.model == nullptr) return 0;
+  uint64_t bytes = servable.model->other_weight_bytes();
+  for (const auto& [name, linear] : servable.model->linears()) bytes += linear->bytes();
+  return bytes;
+}
+
+// Asks the engine, which has a lock of its own: never under the registry's.
+void FillLoad(const Servable& servable, VersionInfo& info) {
+  info.weight_bytes = WeightBytes(servable);
+  if (servable.generate != nullptr) {
+    info.load = servable.generate->load();
+    info.kv_bytes = servable.generate->kv_bytes();
+    info.workspace_bytes = servable.generate->scratch_bytes();
+  }
+  if (servable.encode != nullptr) {
+    info.load = servable.encode->load();
+    info.workspace_bytes = servable.encode->scratch_bytes();
+  }
+}
+
+void Drain(Servable& servable) {
+  if (servable.generate != nullptr) servable.generate->Drain();
+  if (servable.encode != nullptr) servable.encode->Drain();
+}
+
+bool Ended(VersionState state) {
+  return state == VersionState::kRetired || state == VersionState::kRejected ||
+         state == VersionState::kFailed;
+}
+
+void LogChange(const VersionInfo& info) {
+  Log(LogLevel::kInfo, "version state",
+      {{"model", info.name},
+       {"version", absl::StrCat(info.version)},
+       {"state", std::string(Name(info.state))},
+       {"reason", info.reason}});
+}
+
+}  // namespace
+
+std::string_view Name(VersionState state) {
+  switch (state) {
+    case VersionState::kQueued:
+      return "QUEUED";
+    case VersionState::kAdmitting:
+      return "ADMITTING";
+    case VersionState::kWarming:
+      return "WARMING";
+    case VersionState::kServing:
+      return "SERVING";
+    case VersionState::kDraining:
+      return "DRAINING";
+    case VersionState::kRetired:
+      return "RETIRED";
+    case VersionState::kRejected:
+      return "REJECTED";
+    case VersionState::kFailed:
+      return "FAILED";
+  }
+  return "UNKNOWN";
+}
+
+void ModelRegistry::Leases::Add() {
+  MutexLock lock(mu_);
+  ++count_;
+}
+
+void ModelRegistry::Leases::Release() {
+  MutexLock lock(mu_);
+  if (--count_ == 0) none_.NotifyAll();
+}
+
+void ModelRegistry::Leases::WaitForNone(absl::Duration limit) {
+  const auto until = std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(limit);
+  MutexLock lock(mu_);
+  while (count_ > 0 && none_.WaitUntil(mu_, until)) {
+  }
+}
+
+std::shared_ptr<Servable> ModelRegistry::Lease(std::shared_ptr<Servable> owner,
+                                               std::shared_ptr<Leases> leases) {
+  Servable* const servable = owner.get();
+  leases->Add();
+  // The request's reference goes first, so that whoever waits for the count holds the last one.
+  return std::shared_ptr<Servable>(
+      servable, [owner = std::move(owner), leases = std::move(leases)](Servable*) mutable {
+        owner.reset();
+        leases->Release();
+      });
+}
+
+absl::StatusOr<std::shared_ptr<Servable>> ModelRegistry::Acquire(std::string_view name,
+                                                                 int64_t version) const {
+  std::shared_ptr<Servable> servable;
+  std::shared_ptr<Leases> leases;
+  {
+    MutexLock lock(mu_);
+    ASSIGN_OR_RETURN(const Entry* entry, ServingEntry(name, version));
+    servable = entry->servable;
+    leases = entry->leases;
+  }
+  return Lease(std::move(servable), std::move(leases));
+}
+
+absl::StatusOr<const ModelRegistry::Entry*> ModelRegistry::ServingEntry(std::string_view name,
+                                                                        int64_t version) const {
+  const auto model = models_.find(name);
+  if (model == models_.end() || model->second.empty()) {
+    return absl::NotFoundError(absl::StrCat("no such model: model=", std::string(name)));
+  }
+  const std::map<int64_t, Entry>& versions = model->second;
+  if (version == 0) {
+    for (auto it = versions.rbegin(); it != versions.rend(); ++it) {
+      if (it->second.info.state == VersionState::kServing) return &it->second;
+    }
+    version = versions.rbegin()->first;
+  }
+  const auto it = versions.find(version);
+  if (it == versions.end()) {
+    return absl::NotFoundError(
+        absl::StrCat("no such version: model=", std::string(name), " version=", version));
+  }
+  const VersionInfo& info = it->second.info;
+  if (info.state == VersionState::kServing) return &it->second;
+  return absl::UnavailableError(absl::StrCat(
+      "model is not serving: model=", info.name, " version=", version,
+      " state=", std::string(Name(info.state)), info.stage.empty() ? "" : " stage=" + info.stage,
+      info.reason.empty() ? "" : " reason=" + info.reason));
+}
+
+ModelRegistry::Entry& ModelRegistry::EntryOf(std::string_view name, int64_t version) {
+  Entry& entry = models_[std::string(name)][version];
+  entry.info.name = std::string(name);
+  entry.info.version = version;
+  return entry;
+}
+
+void ModelRegistry::SetState(std::string_view name, int64_t version, VersionState state,
+                             std::string_view stage, std::string_view reason) {
+  VersionInfo changed;
+  bool is_new_state = false;
+  {
+    MutexLock lock(mu_);
+    Entry& entry = EntryOf(name, version);
+    is_new_state = entry.info.state != state || entry.info.changed == absl::Time();
+    entry.info.state = state;
+    entry.info.stage = std::string(stage);
+    entry.info.reason = std::string(reason);
+    entry.info.changed = clock_.Now();
+    changed = entry.info;
+  }
+  if (is_new_state) LogChange(changed);
+  Notify({changed});
+}
+
+void ModelRegistry::SetPath(std::string_view name, int64_t version, std::string_view path) {
+  MutexLock lock(mu_);
+  EntryOf(name, version).info.path = std::string(path);
+}
+
+void ModelRegistry::SetReport(std::string_view name, int64_t version,
+                              std::shared_ptr<const AdmissionReport> report) {
+  MutexLock lock(mu_);
+  EntryOf(name, version).info.report = std::move(report);
+}
+
+void ModelRegistry::Move(Entry& entry, VersionState state, std::string reason,
+                         std::vector<VersionInfo>& changes) {
+  entry.info.state = state;
+  entry.info.stage.clear();
+  entry.info.reason = std::move(reason);
+  entry.info.changed = clock_.Now();
+  changes.push_back(entry.info);
+}
+
+void ModelRegistry::Publish(std::shared_ptr<Servable> servable) {
+  const std::string name = servable->name;
+  const int64_t version = servable->version;
+  std::vector<VersionInfo> changes;
+  std::vector<int64_t> replaced;
+  {
+    MutexLock lock(mu_);
+    Entry& entry = EntryOf(name, version);
+    entry.info.report = std::make_shared<const AdmissionReport>(servable->report);
+    entry.servable = std::move(servable);
+    entry.leases = std::make_shared<Leases>();
+    Move(entry, VersionState::kServing, "", changes);
+    for (auto& [older, old_entry] : models_[name]) {
+      if (older >= version || old_entry.info.state != VersionState::kServing) continue;
+      Move(old_entry, VersionState::kDraining, absl::StrCat("replaced by version ", version),
+           changes);
+      replaced.push_back(older);
+    }
+  }
+  for (const VersionInfo& info : changes) LogChange(info);
+  Notify(changes);
+  for (const int64_t older : replaced) {
+    Retire(name, older, absl::StrCat("replaced by version ", version));
+  }
+}
+
+void ModelRegistry::Retire(const std::string& name, int64_t version, std::string reason) {
+  std::shared_ptr<Servable> servable;
+  std::shared_ptr<Leases> leases;
+  {
+    MutexLock lock(mu_);
+    Entry& entry = EntryOf(name, version);
+    servable = entry.servable;
+    leases = entry.leases;
+  }
+  if (servable != nullptr) Drain(*servable);
+  if (leases != nullptr) leases->WaitForNone(kLeaseWait);
+  std::vector<VersionInfo> changes;
+  {
+    MutexLock lock(mu_);
+    Entry& entry = EntryOf(name, version);
+    entry.servable.reset();
+    entry.leases.reset();
+    if (!Ended(entry.info.state)) Move(entry, VersionState::kRetired, std::move(reason), changes);
+  }
+  servable.reset();  // before RETIRED is announced, the memory is free
+  for (const VersionInfo& info : changes) LogChange(info);
+  Notify(changes);
+}
+
+absl::Status ModelRegistry::Unload(std::string_view name, int64_t version) {
+  std::vector<int64_t> draining;
+  std::vector<VersionInfo> changes;
+  {
+    MutexLock lock(mu_);
+    const auto model = models_.find(name);
+    if (model == models_.end() || (version != 0 && !model->second.contains(version))) {
+      return absl::NotFoundError(
+          absl::StrCat("nothing to unload: model=", std::string(name),
+                       version == 0 ? "" : " version=", version == 0 ? "" : absl::StrCat(version)));
+    }
+    for (auto& [number, entry] : model->second) {
+      if ((version != 0 && number != version) || entry.info.state != VersionState::kServing) {
+        continue;
+      }
+      Move(entry, VersionState::kDraining, "unloading", changes);
+      draining.push_back(number);
+    }
+  }
+  for (const VersionInfo& info : changes) LogChange(info);
+  Notify(changes);
+  for (const int64_t number : draining) Retire(std::string(name), number, "unloaded");
+  return absl::OkStatus();
+}
+
+std::vector<VersionInfo> ModelRegistry::List() const {
+  std::vector<std::pair<VersionInfo, std::shared_ptr<Servable>>> entries;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [name, versions] : models_) {
+      for (const auto& [version, entry] : versions) {
+        entries.emplace_back(entry.info, entry.servable);
+      }
+    }
+  }
+  std::vector<VersionInfo> infos;
+  for (auto& [info, servable] : entries) {
+    if (servable != nullptr) FillLoad(*servable, info);
+    infos.push_back(std::move(info));
+  }
+  return infos;
+}
+
+absl::StatusOr<VersionInfo> ModelRegistry::Find(std::string_view name, int64_t version) const {
+  VersionInfo info;
+  std::shared_ptr<Servable> servable;
+  {
+    MutexLock lock(mu_);
+    const auto model = models_.find(name);
+    if (model == models_.end() || model->second.empty()) {
+      return absl::NotFoundError(absl::StrCat("no such model: model=", std::string(name)));
+    }
+    const auto it = version == 0 ? std::prev(model->second.end()) : model->second.find(version);
+    if (it == model->second.end()) {
+      return absl::NotFoundError(
+          absl::StrCat("no such version: model=", std::string(name), " version=", version));
+    }
+    info = it->second.info;
+    servable = it->second.servable;
+  }
+  if (servable != nullptr) FillLoad(*servable, info);
+  return info;
+}
+
+void ModelRegistry::OnChange(std::function<void(const VersionInfo&)> callback) {
+  MutexLock lock(mu_);
+  callbacks_.push_back(std::move(callback));
+}
+
+void ModelRegistry::Notify(const std::vector<VersionInfo>& changes) {
+  std::vector<std::function<void(const VersionInfo&)>> callbacks;
+  {
+    MutexLock lock(mu_);
+    callbacks = callbacks_;
+  }
+  for (const VersionInfo& info : changes) {
+    for (const auto& callback : callbacks) callback(info);
+  }
+}
+
+void ModelRegistry::DrainAll() {
+  std::vector<std::pair<std::string, int64_t>> serving;
+  std::vector<VersionInfo> changes;
+  {
+    MutexLock lock(mu_);
+    for (auto& [name, versions] : models_) {
+      for (auto& [version, entry] : versions) {
+        if (entry.info.state != VersionState::kServing) continue;
+        Move(entry, VersionState::kDraining, "shutting down", changes);
+        serving.emplace_back(name, version);
+      }
+    }
+  }
+  Notify(changes);
+  for (const auto& [name, version] : serving) Retire(name, version, "shut down");
+}
+
+}  // namespace assay

@@ -1,0 +1,327 @@
+#include "engine/lifecycle/report.h"
+
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+
+namespace assay {
+namespace {
+
+using nlohmann::json;
+
+// Reads fields of one object; remembers the first thing that is wrong and reads on.
+class Fields {
+ public:
+  Fields(const json& object, std::string path, absl::Status& status)
+      : object_(object), path_(std::move(path)), status_(status) {
+    if (!object.is_object()) Fail("", "an object");
+  }
+
+  void Get(const char* key, std::string& out) {
+    if (const json* value = Find(key)) {
+      value->is_string() ? void(out = value->get<std::string>()) : Fail(key, "a text");
+    }
+  }
+  void Get(const char* key, bool& out) {
+    if (const json* value = Find(key)) {
+      value->is_boolean() ? void(out = value->get<bool>()) : Fail(key, "true or false");
+    }
+  }
+  void Get(const char* key, double& out) {  // JSON has no NaN: it is written as null
+    const json* value = Find(key);
+    if (value == nullptr) return;
+    if (value->is_null()) {
+      out = std::numeric_limits<double>::quiet_NaN();
+    } else {
+      value->is_number() ? void(out = value->get<double>()) : Fail(key, "a number");
+    }
+  }
+  template <typename Int>
+  void GetInt(const char* key, Int& out) {
+    if (const json* value = Find(key)) {
+      value->is_number_integer() ? void(out = value->get<Int>()) : Fail(key, "a whole number");
+    }
+  }
+  void Get(const char* key, std::vector<std::string>& out) {
+    ForEach(key, [&](const json& item, const std::string&) {
+      item.is_string() ? out.push_back(item.get<std::string>()) : Fail(key, "a list of texts");
+    });
+  }
+  void Get(const char* key, absl::Duration& out) {
+    double seconds = 0;
+    Get(key, seconds);
+    out = absl::Seconds(seconds);
+  }
+  void Get(const char* key, Estimate& out) {
+    const json* value = Find(key);
+    if (value == nullptr) return;
+    Fields fields(*value, path_ + key + ".", status_);
+    fields.Get("mean", out.mean);
+    fields.Get("low", out.low);
+    fields.Get("high", out.high);
+  }
+  template <typename Function>
+  void ForEach(const char* key, Function function) {
+    const json* value = Find(key);
+    if (value == nullptr) return;
+    if (!value->is_array()) return Fail(key, "a list");
+    for (size_t i = 0; i < value->size(); ++i) {
+      function((*value)[i], absl::StrCat(path_, key, "[", i, "]."));
+    }
+  }
+  const json* Find(const char* key) {
+    if (!object_.is_object()) return nullptr;
+    const auto it = object_.find(key);
+    if (it != object_.end()) return &*it;
+    Fail(key, "to be present");
+    return nullptr;
+  }
+  std::string Path(const char* key) const { return path_ + key + "."; }
+  void Fail(const char* key, const char* expected) {
+    if (!status_.ok()) return;
+    status_ = absl::DataLossError(absl::StrCat("report: key=", path_, key, " expected ", expected));
+  }
+
+ private:
+  const json& object_;
+  const std::string path_;
+  absl::Status& status_;
+};
+
+json ToJson(const Estimate& e) { return {{"mean", e.mean}, {"low", e.low}, {"high", e.high}}; }
+
+json ToJson(const PolicyDecision& d) {
+  return {{"rule", d.rule},
+          {"device", d.device},
+          {"reason", d.reason},
+          {"recipe", ToJson(d.recipe)},
+          {"budget", ToJson(d.budget)},
+          {"trace", d.trace}};
+}
+
+json ToJson(const VerificationResult& v) {
+  return {{"tokens", v.tokens},
+          {"documents", v.documents},
+          {"mean_kl", ToJson(v.mean_kl)},
+          {"kl_p999", v.kl_p999},
+          {"kl_max", v.kl_max},
+          {"top1_agreement", ToJson(v.top1_agreement)},
+          {"perplexity_reference", v.perplexity_reference},
+          {"perplexity", v.perplexity},
+          {"perplexity_ratio", v.perplexity_ratio},
+          {"cosine", ToJson(v.cosine)},
+          {"cosine_min", v.cosine_min},
+          {"label_agreement", v.label_agreement},
+          {"decode_positions", v.decode_positions},
+          {"decode_kl_max", v.decode_kl_max},
+          {"defects", v.defects},
+          {"failures", v.failures}};
+}
+
+json ToJson(const LayerReport& l) {
+  return {{"name", l.name},
+          {"scheme", l.scheme},
+          {"activation", l.activation},
+          {"kernel", l.kernel},
+          {"n", l.n},
+          {"k", l.k},
+          {"bytes", l.bytes},
+          {"bytes_f32", l.bytes_f32},
+          {"weight_sqnr_db", l.weight_sqnr_db},
+          {"output_sqnr_db", l.output_sqnr_db},
+          {"kl_contribution", l.kl_contribution},
+          {"fallback", l.fallback},
+          {"why", l.why}};
+}
+
+template <typename T>
+json ListToJson(const std::vector<T>& items) {
+  json list = json::array();
+  for (const T& item : items) list.push_back(ToJson(item));
+  return list;
+}
+
+void ReadRecipe(const json& object, const std::string& path, Recipe& recipe, absl::Status& status) {
+  Fields f(object, path, status);
+  f.Get("name", recipe.name);
+  f.Get("scheme", recipe.scheme);
+  f.Get("activation", recipe.activation_name);
+  f.Get("bits_per_weight", recipe.bits_per_weight);
+  f.Get("embedding_scheme", recipe.embedding_scheme);
+  f.Get("fallback_scheme", recipe.fallback_scheme);
+  f.Get("fallback_activation", recipe.fallback_activation_name);
+  f.Get("max_fallback_fraction", recipe.max_fallback_fraction);
+  f.Get("keep", recipe.keep);
+  std::string kv;
+  f.Get("kv_dtype", kv);
+  const std::optional<DType> dtype = FindDType(kv);
+  dtype.has_value() ? void(recipe.kv_dtype = *dtype) : f.Fail("kv_dtype", "an element type");
+  recipe.activation = FindActivationMode(recipe.activation_name).value_or(ActivationMode::kA16);
+  recipe.fallback_activation =
+      FindActivationMode(recipe.fallback_activation_name).value_or(ActivationMode::kA16);
+}
+
+void ReadBudget(const json& object, const std::string& path, Budget& budget, absl::Status& status) {
+  Fields f(object, path, status);
+  f.Get("max_mean_kl", budget.max_mean_kl);
+  f.Get("min_top1", budget.min_top1);
+  f.Get("max_perplexity_ratio", budget.max_perplexity_ratio);
+  f.Get("min_mean_cosine", budget.min_mean_cosine);
+  f.Get("min_label_agreement", budget.min_label_agreement);
+}
+
+void ReadDecision(const json& object, const std::string& path, PolicyDecision& decision,
+                  absl::Status& status) {
+  Fields f(object, path, status);
+  f.Get("rule", decision.rule);
+  f.Get("device", decision.device);
+  f.Get("reason", decision.reason);
+  f.Get("trace", decision.trace);
+  if (const json* recipe = f.Find("recipe")) {
+    ReadRecipe(*recipe, f.Path("recipe"), decision.recipe, status);
+  }
+  if (const json* budget = f.Find("budget")) {
+    ReadBudget(*budget, f.Path("budget"), decision.budget, status);
+  }
+}
+
+VerificationResult ReadVerification(const json& object, const std::string& path,
+                                    absl::Status& status) {
+  VerificationResult v;
+  Fields f(object, path, status);
+  f.GetInt("tokens", v.tokens);
+  f.GetInt("documents", v.documents);
+  f.Get("mean_kl", v.mean_kl);
+  f.Get("kl_p999", v.kl_p999);
+  f.Get("kl_max", v.kl_max);
+  f.Get("top1_agreement", v.top1_agreement);
+  f.Get("perplexity_reference", v.perplexity_reference);
+  f.Get("perplexity", v.perplexity);
+  f.Get("perplexity_ratio", v.perplexity_ratio);
+  f.Get("cosine", v.cosine);
+  f.Get("cosine_min", v.cosine_min);
+  f.Get("label_agreement", v.label_agreement);
+  f.GetInt("decode_positions", v.decode_positions);
+  f.Get("decode_kl_max", v.decode_kl_max);
+  f.Get("defects", v.defects);
+  f.Get("failures", v.failures);
+  return v;
+}
+
+LayerReport ReadLayer(const json& object, const std::string& path, absl::Status& status) {
+  LayerReport l;
+  Fields f(object, path, status);
+  f.Get("name", l.name);
+  f.Get("scheme", l.scheme);
+  f.Get("activation", l.activation);
+  f.Get("kernel", l.kernel);
+  f.GetInt("n", l.n);
+  f.GetInt("k", l.k);
+  f.GetInt("bytes", l.bytes);
+  f.GetInt("bytes_f32", l.bytes_f32);
+  f.Get("weight_sqnr_db", l.weight_sqnr_db);
+  f.Get("output_sqnr_db", l.output_sqnr_db);
+  f.Get("kl_contribution", l.kl_contribution);
+  f.Get("fallback", l.fallback);
+  f.Get("why", l.why);
+  return l;
+}
+
+// The nested parts; the flat fields are read by ReportFromJson.
+void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
+  if (const json* hardware = f.Find("hardware")) {
+    absl::StatusOr<HardwareInfo> read = HardwareFromJson(hardware->dump());
+    read.ok() ? void(report.hardware = *std::move(read))
+              : f.Fail("hardware", "a hardware description");
+  }
+  if (const json* decision = f.Find("decision")) {
+    ReadDecision(*decision, "decision.", report.decision, status);
+  }
+  if (const json* verification = f.Find("verification")) {
+    report.verification = ReadVerification(*verification, "verification.", status);
+  }
+  f.ForEach("attempts", [&](const json& item, const std::string& path) {
+    report.attempts.push_back(ReadVerification(item, path, status));
+  });
+  f.ForEach("layers", [&](const json& item, const std::string& path) {
+    report.layers.push_back(ReadLayer(item, path, status));
+  });
+  f.ForEach("stages", [&](const json& item, const std::string& path) {
+    StageReport stage;
+    Fields fields(item, path, status);
+    fields.Get("stage", stage.stage);
+    fields.Get("seconds", stage.elapsed);
+    fields.Get("note", stage.note);
+    report.stages.push_back(std::move(stage));
+  });
+}
+
+}  // namespace
+
+json ToJson(const AdmissionReport& report) {
+  json stages = json::array();
+  for (const StageReport& stage : report.stages) {
+    stages.push_back({{"stage", stage.stage},
+                      {"seconds", absl::ToDoubleSeconds(stage.elapsed)},
+                      {"note", stage.note}});
+  }
+  return {{"schema", report.schema},
+          {"model", report.model},
+          {"version", report.version},
+          {"task", report.task},
+          {"verdict", report.verdict},
+          {"reason", report.reason},
+          {"source_path", report.source_path},
+          {"source_format", report.source_format},
+          {"source_hash", report.source_hash},
+          {"artifact_hash", report.artifact_hash},
+          {"artifact_cache_hit", report.artifact_cache_hit},
+          {"certificate_hit", report.certificate_hit},
+          {"hardware", ToJson(report.hardware)},
+          {"decision", ToJson(report.decision)},
+          {"bytes_f32", report.bytes_f32},
+          {"bytes", report.bytes},
+          {"estimated_peak_bytes", report.estimated_peak_bytes},
+          {"measured_peak_bytes", report.measured_peak_bytes},
+          {"fallback_fraction", report.fallback_fraction},
+          {"evaluation_set", report.evaluation_set},
+          {"evaluation_hash", report.evaluation_hash},
+          {"verification", ToJson(report.verification)},
+          {"attempts", ListToJson(report.attempts)},
+          {"layers", ListToJson(report.layers)},
+          {"stages", stages},
+          {"assay_version", report.assay_version}};
+}
+
+absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
+  AdmissionReport report;
+  absl::Status status;
+  Fields f(object, "", status);
+  f.GetInt("schema", report.schema);
+  if (status.ok() && report.schema != 1) f.Fail("schema", "1");
+  f.Get("model", report.model);
+  f.GetInt("version", report.version);
+  f.Get("task", report.task);
+  f.Get("verdict", report.verdict);
+  f.Get("reason", report.reason);
+  f.Get("source_path", report.source_path);
+  f.Get("source_format", report.source_format);
+  f.Get("source_hash", report.source_hash);
+  f.Get("artifact_hash", report.artifact_hash);
+  f.Get("artifact_cache_hit", report.artifact_cache_hit);
+  f.Get("certificate_hit", report.certificate_hit);
+  f.GetInt("bytes_f32", report.bytes_f32);
+  f.GetInt("bytes", report.bytes);
+  f.GetInt("estimated_peak_bytes", report.estimated_peak_bytes);
+  f.GetInt("measured_peak_bytes", report.measured_peak_bytes);
+  f.Get("fallback_fraction", report.fallback_fraction);
+  f.Get("evaluation_set", report.evaluation_set);
+  f.Get("evaluation_hash", report.evaluation_hash);
+  f.Get("assay_version", report.assay_version);
+  ReadParts(f, report, status);
+  RETURN_IF_ERROR(status);
+  return report;
+}
+
+}  // namespace assay

@@ -1,0 +1,245 @@
+#include "engine/lifecycle/registry.h"
+
+#include <atomic>
+#include <latch>
+#include <thread>
+
+#include "tests/support/random_tensor.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using absl::StatusCode;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::SizeIs;
+
+// An engine that ends its (imaginary) requests when it is told to drain.
+class FakeEngine final : public GenerateEngine {
+ public:
+  explicit FakeEngine(std::function<void()> on_drain) : on_drain_(std::move(on_drain)) {}
+  absl::StatusOr<SequenceId> Submit(GenerateRequest, TokenSink) override {
+    if (drained_) return absl::UnavailableError("draining");
+    return SequenceId{1};
+  }
+  void Cancel(SequenceId) override {}
+  void Drain() override {
+    drained_ = true;
+    if (on_drain_) on_drain_();
+  }
+  EngineLoad load() const override { return {.waiting = 3, .running = 2}; }
+  size_t kv_bytes() const override { return 1000; }
+  size_t scratch_bytes() const override { return 500; }
+
+ private:
+  const std::function<void()> on_drain_;
+  std::atomic<bool> drained_{false};
+};
+
+// A model that owns one tensor, to see its memory come and go.
+class FakeModel final : public Model {
+ public:
+  FakeModel() : weight_(RandomTensor({256, 256}, 1)) {}
+  const ModelSpec& spec() const override { return spec_; }
+  const std::vector<LinearSlot>& slots() const override { return slots_; }
+  const LinearMap& linears() const override { return linears_; }
+  absl::Status Forward(const ForwardArgs&, ComputeContext&) const override {
+    return absl::OkStatus();
+  }
+  size_t scratch_bytes(int64_t, int64_t, int64_t) const override { return 0; }
+  size_t other_weight_bytes() const override { return weight_.bytes(); }
+
+ private:
+  ModelSpec spec_;
+  std::vector<LinearSlot> slots_;
+  LinearMap linears_;
+  Tensor weight_;
+};
+
+std::shared_ptr<Servable> NewServable(const std::string& name, int64_t version,
+                                      std::function<void()> on_drain = nullptr) {
+  auto servable = std::make_shared<Servable>();
+  servable->name = name;
+  servable->version = version;
+  servable->model = std::make_shared<FakeModel>();
+  servable->generate = std::make_unique<FakeEngine>(std::move(on_drain));
+  servable->report.verdict = "admitted";
+  return servable;
+}
+
+std::vector<std::string> States(const ModelRegistry& registry) {
+  std::vector<std::string> states;
+  for (const VersionInfo& info : registry.List()) {
+    states.push_back(info.name + "/" + std::to_string(info.version) + " " +
+                     std::string(Name(info.state)));
+  }
+  return states;
+}
+
+TEST(RegistryTest, UnknownModelsAndVersionsAreNotFound) {
+  ModelRegistry registry;
+  EXPECT_THAT(registry.Acquire("a"), StatusIs(StatusCode::kNotFound, HasSubstr("model=a")));
+  registry.Publish(NewServable("a", 1));
+  EXPECT_THAT(registry.Acquire("a", 2), StatusIs(StatusCode::kNotFound, HasSubstr("version=2")));
+  EXPECT_THAT(registry.Find("b", 0), StatusIs(StatusCode::kNotFound, HasSubstr("model=b")));
+  EXPECT_THAT(registry.Find("a", 7), StatusIs(StatusCode::kNotFound, HasSubstr("version=7")));
+  EXPECT_THAT(registry.Unload("b", 0), StatusIs(StatusCode::kNotFound, HasSubstr("model=b")));
+  EXPECT_THAT(registry.Unload("a", 7), StatusIs(StatusCode::kNotFound, HasSubstr("version=7")));
+}
+
+TEST(RegistryTest, AKnownModelThatDoesNotServeSaysWhy) {
+  ModelRegistry registry;
+  registry.SetState("a", 1, VersionState::kAdmitting, "quantize", "");
+  EXPECT_THAT(registry.Acquire("a"),
+              StatusIs(StatusCode::kUnavailable,
+                       AllOf(HasSubstr("state=ADMITTING"), HasSubstr("stage=quantize"))));
+  registry.SetState("a", 1, VersionState::kRejected, "", "mean KL 0.5 > 0.01");
+  EXPECT_THAT(registry.Acquire("a", 1),
+              StatusIs(StatusCode::kUnavailable,
+                       AllOf(HasSubstr("state=REJECTED"), HasSubstr("mean KL 0.5"))));
+}
+
+TEST(RegistryTest, ThePreviousVersionServesUntilTheNewOneIsPublished) {
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1));
+  registry.SetState("a", 2, VersionState::kQueued, "", "");
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> servable, registry.Acquire("a"));
+  EXPECT_EQ(servable->version, 1);
+  registry.SetState("a", 2, VersionState::kAdmitting, "verify", "");
+  ASSERT_OK_AND_ASSIGN(servable, registry.Acquire("a"));
+  EXPECT_EQ(servable->version, 1);
+  servable.reset();
+  registry.Publish(NewServable("a", 2));
+  ASSERT_OK_AND_ASSIGN(servable, registry.Acquire("a"));
+  EXPECT_EQ(servable->version, 2);
+  EXPECT_THAT(States(registry), ElementsAre("a/1 RETIRED", "a/2 SERVING"));
+  EXPECT_THAT(registry.Acquire("a", 1),
+              StatusIs(StatusCode::kUnavailable, HasSubstr("replaced by version 2")));
+}
+
+TEST(RegistryTest, ARejectedNewVersionLeavesTheOldOneServing) {
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1));
+  registry.SetState("a", 2, VersionState::kRejected, "", "layer x");
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry.Acquire("a"));
+  EXPECT_EQ(servable->version, 1);
+}
+
+TEST(RegistryTest, TheSwitchHappensBeforeTheOldVersionDrains) {
+  ModelRegistry registry;
+  int64_t served_while_draining = 0;
+  registry.Publish(NewServable("a", 1, [&] {
+    served_while_draining = registry.Acquire("a").value()->version;
+    EXPECT_EQ(registry.Find("a", 1).value().state, VersionState::kDraining);
+  }));
+  registry.Publish(NewServable("a", 2));
+  EXPECT_EQ(served_while_draining, 2);
+}
+
+TEST(RegistryTest, UnloadFreesAllMemory) {
+  const size_t before = CpuDevice().allocated_bytes();
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1));
+  registry.Publish(NewServable("b", 4));
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before + 2 * 256 * 256 * 4);
+  ASSERT_OK(registry.Unload("a", 0));
+  ASSERT_OK(registry.Unload("b", 4));
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+  EXPECT_THAT(States(registry), ElementsAre("a/1 RETIRED", "b/4 RETIRED"));
+  EXPECT_EQ(registry.Find("a", 1).value().reason, "unloaded");
+}
+
+TEST(RegistryTest, UnloadWaitsForTheRequestThatHoldsTheModel) {
+  const size_t before = CpuDevice().allocated_bytes();
+  ModelRegistry registry;
+  std::latch draining(1);
+  registry.Publish(NewServable("a", 1, [&] { draining.count_down(); }));
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> request, registry.Acquire("a"));
+  std::thread unload([&] { EXPECT_OK(registry.Unload("a", 0)); });
+  draining.wait();
+  EXPECT_GT(CpuDevice().allocated_bytes(), before);
+  EXPECT_GT(request->model->other_weight_bytes(), 0u);  // still whole
+  request.reset();
+  unload.join();
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST(RegistryTest, ListShowsLoadAndMemory) {
+  ModelRegistry registry;
+  registry.SetPath("a", 1, "/models/a.gguf");
+  registry.Publish(NewServable("a", 1));
+  const std::vector<VersionInfo> list = registry.List();
+  ASSERT_THAT(list, SizeIs(1));
+  EXPECT_EQ(list[0].path, "/models/a.gguf");
+  EXPECT_EQ(list[0].load.waiting, 3);
+  EXPECT_EQ(list[0].kv_bytes, 1000u);
+  EXPECT_EQ(list[0].workspace_bytes, 500u);
+  EXPECT_EQ(list[0].weight_bytes, 256u * 256 * 4);
+  ASSERT_NE(list[0].report, nullptr);
+  EXPECT_EQ(list[0].report->verdict, "admitted");
+  EXPECT_EQ(registry.Find("a", 0).value().weight_bytes, 256u * 256 * 4);
+}
+
+TEST(RegistryTest, WatchersSeeEveryChangeWithoutTheLock) {
+  ModelRegistry registry;
+  std::vector<std::string> seen;
+  registry.OnChange([&](const VersionInfo& info) {
+    seen.push_back(std::to_string(info.version) + " " + std::string(Name(info.state)));
+    (void)registry.List();  // would deadlock under the lock
+  });
+  registry.SetState("a", 1, VersionState::kQueued, "", "");
+  registry.Publish(NewServable("a", 1));
+  registry.Publish(NewServable("a", 2));
+  ASSERT_OK(registry.Unload("a", 0));
+  EXPECT_THAT(seen, ElementsAre("1 QUEUED", "1 SERVING", "2 SERVING", "1 DRAINING", "1 RETIRED",
+                                "2 DRAINING", "2 RETIRED"));
+}
+
+TEST(RegistryTest, DrainAllEndsEveryModel) {
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1));
+  registry.Publish(NewServable("b", 1));
+  registry.DrainAll();
+  EXPECT_THAT(States(registry), ElementsAre("a/1 RETIRED", "b/1 RETIRED"));
+  EXPECT_THAT(registry.Acquire("a"), StatusIs(StatusCode::kUnavailable, HasSubstr("shut down")));
+}
+
+TEST(RegistryTest, RequestsOnManyThreadsAlwaysFindAVersionWhileVersionsAreSwapped) {
+  const size_t before = CpuDevice().allocated_bytes();
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1));
+  std::atomic<bool> stop{false};
+  std::atomic<int> failures{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] {
+      int64_t newest = 0;
+      while (!stop) {
+        const absl::StatusOr<std::shared_ptr<Servable>> servable = registry.Acquire("a");
+        if (!servable.ok() || (*servable)->version < newest) {
+          ++failures;
+        } else {
+          newest = (*servable)->version;
+        }
+        (void)registry.List();
+      }
+    });
+  }
+  for (int64_t version = 2; version <= 30; ++version) registry.Publish(NewServable("a", version));
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failures, 0);
+  ASSERT_OK(registry.Unload("a", 0));
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST(VersionStateTest, EveryStateHasAName) {
+  for (int i = 0; i <= static_cast<int>(VersionState::kFailed); ++i) {
+    EXPECT_NE(Name(static_cast<VersionState>(i)), "UNKNOWN");
+  }
+}
+
+}  // namespace
+}  // namespace assay

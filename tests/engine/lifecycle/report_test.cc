@@ -1,0 +1,146 @@
+#include "engine/lifecycle/report.h"
+
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using absl::StatusCode;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
+
+AdmissionReport Example() {
+  AdmissionReport report;
+  report.model = "smollm2";
+  report.version = 3;
+  report.task = "generate";
+  report.verdict = "admitted";
+  report.reason = "int8_channel keeps to the budget: mean KL 0.00412 nats (limit 0.01)";
+  report.source_path = "/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+  report.source_format = "gguf";
+  report.source_hash = std::string(64, 'a');
+  report.artifact_hash = std::string(64, 'b');
+  report.hardware = ProbeHardware();
+  report.decision = Policy::Default().Choose(report.hardware, 540000000, false).value();
+  report.bytes_f32 = 538060032;
+  report.bytes = 139000000;
+  report.estimated_peak_bytes = 900000000;
+  report.measured_peak_bytes = 850000000;
+  report.fallback_fraction = 1.0 / 120;
+  report.evaluation_set = "wikitext2-extract, 512 tokens each";
+  report.evaluation_hash = std::string(64, 'c');
+  VerificationResult& v = report.verification;
+  v.tokens = 4088;
+  v.documents = 8;
+  v.mean_kl = {0.00412, 0.00371, 0.00453};
+  v.top1_agreement = {0.971, 0.966, 0.976};
+  v.kl_p999 = 0.21;
+  v.kl_max = 0.54;
+  v.perplexity_reference = 18.1;
+  v.perplexity = 18.13;
+  v.perplexity_ratio = 1.0017;
+  v.decode_positions = 256;
+  report.attempts.push_back(v);
+  report.attempts[0].mean_kl.mean = 0.0312;
+  report.attempts[0].failures = {"mean KL 0.0312 > 0.01"};
+  for (int i = 0; i < 30; ++i) {
+    LayerReport layer;
+    layer.name = absl::StrCat("model.layers.", i, ".mlp.down_proj");
+    layer.scheme = i == 29 ? "bf16" : "int8_channel";
+    layer.activation = "a8_token";
+    layer.kernel = "avx2_int8";
+    layer.n = 576;
+    layer.k = 1536;
+    layer.bytes = 886000;
+    layer.bytes_f32 = 3538944;
+    layer.weight_sqnr_db = 40.5;
+    layer.output_sqnr_db = 30 + i;
+    layer.fallback = i == 29;
+    layer.why = i == 29 ? "adds 0.02710 nats when quantized" : "";
+    report.layers.push_back(layer);
+  }
+  report.stages = {{"open", absl::Milliseconds(12), "272 tensors"},
+                   {"verify", absl::Seconds(14.2), "two passes over a text long enough to wrap"}};
+  report.assay_version = "0.1.0";
+  return report;
+}
+
+TEST(ReportTest, SurvivesARoundTripThroughJson) {
+  const nlohmann::json before = ToJson(Example());
+  ASSERT_OK_AND_ASSIGN(const AdmissionReport report,
+                       ReportFromJson(nlohmann::json::parse(before.dump())));
+  EXPECT_EQ(ToJson(report), before);
+  EXPECT_EQ(report.decision.recipe.activation, ActivationMode::kA8Token);
+}
+
+TEST(ReportTest, NanBecomesNullAndBack) {
+  AdmissionReport report = Example();
+  report.verification.perplexity = std::numeric_limits<double>::quiet_NaN();
+  const std::string text = ToJson(report).dump();
+  EXPECT_THAT(text, HasSubstr("\"perplexity\":null"));
+  ASSERT_OK_AND_ASSIGN(const AdmissionReport read, ReportFromJson(nlohmann::json::parse(text)));
+  EXPECT_NE(read.verification.perplexity, read.verification.perplexity);
+}
+
+TEST(ReportTest, MissingKeysAndWrongTypesAreDataLossAndNamed) {
+  const nlohmann::json good = ToJson(Example());
+  for (const auto& [key, value] : good.items()) {
+    nlohmann::json bad = good;
+    bad.erase(key);
+    EXPECT_THAT(ReportFromJson(bad), StatusIs(StatusCode::kDataLoss, HasSubstr(key)));
+    bad = good;
+    bad[key] = nlohmann::json::array({nlohmann::json::array()});
+    EXPECT_THAT(ReportFromJson(bad), StatusIs(StatusCode::kDataLoss, HasSubstr(key)));
+  }
+  nlohmann::json bad = good;
+  bad["layers"][2].erase("kernel");
+  EXPECT_THAT(ReportFromJson(bad), StatusIs(StatusCode::kDataLoss, HasSubstr("layers[2].kernel")));
+  bad = good;
+  bad["verification"]["mean_kl"]["low"] = "x";
+  EXPECT_THAT(ReportFromJson(bad),
+              StatusIs(StatusCode::kDataLoss, HasSubstr("verification.mean_kl.low")));
+  bad = good;
+  bad["schema"] = 2;
+  EXPECT_THAT(ReportFromJson(bad), StatusIs(StatusCode::kDataLoss, HasSubstr("schema")));
+  EXPECT_THAT(ReportFromJson(nlohmann::json(3)), StatusIs(StatusCode::kDataLoss));
+}
+
+TEST(ReportTest, TerminalTextBeginsWithTheVerdictAndKeepsToItsColumns) {
+  for (const int columns : {60, 80, 100, 140}) {
+    const std::string text = ToTerminalText(Example(), columns);
+    EXPECT_THAT(text, StartsWith("smollm2 version 3: ADMITTED\n"));
+    for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+      EXPECT_LE(line.size(), static_cast<size_t>(columns)) << line;
+    }
+  }
+}
+
+TEST(ReportTest, TerminalTextShowsFiguresFallbackAndWhatItLeftOut) {
+  const std::string text = ToTerminalText(Example(), 100);
+  EXPECT_THAT(text, AllOf(HasSubstr("mean KL (nats)"), HasSubstr("0.00412"), HasSubstr("ok"),
+                          HasSubstr("layers.29.mlp.down_proj"), HasSubstr("kept: adds 0.02710"),
+                          HasSubstr("19 more"), HasSubstr("(25.8 %)")));
+  EXPECT_THAT(text, Not(HasSubstr("NOT MET")));
+}
+
+TEST(ReportTest, TerminalTextOfARejectionNamesTheDefectFirst) {
+  AdmissionReport report = Example();
+  report.verdict = "rejected";
+  report.reason = "defect in model.layers.4.mlp.down_proj: scales do not fit the checkpoint";
+  report.verification.defects = {report.reason};
+  report.verification.mean_kl = {0.5, 0.4, 0.6};
+  report.verification.failures = {"mean KL 0.5 > 0.01"};
+  const std::string text = ToTerminalText(report, 80);
+  EXPECT_THAT(text, StartsWith("smollm2 version 3: REJECTED\n  defect in model.layers.4.mlp"));
+  EXPECT_THAT(text, AllOf(HasSubstr("NOT MET"), HasSubstr("DEFECT")));
+}
+
+}  // namespace
+}  // namespace assay
