@@ -72,7 +72,7 @@ struct AdmissionReport {
 nlohmann::json ToJson(const AdmissionReport& report);
 absl::StatusOr<AdmissionReport> ReportFromJson(
     const nlohmann::json& json);  // DataLoss names the key
-// Verdict first; plain ASCII/UTF-8, no colour codes. Lines are at most max(columns, 60) wide.
+// Verdict first; plain ASCII/UTF-8, no colour codes. Lines are at most max(columns, 80) wide.
 std::string ToTerminalText(const AdmissionReport& report, int columns);
 
 }  // namespace assay

@@ -12,7 +12,7 @@
 namespace assay {
 namespace {
 
-constexpr int kMinColumns = 60;
+constexpr int kMinColumns = 80;
 constexpr size_t kMaxLayers = 10;  // rows of the table, beyond those kept in higher precision
 constexpr int kIndent = 2;
 
@@ -38,7 +38,10 @@ class Page {
  public:
   explicit Page(int columns) : columns_(static_cast<size_t>(std::max(columns, kMinColumns))) {}
 
-  void Heading(const std::string& text) { absl::StrAppend(&text_, "\n", text, "\n"); }
+  void Heading(const std::string& text) {
+    absl::StrAppend(&text_, "\n");
+    Paragraph(text, 0);
+  }
   // Wraps at blanks; continuation lines are indented by two more.
   void Paragraph(const std::string& text, size_t indent = kIndent) {
     Hanging(std::string(indent, ' '), text, indent + 2);
@@ -178,15 +181,13 @@ std::vector<const LayerReport*> NotableLayers(const AdmissionReport& r) {
 void LayerSection(Page& page, const AdmissionReport& r) {
   if (r.layers.empty()) return;
   const std::vector<const LayerReport*> notable = NotableLayers(r);
-  page.Heading(absl::StrFormat(
-      "Layers: %d, of which %.1f %% of the linear ones in %s (dB: signal to "
-      "quantization noise)",
-      r.layers.size(), 100 * r.fallback_fraction, r.decision.recipe.fallback_scheme));
-  const size_t width = page.columns() - 45;
-  page.Line(absl::StrFormat("  %-*s %-13s %7s %7s  %s", width, "least accurate first", "precision",
-                            "weight", "output", "kernel"));
+  page.Heading(absl::StrFormat("Layers: %d, %.1f %% of the linear ones kept in %s", r.layers.size(),
+                               100 * r.fallback_fraction, r.decision.recipe.fallback_scheme));
+  const size_t width = page.columns() - 50;
+  page.Line(absl::StrFormat("  %-*s %-13s %9s %9s  %s", width, "least accurate first", "precision",
+                            "weight dB", "output dB", "kernel"));
   for (const LayerReport* layer : notable) {
-    page.Line(absl::StrFormat("%s %-*s %-13s %7.1f %7.1f  %s", layer->fallback ? "*" : " ", width,
+    page.Line(absl::StrFormat("%s %-*s %-13s %9.1f %9.1f  %s", layer->fallback ? "*" : " ", width,
                               Shorten(layer->name, width), layer->scheme, layer->weight_sqnr_db,
                               layer->output_sqnr_db, layer->kernel));
     if (layer->fallback) page.Paragraph("kept: " + layer->why, 4);
