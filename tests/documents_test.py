@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ADR_SECTIONS = ("## Context", "## Decision", "## Consequences")
+ADR_SECTIONS = ("Context", "Decision", "Consequences")  # a heading, or a paragraph that begins with the word in bold
 MOST_ADR_LINES = 40
 MOST_SOURCE_LINES = 500
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -39,7 +39,8 @@ def decision_problems(root):
             found.append(f"{name}: does not begin with `# {int(match[1])}. `")
         if text.count("\n") > MOST_ADR_LINES:
             found.append(f"{name}: {text.count(chr(10))} lines, at most {MOST_ADR_LINES}")
-        found += [f"{name}: has no section {section}" for section in ADR_SECTIONS if f"\n{section}\n" not in text]
+        found += [f"{name}: has no section {section}" for section in ADR_SECTIONS
+                  if not re.search(rf"^(## {section}$|\*\*{section}\.\*\* )", text, re.MULTILINE)]
     if numbers != list(range(1, len(numbers) + 1)):
         found.append(f"docs/adr: numbers are not 1, 2, 3, ...: {numbers}")
     return found
@@ -99,6 +100,7 @@ def test_files_are_small():
 
 def test_accepts_a_sound_tree(tmp_path):
     write(tmp_path, "docs/adr/0001-a.md", sound_decision(1))
+    write(tmp_path, "docs/adr/0002-b.md", "# 2. Title\n\n**Context.** x\n\n**Decision.** y\n\n**Consequences.** z\n")
     write(tmp_path, "README.md", "[a](docs/adr/0001-a.md) [b](https://example.org) `[c](nowhere)`\n")
     assert problems(tmp_path) == []
 
@@ -106,7 +108,7 @@ def test_accepts_a_sound_tree(tmp_path):
 def test_catches_a_long_decision_without_consequences(tmp_path):
     write(tmp_path, "docs/adr/0001-a.md", sound_decision(1).replace("## Consequences", "x\n" * 40))
     assert problems(tmp_path) == ["docs/adr/0001-a.md: 50 lines, at most 40",
-                                  "docs/adr/0001-a.md: has no section ## Consequences"]
+                                  "docs/adr/0001-a.md: has no section Consequences"]
 
 
 def test_catches_a_gap_in_the_numbers(tmp_path):

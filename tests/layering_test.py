@@ -30,21 +30,21 @@ MAY_SEE = {
 
 # Include prefix -> the files that may name it. Whatever else a header of ours needs goes behind one of them.
 CONFINED = {
-    "yaml-cpp/": ("quant/policy/*.cc", "quant/recipe*.cc", "server/config*.cc"),
+    "yaml-cpp/": ("quant/policy/*", "server/config*.cc"),
     "prometheus/": ("engine/metrics*.cc",),
     "oneapi/dnnl/": ("quant/kernels/cpu/onednn_*",),
     "dnnl": ("quant/kernels/cpu/onednn_*",),
     "openssl/": ("base/sha256.cc",),
     "spdlog/": ("base/log.cc",),
-    "pcre2.h": ("engine/model/*",),
-    "unicode/": ("engine/model/*",),
+    "pcre2.h": ("engine/model/tokenizer/*",),
+    "unicode/": ("engine/model/tokenizer/*", "engine/model/checkpoint_text.cc"),
     "grpc": ("server/*", "cli/*"),
     "google/protobuf/": ("server/*", "cli/*"),
     "CLI/": ("cli/*", "server/*"),
-    "immintrin.h": ("*_avx*", "*_vnni*", "*_amx*", "*_sse*", "*_f16c*"),
+    "immintrin.h": ("*avx*", "*vnni*", "*amx*", "*sse*", "*f16c*"),
 }
 # A third party that sits deep in one module is held to this many of its files.
-MOST_FILES = {"yaml-cpp/": 5, "prometheus/": 2, "pcre2.h": 2, "unicode/": 3}
+MOST_FILES = {"yaml-cpp/": 5, "prometheus/": 2, "pcre2.h": 2, "unicode/": 6}
 
 
 def module_of(path):
@@ -126,9 +126,9 @@ def test_catches_a_third_party_outside_of_its_file(tmp_path):
 
 
 def test_catches_a_third_party_that_spreads(tmp_path):
-    for name in "abcd":
-        write(tmp_path, f"engine/model/{name}.cc", "#include <unicode/uchar.h>\n")
-    assert violations(tmp_path)[0].startswith("unicode/ is included by 4 files, at most 3 may")
+    for name in "abc":
+        write(tmp_path, f"engine/model/tokenizer/{name}.cc", "#include <pcre2.h>\n")
+    assert violations(tmp_path)[0].startswith("pcre2.h is included by 3 files, at most 2 may")
 
 
 if __name__ == "__main__":
