@@ -5,7 +5,7 @@
 namespace assay {
 
 std::span<const ModelFamily> AllFamilies() {
-  static const ModelFamily families[] = {LlamaFamily()};
+  static const ModelFamily families[] = {LlamaFamily(), BertFamily()};
   return families;
 }
 

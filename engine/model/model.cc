@@ -1,10 +1,12 @@
 #include "engine/model/model.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/model/config_reader.h"
+#include "engine/model/families/forward_parts.h"
 
 namespace assay {
 namespace {
@@ -24,16 +26,6 @@ absl::Status CheckTotal(const LinearSlot& slot, int64_t rows) {
   return absl::InvalidArgumentError(absl::StrCat(
       "tensors of ", slot.name, " do not add up: rows=", rows, " expected=", ToString(slot.shape),
       " tensors=", absl::StrJoin(slot.weights, ",")));
-}
-
-absl::StatusOr<QuantizedLinear> BuildSlot(const Checkpoint& checkpoint, const LinearSlot& slot,
-                                          const QuantScheme& scheme, const LinearOptions& options) {
-  ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(checkpoint, slot));
-  for (const std::string& name : slot.weights) checkpoint.DropResident(name);
-  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(checkpoint, slot));
-  RETURN_IF_ERROR(scheme.Accepts(slot.shape));
-  ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme.Encode(weight.view()));
-  return QuantizedLinear::Create(codes, std::move(bias), options);
 }
 
 }  // namespace
@@ -108,7 +100,7 @@ absl::StatusOr<std::unique_ptr<const Model>> BuildUniform(const Checkpoint& chec
   ASSIGN_OR_RETURN(const ModelSpec spec, family->parse(checkpoint));
   LinearMap linears;
   for (const LinearSlot& slot : family->slots(spec)) {
-    absl::StatusOr<QuantizedLinear> linear = BuildSlot(checkpoint, slot, *scheme, options);
+    absl::StatusOr<QuantizedLinear> linear = EncodeSlot(checkpoint, slot, *scheme, options);
     if (!linear.ok()) return Annotate(linear.status(), slot.name);
     linears[slot.name] = std::make_shared<const QuantizedLinear>(*std::move(linear));
   }

@@ -139,6 +139,17 @@ size_t LinearScratch(const QuantizedLinear& linear, int64_t rows) {
   return std::max(most, linear.scratch_bytes(std::max<int64_t>(1, rows))) + 64;
 }
 
+absl::StatusOr<QuantizedLinear> EncodeSlot(const Checkpoint& checkpoint, const LinearSlot& slot,
+                                           const QuantScheme& scheme,
+                                           const LinearOptions& options) {
+  ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(checkpoint, slot));
+  for (const std::string& name : slot.weights) checkpoint.DropResident(name);
+  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(checkpoint, slot));
+  RETURN_IF_ERROR(scheme.Accepts(slot.shape));
+  ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme.Encode(weight.view()));
+  return QuantizedLinear::Create(codes, std::move(bias), options);
+}
+
 absl::StatusOr<Tensor> ReadTensor(const Checkpoint& checkpoint, const std::string& name,
                                   Shape shape) {
   ASSIGN_OR_RETURN(const CheckpointTensor* tensor, checkpoint.Find(name));

@@ -63,6 +63,11 @@ class Pass {
 // Scratch of one linear for any number of rows up to `rows`.
 size_t LinearScratch(const QuantizedLinear& linear, int64_t rows);
 
+// One slot of the checkpoint in one scheme, rounded to nearest. Whatever ReadSlotWeight,
+// QuantScheme and QuantizedLinear::Create return.
+absl::StatusOr<QuantizedLinear> EncodeSlot(const Checkpoint& checkpoint, const LinearSlot& slot,
+                                           const QuantScheme& scheme, const LinearOptions& options);
+
 // A vector or matrix of the checkpoint as f32. NotFound; InvalidArgument: another shape.
 absl::StatusOr<Tensor> ReadTensor(const Checkpoint& checkpoint, const std::string& name,
                                   Shape shape);

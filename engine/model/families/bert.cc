@@ -1,0 +1,342 @@
+// The bert family: BERT, MiniLM, DistilBERT, RoBERTa. Post-norm encoder with learned absolute
+// positions (Devlin et al. 2018; the variants as transformers 5.23 computes them), then mean or
+// first-token pooling for embeddings, or a classification head on the first token.
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "base/thread_pool.h"
+#include "engine/model/families/bert_spec.h"
+#include "engine/model/families/families.h"
+#include "engine/model/families/forward_parts.h"
+
+namespace assay {
+namespace {
+
+struct Norm {
+  Tensor gain, bias;  // [hidden]
+  size_t bytes() const { return gain.bytes() + bias.bytes(); }
+};
+struct Layer {
+  BoundLinear qkv, attention_output, intermediate, output;
+  Norm attention_norm, output_norm;
+};
+
+class BertModel final : public Model {
+ public:
+  static absl::StatusOr<std::unique_ptr<const Model>> Build(const ModelSpec& spec,
+                                                            const Checkpoint& checkpoint,
+                                                            LinearMap linears);
+
+  const ModelSpec& spec() const override { return spec_; }
+  const std::vector<LinearSlot>& slots() const override { return slots_; }
+  const LinearMap& linears() const override { return linears_; }
+  absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override;
+  size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const override;
+  size_t other_weight_bytes() const override;
+
+ private:
+  BertModel(ModelSpec spec, LinearMap linears, const Ops& ops)
+      : spec_(std::move(spec)),
+        slots_(BertSlots(spec_)),
+        linears_(std::move(linears)),
+        ops_(ops),
+        activation_(*FindActivation(spec_.activation)),
+        head_activation_(*FindActivation(NamesOf(spec_).head_activation)) {}
+
+  absl::Status BindLinears();
+  absl::Status ReadTables(const Checkpoint& checkpoint);
+  absl::Status ReadHead(const Checkpoint& checkpoint);
+
+  absl::Status CheckEncoderBatch(const ForwardArgs& args) const;
+  void EmbedPositions(const Pass& pass, MutableView x) const;
+  absl::Status Attend(const Pass& pass, const Layer& layer, MutableView x, MutableView sum) const;
+  absl::Status Mlp(const Pass& pass, const Layer& layer, MutableView x, MutableView product) const;
+  void Pool(const Pass& pass, TensorView x) const;
+  absl::Status Classify(const Pass& pass, TensorView x) const;
+
+  int64_t out_width() const {
+    return spec_.task == ModelTask::kClassify ? spec_.num_labels : spec_.hidden;
+  }
+
+  const ModelSpec spec_;
+  const std::vector<LinearSlot> slots_;
+  const LinearMap linears_;
+  const Ops& ops_;
+  const Activation activation_, head_activation_;
+  BoundLinear words_;
+  Tensor positions_;  // [position_offset + max_context, hidden]
+  Tensor types_;      // [type_vocab, hidden], or empty
+  Norm embedding_norm_;
+  std::vector<Layer> layers_;
+  std::vector<QuantizedLinear> head_;  // f32: {dense, out}, or empty
+};
+
+absl::Status BertModel::BindLinears() {
+  ASSIGN_OR_RETURN(words_, Bind(slots_.front(), linears_));
+  layers_.resize(spec_.layers);
+  const LinearSlot* slot = &slots_[1];
+  for (Layer& layer : layers_) {
+    for (BoundLinear* to :
+         {&layer.qkv, &layer.attention_output, &layer.intermediate, &layer.output}) {
+      ASSIGN_OR_RETURN(*to, Bind(*slot++, linears_));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Checkpoints converted from TensorFlow call gain and bias gamma and beta.
+absl::StatusOr<Norm> ReadNorm(const Checkpoint& checkpoint, const std::string& name,
+                              int64_t hidden) {
+  const bool old = checkpoint.Find(name + ".gamma").ok();
+  Norm norm;
+  ASSIGN_OR_RETURN(norm.gain,
+                   ReadTensor(checkpoint, name + (old ? ".gamma" : ".weight"), {hidden}));
+  ASSIGN_OR_RETURN(norm.bias, ReadTensor(checkpoint, name + (old ? ".beta" : ".bias"), {hidden}));
+  return norm;
+}
+
+absl::Status BertModel::ReadTables(const Checkpoint& checkpoint) {
+  const std::string embeddings = spec_.tensor_prefix + "embeddings.";
+  // Only the positions that requests can have: sentence-transformers may use fewer than there are.
+  const std::string name = embeddings + "position_embeddings.weight";
+  const int64_t used = int64_t{spec_.position_offset} + spec_.max_context;
+  ASSIGN_OR_RETURN(const CheckpointTensor* table, checkpoint.Find(name));
+  if (table->shape.rank != 2 || table->shape[0] < used || table->shape[1] != spec_.hidden) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor ", name, " has another shape: shape=", ToString(table->shape),
+                     " expected=at least ", ToString(Shape{used, spec_.hidden})));
+  }
+  ASSIGN_OR_RETURN(positions_, Tensor::Create(CpuDevice(), {used, spec_.hidden}, DType::kF32));
+  RETURN_IF_ERROR(checkpoint.ReadRows(
+      name, 0, used, {positions_.data<float>(), static_cast<size_t>(used * spec_.hidden)}));
+  if (spec_.type_vocab > 0) {
+    ASSIGN_OR_RETURN(types_, ReadTensor(checkpoint, embeddings + "token_type_embeddings.weight",
+                                        {spec_.type_vocab, spec_.hidden}));
+  }
+  ASSIGN_OR_RETURN(embedding_norm_, ReadNorm(checkpoint, embeddings + "LayerNorm", spec_.hidden));
+  const EncoderNames& names = NamesOf(spec_);
+  for (int i = 0; i < spec_.layers; ++i) {
+    const std::string prefix = EncoderLayerPrefix(spec_, i);
+    const auto read = [&](std::string_view norm) {
+      return ReadNorm(checkpoint, prefix + std::string(norm), spec_.hidden);
+    };
+    ASSIGN_OR_RETURN(layers_[i].attention_norm, read(names.attention_norm));
+    ASSIGN_OR_RETURN(layers_[i].output_norm, read(names.output_norm));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BertModel::ReadHead(const Checkpoint& checkpoint) {
+  ASSIGN_OR_RETURN(const QuantScheme* f32, FindScheme("f32"));
+  for (const LinearSlot& slot : BertHeadSlots(spec_)) {
+    ASSIGN_OR_RETURN(QuantizedLinear linear, EncodeSlot(checkpoint, slot, *f32, {}));
+    head_.push_back(std::move(linear));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<const Model>> BertModel::Build(const ModelSpec& spec,
+                                                              const Checkpoint& checkpoint,
+                                                              LinearMap linears) {
+  ASSIGN_OR_RETURN(const Ops* ops, OpsFor(CpuDevice()));
+  std::unique_ptr<BertModel> model(new BertModel(spec, std::move(linears), *ops));
+  RETURN_IF_ERROR(model->BindLinears());
+  RETURN_IF_ERROR(model->ReadTables(checkpoint));
+  RETURN_IF_ERROR(model->ReadHead(checkpoint));
+  return std::unique_ptr<const Model>(std::move(model));
+}
+
+absl::Status BertModel::CheckEncoderBatch(const ForwardArgs& args) const {
+  RETURN_IF_ERROR(CheckBatch(spec_, args.batch));
+  const ForwardBatch& batch = args.batch;
+  for (const SequenceSpan& s : batch.sequences) {
+    if (s.start_position == 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "an encoder sees whole sequences: start_position=", s.start_position, " expected=0"));
+  }
+  if (!batch.token_types.empty() && batch.token_types.size() != batch.tokens.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("token types must be one per token: types=", batch.token_types.size(),
+                     " tokens=", batch.tokens.size()));
+  }
+  const int known = std::max(1, spec_.type_vocab);  // without a table, 0 stands for "none"
+  for (const int32_t type : batch.token_types) {
+    if (type >= 0 && type < known) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("token type out of range: type=", type, " types=", known));
+  }
+  return CheckOut(args.out, static_cast<int64_t>(batch.sequences.size()), out_width());
+}
+
+absl::Status BertModel::Forward(const ForwardArgs& args, ComputeContext& context) const {
+  RETURN_IF_ERROR(CheckEncoderBatch(args));
+  const auto rows = static_cast<int64_t>(args.batch.tokens.size());
+  if (rows == 0) return absl::OkStatus();
+  const Arena::Scope scope(context.scratch);
+  Scratch scratch(context.scratch);
+  const MutableView x = scratch.Matrix(rows, spec_.hidden);
+  const MutableView product = scratch.Matrix(rows, spec_.hidden);
+  if (!scratch.ok()) return scratch.Exhausted();
+  const Pass pass(ops_, args, context);
+  pass.Embed(*words_.linear, args.batch.tokens, x);
+  EmbedPositions(pass, x);
+  ops_.LayerNorm(x, embedding_norm_.gain.view(), embedding_norm_.bias.view(), spec_.norm_eps, x,
+                 context);
+  for (const Layer& layer : layers_) {
+    RETURN_IF_ERROR(Attend(pass, layer, x, product));
+    RETURN_IF_ERROR(Mlp(pass, layer, x, product));
+  }
+  if (spec_.task == ModelTask::kClassify) return Classify(pass, x);
+  Pool(pass, x);
+  return absl::OkStatus();
+}
+
+// x += the row's segment and position.
+void BertModel::EmbedPositions(const Pass& pass, MutableView x) const {
+  const ForwardBatch& batch = pass.args.batch;
+  const int64_t d = spec_.hidden;
+  for (const SequenceSpan& s : batch.sequences) {
+    for (int64_t i = 0; i < s.num_rows; ++i) {
+      const int64_t row = s.first_row + i;
+      float* to = x.as<float>() + row * d;
+      const float* position = positions_.data<float>() + (spec_.position_offset + i) * d;
+      if (types_.empty()) {
+        for (int64_t c = 0; c < d; ++c) to[c] += position[c];
+        continue;
+      }
+      const int32_t id = batch.token_types.empty() ? 0 : batch.token_types[row];
+      const float* type = types_.data<float>() + id * d;
+      for (int64_t c = 0; c < d; ++c) to[c] = to[c] + type[c] + position[c];
+    }
+  }
+}
+
+// x = norm(x + output(attention(x)))
+absl::Status BertModel::Attend(const Pass& pass, const Layer& layer, MutableView x,
+                               MutableView product) const {
+  const Arena::Scope scope(pass.context.scratch);
+  Scratch scratch(pass.context.scratch);
+  const int64_t stride = int64_t{3} * spec_.hidden;
+  const MutableView qkv = scratch.Matrix(x.shape[0], stride);
+  const MutableView attended = scratch.Matrix(x.shape[0], spec_.hidden);
+  if (!scratch.ok()) return scratch.Exhausted();
+  pass.Linear(layer.qkv, x, qkv);
+  const float* q = qkv.as<float>();
+  const AttentionArgs attention{.q = {q, stride},
+                                .heads = spec_.heads,
+                                .kv_heads = spec_.heads,
+                                .head_dim = spec_.head_dim,
+                                .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+                                .y = attended};
+  ops_.SelfAttention(attention, {q + spec_.hidden, stride}, {q + int64_t{2} * spec_.hidden, stride},
+                     pass.args.batch, pass.context);
+  pass.LinearAdd(layer.attention_output, attended, x, product);
+  ops_.LayerNorm(x, layer.attention_norm.gain.view(), layer.attention_norm.bias.view(),
+                 spec_.norm_eps, x, pass.context);
+  return absl::OkStatus();
+}
+
+// x = norm(x + output(activation(intermediate(x))))
+absl::Status BertModel::Mlp(const Pass& pass, const Layer& layer, MutableView x,
+                            MutableView product) const {
+  const Arena::Scope scope(pass.context.scratch);
+  Scratch scratch(pass.context.scratch);
+  const MutableView inner = scratch.Matrix(x.shape[0], spec_.ffn);
+  if (!scratch.ok()) return scratch.Exhausted();
+  pass.Linear(layer.intermediate, x, inner);
+  ops_.Activate(activation_, inner, pass.context);
+  pass.LinearAdd(layer.output, inner, x, product);
+  ops_.LayerNorm(x, layer.output_norm.gain.view(), layer.output_norm.bias.view(), spec_.norm_eps, x,
+                 pass.context);
+  return absl::OkStatus();
+}
+
+void PoolRows(const float* x, int64_t rows, std::span<float> out) {
+  const auto d = static_cast<int64_t>(out.size());
+  std::copy_n(x, d, out.begin());
+  for (int64_t r = 1; r < rows; ++r) {
+    for (int64_t c = 0; c < d; ++c) out[c] += x[r * d + c];
+  }
+  const float scale = 1.0f / static_cast<float>(rows);
+  for (float& v : out) v *= scale;
+}
+
+void Normalize(std::span<float> v) {
+  double squares = 0;
+  for (const float f : v) squares += double{f} * f;
+  // torch.nn.functional.normalize's epsilon.
+  const double scale = 1.0 / std::max(std::sqrt(squares), 1e-12);
+  for (float& f : v) f = static_cast<float>(f * scale);
+}
+
+void BertModel::Pool(const Pass& pass, TensorView x) const {
+  const std::span<const SequenceSpan> sequences = pass.args.batch.sequences;
+  const auto d = static_cast<size_t>(spec_.hidden);
+  const auto count = static_cast<int64_t>(sequences.size());
+  pass.context.pool.ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const std::span<float> out(pass.args.out.as<float>() + i * spec_.hidden, d);
+      const float* first = x.as<float>() + int64_t{sequences[i].first_row} * spec_.hidden;
+      PoolRows(first, spec_.pooling == Pooling::kCls ? 1 : sequences[i].num_rows, out);
+      if (spec_.normalize) Normalize(out);
+    }
+  });
+}
+
+absl::Status BertModel::Classify(const Pass& pass, TensorView x) const {
+  const std::span<const SequenceSpan> sequences = pass.args.batch.sequences;
+  const auto count = static_cast<int64_t>(sequences.size());
+  const Arena::Scope scope(pass.context.scratch);
+  Scratch scratch(pass.context.scratch);
+  const MutableView first = scratch.Matrix(count, spec_.hidden);
+  const MutableView dense = scratch.Matrix(count, spec_.hidden);
+  if (!scratch.ok()) return scratch.Exhausted();
+  for (int64_t i = 0; i < count; ++i) {
+    std::copy_n(x.as<float>() + int64_t{sequences[i].first_row} * spec_.hidden, spec_.hidden,
+                first.as<float>() + i * spec_.hidden);
+  }
+  head_[0].Forward(first, dense, pass.context);
+  ops_.Activate(head_activation_, dense, pass.context);
+  head_[1].Forward(dense, pass.args.out, pass.context);
+  return absl::OkStatus();
+}
+
+size_t BertModel::scratch_bytes(int64_t rows, int64_t, int64_t context_tokens) const {
+  size_t attention =
+      ops_.attention_scratch_bytes(rows, context_tokens, spec_.heads, spec_.head_dim);
+  size_t mlp = 0, head = 0;
+  for (const Layer& layer : layers_) {
+    attention = std::max({attention, LinearScratch(*layer.qkv.linear, rows),
+                          LinearScratch(*layer.attention_output.linear, rows)});
+    mlp = std::max({mlp, LinearScratch(*layer.intermediate.linear, rows),
+                    LinearScratch(*layer.output.linear, rows)});
+  }
+  for (const QuantizedLinear& linear : head_) head = std::max(head, LinearScratch(linear, rows));
+  attention += Scratch::bytes(rows, int64_t{3} * spec_.hidden) + Scratch::bytes(rows, spec_.hidden);
+  mlp += Scratch::bytes(rows, spec_.ffn);
+  head += 2 * Scratch::bytes(rows, spec_.hidden);  // at most one sequence per row
+  return 2 * Scratch::bytes(rows, spec_.hidden) + std::max({attention, mlp, head});
+}
+
+size_t BertModel::other_weight_bytes() const {
+  size_t bytes = positions_.bytes() + embedding_norm_.bytes();
+  if (!types_.empty()) bytes += types_.bytes();
+  for (const Layer& layer : layers_) {
+    bytes += layer.attention_norm.bytes() + layer.output_norm.bytes();
+  }
+  for (const QuantizedLinear& linear : head_) bytes += linear.bytes();
+  return bytes;
+}
+
+}  // namespace
+
+ModelFamily BertFamily() {
+  return {.name = "bert",
+          .matches = IsBert,
+          .parse = ParseBert,
+          .slots = BertSlots,
+          .build = BertModel::Build};
+}
+
+}  // namespace assay
