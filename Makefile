@@ -5,7 +5,7 @@ JOBS  := $(or $(JOBS),$(shell nproc))
 # Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
 INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
 .DEFAULT_GOAL := help
-.PHONY: help serve build test sanitize check format bench clean setup
+.PHONY: help serve build test sanitize check format fuzz bench clean setup
 .PRECIOUS: build/%/build.ninja
 
 help: ## This list
@@ -37,7 +37,13 @@ format: ## Format what is changed or new since main
 	@scripts/setup --checks
 	@scripts/check --format
 
-bench: setup ## Build the benchmarks: build/bench/tests/bench
+fuzz: ## Run each fuzz target for SECONDS=60
+	@scripts/setup --checks
+	@$(MAKE) -s --no-print-directory build/fuzz/build.ninja
+	@scripts/build fuzz $(JOBS)
+	@scripts/fuzz $(or $(SECONDS),60)
+
+bench: setup ## Build the benchmarks: build/bench/tests/bench (kernels), build/bench/loadtest (engine, server)
 	@$(MAKE) -s --no-print-directory build/bench/build.ninja
 	@scripts/build bench $(JOBS)
 
