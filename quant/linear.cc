@@ -23,17 +23,9 @@ absl::Status CheckBias(const Tensor& bias, int64_t n) {
                                                  ToString(bias.shape())));
 }
 
-absl::StatusOr<const LinearKernel*> Choose(const LinearProblem& problem, std::string_view pinned,
-                                           std::vector<std::string>& refusals) {
-  bool found = pinned.empty();
-  for (const LinearKernel* kernel : AllLinearKernels()) {
-    if (!pinned.empty() && kernel->name() != pinned) continue;
-    found = true;
-    const absl::Status supports = kernel->Supports(problem);
-    if (supports.ok()) return kernel;
-    refusals.push_back(absl::StrCat(std::string(kernel->name()), ": ", supports.message()));
-  }
-  if (found) {
+absl::Status NoKernel(const LinearProblem& problem, std::string_view pinned,
+                      const std::vector<std::string>& refusals) {
+  if (!refusals.empty()) {
     return absl::UnimplementedError(
         absl::StrCat("no kernel supports this linear layer: ", Describe(problem), "; ",
                      absl::StrJoin(refusals, "; ")));
@@ -57,10 +49,24 @@ absl::StatusOr<QuantizedLinear> QuantizedLinear::Create(const QuantizedTensor& w
 
   QuantizedLinear linear;
   linear.problem_ = {w.shape, w.scheme, options.activation, DeviceKind::kCpu};
-  ASSIGN_OR_RETURN(linear.kernel_, Choose(linear.problem_, options.kernel, linear.refusals_));
-  ASSIGN_OR_RETURN(linear.weight_, linear.kernel_->Pack(w, options.activation));
-  linear.bias_ = std::move(bias);
-  return linear;
+  for (const LinearKernel* kernel : AllLinearKernels()) {
+    if (!options.kernel.empty() && kernel->name() != options.kernel) continue;
+    // A kernel may find out only when it packs that it cannot: onednn_int8 tries its numbers there.
+    absl::Status refusal = kernel->Supports(linear.problem_);
+    if (refusal.ok()) {
+      auto packed = kernel->Pack(w, options.activation);
+      if (packed.ok()) {
+        linear.kernel_ = kernel;
+        linear.weight_ = *std::move(packed);
+        linear.bias_ = std::move(bias);
+        return linear;
+      }
+      refusal = packed.status();
+    }
+    if (!absl::IsUnimplemented(refusal)) return refusal;
+    linear.refusals_.push_back(absl::StrCat(std::string(kernel->name()), ": ", refusal.message()));
+  }
+  return NoKernel(linear.problem_, options.kernel, linear.refusals_);
 }
 
 }  // namespace assay

@@ -114,7 +114,37 @@ void Avx2Int8Panels(const Int8PanelJob& job, int64_t panel_begin, int64_t panel_
   }
 }
 
-float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes) {
+void Avx2Int8Rescale(const Int8RescaleJob& job) {
+  for (int64_t row = 0; row < job.rows; ++row) {
+    const int32_t* acc = job.acc + row * job.columns;
+    float* y = job.y + row * job.y_stride;
+    int64_t c = 0;
+    for (; c + 8 <= job.columns; c += 8) {
+      const __m256i sum =
+          _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + c)),
+                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(job.offsets + c)));
+      const __m256 scale = _mm256_mul_ps(_mm256_broadcast_ss(job.x_scales + row),
+                                         _mm256_loadu_ps(job.weight_scales + c));
+      _mm256_storeu_ps(y + c, Epilogue(sum, scale, job.bias == nullptr ? nullptr : job.bias + c,
+                                       job.accumulate ? y + c : nullptr));
+    }
+    for (; c < job.columns; ++c) {
+      const float scale = job.x_scales[row] * job.weight_scales[c];
+      float v = scale * static_cast<float>(acc[c] - job.offsets[c]);
+      if (job.bias != nullptr) v = v + job.bias[c];
+      y[c] = job.accumulate ? y[c] + v : v;
+    }
+  }
+}
+
+namespace {
+
+struct RowScale {
+  float scale, inverse;  // inverse 0: all codes are zero
+};
+
+// quant/kernels/a8_token.h: as integers, |x| orders finite < infinity < NaN.
+RowScale ScaleOf(const float* x, int64_t k) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   __m256i max = _mm256_setzero_si256();
   int64_t i = 0;
@@ -126,29 +156,61 @@ float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), max);
   int32_t bits = 0;
   for (int lane = 0; lane < 8; ++lane) bits = lanes[lane] > bits ? lanes[lane] : bits;
-  for (int64_t tail = i; tail < k; ++tail) {
+  for (; i < k; ++i) {
     int32_t v;
-    __builtin_memcpy(&v, x + tail, sizeof(v));
+    __builtin_memcpy(&v, x + i, sizeof(v));
     v &= 0x7fffffff;
     bits = v > bits ? v : bits;
   }
   float absmax;
   __builtin_memcpy(&absmax, &bits, sizeof(absmax));
-  if (bits >= 0x7f800000 || absmax < kA8Smallest) {
-    for (int64_t j = 0; j < k + k % 2; ++j) codes[j] = 0;
-    return bits >= 0x7f800000 ? __builtin_nanf("") : 0.0f;
-  }
-  const float inverse = kA8MaxCode / absmax;
-  const __m256 inverses = _mm256_set1_ps(inverse);
-  for (i = 0; i + 16 <= k; i += 16) {  // vcvtps2dq rounds half to even
-    const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverses));
-    const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inverses));
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i), packed);
-  }
-  for (; i < k; ++i) codes[i] = static_cast<int16_t>(_mm_cvtss_si32(_mm_set_ss(x[i] * inverse)));
+  if (bits >= 0x7f800000) return {__builtin_nanf(""), 0};
+  if (absmax < kA8Smallest) return {0, 0};
+  return {absmax / kA8MaxCode, kA8MaxCode / absmax};
+}
+
+// 16 codes as s16; vcvtps2dq rounds half to even.
+inline __m256i Codes16(const float* x, __m256 inverse) {
+  const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), inverse));
+  const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), inverse));
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+}
+inline int Code(float x, float inverse) { return _mm_cvtss_si32(_mm_set_ss(x * inverse)); }
+
+}  // namespace
+
+float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes) {
+  const RowScale row = ScaleOf(x, k);
   if (k % 2 != 0) codes[k] = 0;
-  return absmax / kA8MaxCode;
+  if (row.inverse == 0) {
+    for (int64_t i = 0; i < k; ++i) codes[i] = 0;
+    return row.scale;
+  }
+  const __m256 inverse = _mm256_set1_ps(row.inverse);
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i), Codes16(x + i, inverse));
+  for (; i < k; ++i) codes[i] = static_cast<int16_t>(Code(x[i], row.inverse));
+  return row.scale;
+}
+
+float Avx2QuantizeA8TokenU8(const float* x, int64_t k, uint8_t* codes) {
+  const RowScale row = ScaleOf(x, k);
+  if (row.inverse == 0) {
+    for (int64_t i = 0; i < k; ++i) codes[i] = 128;
+    return row.scale;
+  }
+  const __m256 inverse = _mm256_set1_ps(row.inverse);
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    const __m256i wide = Codes16(x + i, inverse);
+    const __m128i narrow =
+        _mm_packs_epi16(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i),
+                     _mm_xor_si128(narrow, _mm_set1_epi8(static_cast<char>(0x80))));
+  }
+  for (; i < k; ++i) codes[i] = static_cast<uint8_t>(Code(x[i], row.inverse) + 128);
+  return row.scale;
 }
 
 }  // namespace assay

@@ -33,5 +33,20 @@ void Avx2Int8Panels(const Int8PanelJob& job, int64_t panel_begin, int64_t panel_
 
 // quant/kernels/a8_token.h, bit for bit, with the codes as s16 [k + k % 2]. Returns the scale.
 float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes);
+// Likewise, with code + 128 as u8 [k].
+float Avx2QuantizeA8TokenU8(const float* x, int64_t k, uint8_t* codes);
+
+// The same epilogue over integer sums made elsewhere, from which `offsets` are taken first.
+struct Int8RescaleJob {
+  const int32_t* acc;          // [rows, columns]
+  const int32_t* offsets;      // [columns]
+  const float* x_scales;       // [rows]
+  const float* weight_scales;  // [columns]
+  const float* bias;           // [columns] or nullptr
+  float* y;                    // [rows, columns], rows y_stride apart
+  int64_t rows, columns, y_stride;
+  bool accumulate;
+};
+void Avx2Int8Rescale(const Int8RescaleJob& job);
 
 }  // namespace assay
