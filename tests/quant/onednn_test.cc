@@ -5,6 +5,7 @@
 #include "base/thread_pool.h"
 #include "gtest/gtest.h"
 #include "quant/kernels/cpu/onednn_int8.h"
+#include "quant/kernels/cpu/onednn_matmul.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
 #include "tests/support/random_tensor.h"
@@ -101,6 +102,13 @@ TEST_F(OnednnTest, RefusesCpusWithoutVnni) {
   EXPECT_THAT(
       OnednnInt8Kernel().Supports(problem),
       StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("CPU has no VNNI: u8s8 saturates")));
+}
+
+TEST_F(OnednnTest, SelfCheckRefusesAMatmulThatSaturates) {
+  if (HostCpu().avx512_vnni || HostCpu().avx_vnni) GTEST_SKIP() << "nothing saturates here";
+  EXPECT_OK(OnednnMatmul::Get({.k = 64, .width = 32, .max_weight_code = 63}));
+  EXPECT_THAT(OnednnMatmul::Get({.k = 64, .width = 32, .max_weight_code = 127}),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("not exact here: k=64 n=32")));
 }
 
 TEST_F(OnednnTest, KeepsOnePackedCopyOfTheWeights) {

@@ -49,7 +49,9 @@ const dnnl::engine& Engine() {
 }
 
 absl::Status Failed(const char* what, const dnnl::error& error) {
-  return absl::InternalError(absl::StrCat("oneDNN failed: ", what, ": ", error.what()));
+  const std::string message = absl::StrCat("oneDNN failed: ", what, ": ", error.what());
+  if (error.status == dnnl_unimplemented) return absl::UnimplementedError(message);
+  return absl::InternalError(message);
 }
 
 memory Unbound(const memory::desc& desc) { return memory(desc, Engine(), DNNL_MEMORY_NONE); }
@@ -244,9 +246,9 @@ class Matmul final : public OnednnMatmul {
                  weights.data<int8_t>()[c * k + i];
       const int32_t got = out.data<int32_t>()[row * options_.width + c];
       if (got != exact) {
-        return absl::InternalError(absl::StrCat("oneDNN's matmul is not exact here: k=", k,
-                                                " n=", options_.width, " row=", row, " column=", c,
-                                                " got=", got, " expected=", exact));
+        return absl::UnimplementedError(
+            absl::StrCat("oneDNN's matmul is not exact here: k=", k, " n=", options_.width,
+                         " row=", row, " column=", c, " got=", got, " expected=", exact));
       }
     }
     return absl::OkStatus();

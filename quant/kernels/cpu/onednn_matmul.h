@@ -24,8 +24,8 @@ class OnednnMatmul {
     int max_weight_code = 127;  // of the numeric self-check
   };
   // The matmul of these options, made on first use and shared while anyone holds it. Unimplemented:
-  // oneDNN has only a reference implementation for it (named), or no common weight layout.
-  // Internal: its numbers are not the exact integers; or a failure of the library.
+  // oneDNN has only a reference implementation for it (named), no common layout of the weights, or
+  // its numbers are not the exact integers. Internal: the library failed.
   static absl::StatusOr<std::shared_ptr<const OnednnMatmul>> Get(const Options& options);
 
   virtual size_t weight_bytes() const = 0;
