@@ -1,7 +1,5 @@
 #include "engine/model/tokenizer/added_tokens.h"
 
-#include <unicode/utf8.h>
-
 #include <algorithm>
 #include <optional>
 
@@ -10,31 +8,20 @@
 namespace assay {
 namespace {
 
-UChar32 CodePointBefore(std::string_view text, size_t at) {
-  auto end = static_cast<int32_t>(at);  // Encode limits texts to 2^28 bytes
-  UChar32 c;
-  U8_PREV_OR_FFFD(reinterpret_cast<const uint8_t*>(text.data()), 0, end, c);
-  return c;
-}
-
 bool IsWholeWord(std::string_view text, size_t begin, size_t end) {
-  if (begin > 0 && IsWordCharacter(CodePointBefore(text, begin))) return false;
-  return end == text.size() || !IsWordCharacter(DecodeCodePoint(text, end));
+  if (begin > 0 && IsWordCharacter(PreviousCodePoint(text, &begin))) return false;
+  return end == text.size() || !IsWordCharacter(CodePointAt(text, end));
 }
 
 size_t SkipWhitespaceBack(std::string_view text, size_t at, size_t limit) {
-  while (at > limit) {
-    const UChar32 c = CodePointBefore(text, at);
-    if (!IsWhitespace(c)) break;
-    size_t back = at - 1;
-    while (back > limit && (static_cast<unsigned char>(text[back]) & 0xC0) == 0x80) --back;
-    at = back;
+  for (size_t before = at; before > limit; at = before) {
+    if (!IsWhitespace(PreviousCodePoint(text, &before))) break;
   }
   return at;
 }
 
 size_t SkipWhitespace(std::string_view text, size_t at) {
-  while (at < text.size() && IsWhitespace(DecodeCodePoint(text, at))) at += Utf8Length(text[at]);
+  while (at < text.size() && IsWhitespace(CodePointAt(text, at))) at += Utf8Length(text[at]);
   return at;
 }
 

@@ -22,9 +22,9 @@ const Table& GetTable() {
   static const Table* const table = [] {
     auto* result = new Table;
     result->bytes.fill(-1);
-    UChar32 next = 256;
+    CodePoint next = 256;
     for (int byte = 0; byte < 256; ++byte) {
-      const UChar32 character = IsPrintable(byte) ? byte : next++;
+      const CodePoint character = IsPrintable(byte) ? byte : next++;
       AppendCodePoint(character, &result->characters[byte]);
       result->bytes[character] = byte;
     }
@@ -44,7 +44,7 @@ std::optional<std::string> DecodeByteLevel(std::string_view text) {
   const Table& table = GetTable();
   std::string out;
   bool complete = true;
-  ForEachCodePoint(text, [&](UChar32 c, size_t, size_t) {
+  ForEachCodePoint(text, [&](CodePoint c, size_t, size_t) {
     const int byte = c <= kLastCharacter ? table.bytes[c] : -1;
     complete &= byte >= 0;
     out += static_cast<char>(byte);

@@ -158,12 +158,37 @@ void Decoder::AddStrip(std::string_view content, size_t start, size_t stop) {
       }));
 }
 
+absl::Status Decoder::AddMetaspaceJson(const Json& json) {
+  ASSIGN_OR_RETURN(const std::string mark, RequireString(json, "replacement", "Metaspace"));
+  ASSIGN_OR_RETURN(const bool add_prefix, OptionalBool(json, "add_prefix_space", true));
+  ASSIGN_OR_RETURN(const std::string scheme,
+                   OptionalString(json, "prepend_scheme", add_prefix ? "always" : "never"));
+  if (mark.empty()) return absl::InvalidArgumentError("decoder Metaspace.replacement is empty");
+  stages_.push_back(
+      MakePerToken([mark, never = scheme == "never"](std::string_view token, bool first) {
+        return absl::StrReplaceAll(std::string(token), {{mark, first && !never ? "" : " "}});
+      }));
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::AddStripJson(const Json& json) {
+  constexpr int64_t kMost = 1 << 20;
+  ASSIGN_OR_RETURN(const std::string content, RequireString(json, "content", "Strip"));
+  ASSIGN_OR_RETURN(const std::optional<int64_t> given_start, OptionalInt(json, "start"));
+  ASSIGN_OR_RETURN(const std::optional<int64_t> given_stop, OptionalInt(json, "stop"));
+  const int64_t start = given_start.value_or(0), stop = given_stop.value_or(0);
+  if (content.empty() || start < 0 || start > kMost || stop < 0 || stop > kMost) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("decoder Strip needs content, and start and stop in [0, ", kMost,
+                     "]: content=", Printable(content), " start=", start, " stop=", stop));
+  }
+  AddStrip(content, static_cast<size_t>(start), static_cast<size_t>(stop));
+  return absl::OkStatus();
+}
+
 absl::Status Decoder::AddJson(const Json& json) {
   ASSIGN_OR_RETURN(const std::string type, RequireString(json, "type", "decoder"));
-  if (type == "Sequence") {
-    ASSIGN_OR_RETURN(const Json* parts, RequireArray(json, "decoders", type));
-    for (const Json& part : *parts) RETURN_IF_ERROR(AddJson(part));
-  } else if (type == "ByteLevel") {
+  if (type == "ByteLevel") {
     AddByteLevel();
   } else if (type == "ByteFallback") {
     AddByteFallback();
@@ -174,30 +199,12 @@ absl::Status Decoder::AddJson(const Json& json) {
     ASSIGN_OR_RETURN(const bool cleanup, OptionalBool(json, "cleanup", true));
     AddWordPiece(prefix, cleanup);
   } else if (type == "Metaspace") {
-    ASSIGN_OR_RETURN(const std::string mark, RequireString(json, "replacement", type));
-    ASSIGN_OR_RETURN(const bool add_prefix, OptionalBool(json, "add_prefix_space", true));
-    ASSIGN_OR_RETURN(const std::string scheme,
-                     OptionalString(json, "prepend_scheme", add_prefix ? "always" : "never"));
-    stages_.push_back(
-        MakePerToken([mark, never = scheme == "never"](std::string_view token, bool first) {
-          return absl::StrReplaceAll(std::string(token), {{mark, first && !never ? "" : " "}});
-        }));
+    return AddMetaspaceJson(json);
   } else if (type == "Replace") {
     ASSIGN_OR_RETURN(const std::string content, RequireString(json, "content", type));
     return AddReplace(Field(json, "pattern"), content);
   } else if (type == "Strip") {
-    ASSIGN_OR_RETURN(const std::string content, RequireString(json, "content", type));
-    ASSIGN_OR_RETURN(const std::optional<int64_t> start, OptionalInt(json, "start"));
-    ASSIGN_OR_RETURN(const std::optional<int64_t> stop, OptionalInt(json, "stop"));
-    constexpr int64_t kMost = 1 << 20;
-    if (content.empty() || start.value_or(0) < 0 || start.value_or(0) > kMost ||
-        stop.value_or(0) < 0 || stop.value_or(0) > kMost) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "decoder Strip needs content and start, stop in [0, ", kMost, "]: content=",
-          Printable(content), " start=", start.value_or(0), " stop=", stop.value_or(0)));
-    }
-    AddStrip(content, static_cast<size_t>(start.value_or(0)),
-             static_cast<size_t>(stop.value_or(0)));
+    return AddStripJson(json);
   } else {
     return absl::UnimplementedError(absl::StrCat("decoder ", Printable(type), " is not supported"));
   }
@@ -206,10 +213,9 @@ absl::Status Decoder::AddJson(const Json& json) {
 
 absl::StatusOr<Decoder> Decoder::FromJson(const Json& json) {
   Decoder result;
-  if (!json.is_null()) {
-    RETURN_IF_ERROR(result.AddJson(json));
-    return result;
-  }
+  ASSIGN_OR_RETURN(const auto parts, Components(json, "decoders", "decoder"));
+  for (const Json* part : parts) RETURN_IF_ERROR(result.AddJson(*part));
+  if (!json.is_null()) return result;
   result.stages_.push_back(MakePerToken(
       [](std::string_view token, bool first) { return (first ? "" : " ") + std::string(token); }));
   return result;

@@ -58,6 +58,8 @@ class Decoder {
 
  private:
   absl::Status AddJson(const Json& json);
+  absl::Status AddMetaspaceJson(const Json& json);
+  absl::Status AddStripJson(const Json& json);
   std::vector<StageFactory> stages_;
   size_t first_for_literal_ = 0;  // literal tokens enter behind ByteLevel
   bool fused_ = false;            // later stages see one text, not tokens

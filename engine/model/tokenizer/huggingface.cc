@@ -222,13 +222,7 @@ absl::Status AddTemplate(const Json& json, TokenizerParts* parts) {
 }
 
 absl::Status AddPostProcessor(const Json& json, TokenizerParts* parts) {
-  if (json.is_null()) return absl::OkStatus();
   ASSIGN_OR_RETURN(const std::string type, RequireString(json, "type", "post_processor"));
-  if (type == "Sequence") {
-    ASSIGN_OR_RETURN(const Json* list, RequireArray(json, "processors", type));
-    for (const Json& part : *list) RETURN_IF_ERROR(AddPostProcessor(part, parts));
-    return absl::OkStatus();
-  }
   if (type == "ByteLevel") return absl::OkStatus();  // only moves offsets, which nobody asks for
   if (type == "TemplateProcessing") return AddTemplate(json, parts);
   if (type == "BertProcessing" || type == "RobertaProcessing") {
@@ -311,7 +305,9 @@ absl::StatusOr<TokenizerParts> PartsFromHuggingFace(const Json& tokenizer, const
   ASSIGN_OR_RETURN(parts.normalizer, Normalizer::FromJson(Field(tokenizer, "normalizer")));
   ASSIGN_OR_RETURN(parts.pre_tokenizer, PreTokenizer::FromJson(Field(tokenizer, "pre_tokenizer")));
   ASSIGN_OR_RETURN(parts.decoder, Decoder::FromJson(Field(tokenizer, "decoder")));
-  RETURN_IF_ERROR(AddPostProcessor(Field(tokenizer, "post_processor"), &parts));
+  ASSIGN_OR_RETURN(const auto processors,
+                   Components(Field(tokenizer, "post_processor"), "processors", "post_processor"));
+  for (const Json* part : processors) RETURN_IF_ERROR(AddPostProcessor(*part, &parts));
   RETURN_IF_ERROR(AddAddedTokens(std::move(added), &parts));
   const std::string eos = ConfigToken(config, "eos_token");
   parts.end_tokens = FindEndTokens(*parts.vocabulary, parts.vocabulary->Find(eos));

@@ -91,4 +91,23 @@ absl::StatusOr<int32_t> ToTokenId(const Json& value, int64_t limit, std::string_
   return static_cast<int32_t>(value.get<int64_t>());
 }
 
+absl::StatusOr<std::vector<const Json*>> Components(const Json& json, std::string_view list,
+                                                    std::string_view where) {
+  std::vector<const Json*> components;
+  std::vector<const Json*> open;  // a stack: a file may nest deeper than ours would be
+  if (!json.is_null()) open.push_back(&json);
+  while (!open.empty()) {
+    const Json& next = *open.back();
+    open.pop_back();
+    ASSIGN_OR_RETURN(const std::string type, RequireString(next, "type", where));
+    if (type != "Sequence") {
+      components.push_back(&next);
+      continue;
+    }
+    ASSIGN_OR_RETURN(const Json* parts, RequireArray(next, list, where));
+    for (auto part = parts->rbegin(); part != parts->rend(); ++part) open.push_back(&*part);
+  }
+  return components;
+}
+
 }  // namespace assay

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/status.h"
 
@@ -33,5 +34,11 @@ absl::StatusOr<std::string> OptionalString(const Json& object, std::string_view 
 absl::StatusOr<std::optional<int64_t>> OptionalInt(const Json& object, std::string_view name);
 // An id that is a number in [0, limit).
 absl::StatusOr<int32_t> ToTokenId(const Json& value, int64_t limit, std::string_view where);
+
+// The components of a normalizer, pre-tokenizer, decoder or post-processor in their order: those of
+// a Sequence, whose list is the field `list`, or the one that `json` is; none for null. `where` is
+// for messages.
+absl::StatusOr<std::vector<const Json*>> Components(const Json& json, std::string_view list,
+                                                    std::string_view where);
 
 }  // namespace assay

@@ -17,7 +17,7 @@ template <typename Keep>
 void KeepCodePoints(const Keep& keep, std::string* text) {
   std::string out;
   out.reserve(text->size());
-  ForEachCodePoint(*text, [&](UChar32 c, size_t begin, size_t end) {
+  ForEachCodePoint(*text, [&](CodePoint c, size_t begin, size_t end) {
     if (keep(c)) out.append(*text, begin, end - begin);
   });
   *text = std::move(out);
@@ -26,7 +26,7 @@ void KeepCodePoints(const Keep& keep, std::string* text) {
 void CleanText(std::string* text) {
   std::string out;
   out.reserve(text->size());
-  ForEachCodePoint(*text, [&](UChar32 c, size_t begin, size_t end) {
+  ForEachCodePoint(*text, [&](CodePoint c, size_t begin, size_t end) {
     if (c == '\t' || c == '\n' || c == '\r') {
       out += ' ';
     } else if (c == 0 || c == 0xFFFD || IsControlOrUnassignable(c)) {
@@ -43,7 +43,7 @@ void CleanText(std::string* text) {
 void PadIdeographs(std::string* text) {
   std::string out;
   out.reserve(text->size());
-  ForEachCodePoint(*text, [&](UChar32 c, size_t begin, size_t end) {
+  ForEachCodePoint(*text, [&](CodePoint c, size_t begin, size_t end) {
     const bool pad = IsCjkIdeograph(c);
     if (pad) out += ' ';
     out.append(*text, begin, end - begin);
@@ -105,7 +105,7 @@ void Normalizer::AddBert(const BertNormalizerOptions& options) {
     if (options.handle_chinese_chars) PadIdeographs(text);
     if (options.strip_accents) {
       *text = Normalize(NormalForm::kNfd, *text);
-      KeepCodePoints([](UChar32 c) { return !IsNonspacingMark(c); }, text);
+      KeepCodePoints([](CodePoint c) { return !IsNonspacingMark(c); }, text);
     }
     if (options.lowercase) *text = Lowercase(*text);
     return absl::OkStatus();
@@ -128,11 +128,6 @@ void Normalizer::AddReplace(Replacer replacer) {
 
 absl::Status Normalizer::AddJson(const Json& json) {
   ASSIGN_OR_RETURN(const std::string type, RequireString(json, "type", "normalizer"));
-  if (type == "Sequence") {
-    ASSIGN_OR_RETURN(const Json* parts, RequireArray(json, "normalizers", type));
-    for (const Json& part : *parts) RETURN_IF_ERROR(AddJson(part));
-    return absl::OkStatus();
-  }
   if (type == "BertNormalizer") return AddBertJson(json, this);
   if (type == "Strip") return AddStrip(json, this);
   if (type == "Precompiled") return AddPrecompiled(json, this);
@@ -158,7 +153,7 @@ absl::Status Normalizer::AddJson(const Json& json) {
     });
   } else if (type == "StripAccents") {
     AddStep([](std::string* text) {
-      KeepCodePoints([](UChar32 c) { return !IsCombiningMark(c); }, text);
+      KeepCodePoints([](CodePoint c) { return !IsCombiningMark(c); }, text);
       return absl::OkStatus();
     });
   } else {
@@ -170,7 +165,8 @@ absl::Status Normalizer::AddJson(const Json& json) {
 
 absl::StatusOr<Normalizer> Normalizer::FromJson(const Json& json) {
   Normalizer result;
-  if (!json.is_null()) RETURN_IF_ERROR(result.AddJson(json));
+  ASSIGN_OR_RETURN(const auto parts, Components(json, "normalizers", "normalizer"));
+  for (const Json* part : parts) RETURN_IF_ERROR(result.AddJson(*part));
   return result;
 }
 

@@ -34,6 +34,10 @@ absl::StatusOr<MetaspaceOptions> ParseMetaspace(const Json& json) {
   ASSIGN_OR_RETURN(const std::string scheme,
                    OptionalString(json, "prepend_scheme", add_prefix_space ? "always" : "never"));
   ASSIGN_OR_RETURN(options.split, OptionalBool(json, "split", true));
+  if (CountCodePoints(options.replacement) != 1) {
+    return absl::InvalidArgumentError(absl::StrCat("Metaspace.replacement must be one character: ",
+                                                   Printable(options.replacement)));
+  }
   if (scheme == "always") {
     options.scheme = PrependScheme::kAlways;
   } else if (scheme == "first") {
@@ -84,7 +88,8 @@ absl::Status PreTokenizer::AddRegexSplit(std::string_view pattern, Regex::Syntax
   return absl::OkStatus();
 }
 
-void PreTokenizer::AddCharacterSplit(std::function<bool(UChar32)> matches, SplitBehavior behavior) {
+void PreTokenizer::AddCharacterSplit(std::function<bool(CodePoint)> matches,
+                                     SplitBehavior behavior) {
   steps_.push_back([matches = std::move(matches), behavior](Pieces* pieces) {
     std::vector<TextRange> ranges;
     ranges.reserve(pieces->ranges.size());
@@ -134,69 +139,64 @@ void PreTokenizer::AddMetaspace(std::string_view replacement, PrependScheme sche
     return absl::OkStatus();
   });
   if (!split) return;
-  const UChar32 mark = DecodeCodePoint(replacement, 0);
-  AddCharacterSplit([mark](UChar32 c) { return c == mark; }, SplitBehavior::kMergedWithNext);
+  const CodePoint mark = CodePointAt(replacement, 0);
+  AddCharacterSplit([mark](CodePoint c) { return c == mark; }, SplitBehavior::kMergedWithNext);
+}
+
+absl::Status PreTokenizer::AddByteLevelJson(const Json& json) {
+  ASSIGN_OR_RETURN(const bool add_prefix_space, OptionalBool(json, "add_prefix_space", true));
+  ASSIGN_OR_RETURN(const bool use_regex, OptionalBool(json, "use_regex", true));
+  if (add_prefix_space) AddPrefixSpace();
+  if (use_regex) {
+    RETURN_IF_ERROR(
+        AddRegexSplit(kGpt2Pattern, Regex::Syntax::kPattern, SplitBehavior::kIsolated, false));
+  }
+  AddByteLevel();
+  return absl::OkStatus();
+}
+
+absl::Status PreTokenizer::AddSplitJson(const Json& json) {
+  ASSIGN_OR_RETURN(const SplitBehavior behavior, ParseBehavior(json, "Isolated"));
+  ASSIGN_OR_RETURN(const bool invert, OptionalBool(json, "invert", false));
+  const Json& pattern = Field(json, "pattern");
+  const bool literal = Field(pattern, "String").is_string();
+  ASSIGN_OR_RETURN(const std::string text,
+                   RequireString(pattern, literal ? "String" : "Regex", "Split.pattern"));
+  return AddRegexSplit(text, literal ? Regex::Syntax::kLiteral : Regex::Syntax::kPattern, behavior,
+                       invert);
 }
 
 absl::Status PreTokenizer::AddJson(const Json& json) {
   ASSIGN_OR_RETURN(const std::string type, RequireString(json, "type", "pre_tokenizer"));
-  if (type == "Sequence") {
-    ASSIGN_OR_RETURN(const Json* parts, RequireArray(json, "pretokenizers", type));
-    for (const Json& part : *parts) RETURN_IF_ERROR(AddJson(part));
-    return absl::OkStatus();
-  }
-  if (type == "ByteLevel") {
-    ASSIGN_OR_RETURN(const bool add_prefix_space, OptionalBool(json, "add_prefix_space", true));
-    ASSIGN_OR_RETURN(const bool use_regex, OptionalBool(json, "use_regex", true));
-    if (add_prefix_space) AddPrefixSpace();
-    if (use_regex) {
-      RETURN_IF_ERROR(
-          AddRegexSplit(kGpt2Pattern, Regex::Syntax::kPattern, SplitBehavior::kIsolated, false));
-    }
-    AddByteLevel();
-    return absl::OkStatus();
-  }
-  if (type == "Split") {
-    ASSIGN_OR_RETURN(const SplitBehavior behavior, ParseBehavior(json, "Isolated"));
-    ASSIGN_OR_RETURN(const bool invert, OptionalBool(json, "invert", false));
-    const Json& pattern = Field(json, "pattern");
-    const bool literal = Field(pattern, "String").is_string();
-    ASSIGN_OR_RETURN(const std::string text,
-                     RequireString(pattern, literal ? "String" : "Regex", "Split.pattern"));
-    return AddRegexSplit(text, literal ? Regex::Syntax::kLiteral : Regex::Syntax::kPattern,
-                         behavior, invert);
+  if (type == "ByteLevel") return AddByteLevelJson(json);
+  if (type == "Split") return AddSplitJson(json);
+  if (type == "Whitespace") {
+    return AddRegexSplit(R"(\w+|[^\w\s]+)", Regex::Syntax::kPattern, SplitBehavior::kRemoved, true);
   }
   if (type == "Digits") {
     ASSIGN_OR_RETURN(const bool individual, OptionalBool(json, "individual_digits", false));
     AddCharacterSplit(IsNumeric,
                       individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous);
-    return absl::OkStatus();
-  }
-  if (type == "Punctuation") {
+  } else if (type == "Punctuation") {
     ASSIGN_OR_RETURN(const SplitBehavior behavior, ParseBehavior(json, "Isolated"));
     AddCharacterSplit(IsPunctuation, behavior);
-    return absl::OkStatus();
-  }
-  if (type == "Whitespace") {
-    return AddRegexSplit(R"(\w+|[^\w\s]+)", Regex::Syntax::kPattern, SplitBehavior::kRemoved, true);
-  }
-  if (type == "WhitespaceSplit" || type == "BertPreTokenizer") {
+  } else if (type == "WhitespaceSplit" || type == "BertPreTokenizer") {
     AddCharacterSplit(IsWhitespace, SplitBehavior::kRemoved);
     if (type == "BertPreTokenizer") AddCharacterSplit(IsPunctuation, SplitBehavior::kIsolated);
-    return absl::OkStatus();
-  }
-  if (type == "Metaspace") {
+  } else if (type == "Metaspace") {
     ASSIGN_OR_RETURN(const MetaspaceOptions options, ParseMetaspace(json));
     AddMetaspace(options.replacement, options.scheme, options.split);
-    return absl::OkStatus();
+  } else {
+    return absl::UnimplementedError(
+        absl::StrCat("pre_tokenizer ", Printable(type), " is not supported"));
   }
-  return absl::UnimplementedError(
-      absl::StrCat("pre_tokenizer ", Printable(type), " is not supported"));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const Json& json) {
   PreTokenizer result;
-  if (!json.is_null()) RETURN_IF_ERROR(result.AddJson(json));
+  ASSIGN_OR_RETURN(const auto parts, Components(json, "pretokenizers", "pre_tokenizer"));
+  for (const Json* part : parts) RETURN_IF_ERROR(result.AddJson(*part));
   return result;
 }
 

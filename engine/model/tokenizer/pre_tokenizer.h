@@ -26,7 +26,7 @@ class PreTokenizer {
 
   absl::Status AddRegexSplit(std::string_view pattern, Regex::Syntax syntax, SplitBehavior behavior,
                              bool invert);
-  void AddCharacterSplit(std::function<bool(UChar32)> matches, SplitBehavior behavior);
+  void AddCharacterSplit(std::function<bool(CodePoint)> matches, SplitBehavior behavior);
   void AddPrefixSpace();
   void AddByteLevel();  // only the respelling
   void AddMetaspace(std::string_view replacement, PrependScheme scheme, bool split);
@@ -40,6 +40,8 @@ class PreTokenizer {
 
  private:
   absl::Status AddJson(const Json& json);
+  absl::Status AddByteLevelJson(const Json& json);
+  absl::Status AddSplitJson(const Json& json);
   std::vector<Step> steps_;
 };
 

@@ -1,10 +1,7 @@
 #include "engine/model/tokenizer/precompiled_charsmap.h"
 
-#include <unicode/brkiter.h>
-#include <unicode/utext.h>
-
+#include <algorithm>
 #include <cstring>
-#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "engine/model/tokenizer/unicode.h"
@@ -70,16 +67,10 @@ std::string PrecompiledCharsmap::NormalizeByLongest(std::string_view text) const
 }
 
 std::string PrecompiledCharsmap::NormalizeByGrapheme(std::string_view text) const {
-  UErrorCode error = U_ZERO_ERROR;
-  const std::unique_ptr<icu::BreakIterator> clusters(
-      icu::BreakIterator::createCharacterInstance(icu::Locale::getRoot(), error));
-  UText utext = UTEXT_INITIALIZER;
-  utext_openUTF8(&utext, text.data(), static_cast<int64_t>(text.size()), &error);
-  clusters->setText(&utext, error);
   std::string out;
   out.reserve(text.size());
-  int32_t begin = 0;
-  for (int32_t end = clusters->next(); end != icu::BreakIterator::DONE; end = clusters->next()) {
+  size_t begin = 0;
+  for (const size_t end : ClusterEnds(text)) {
     const std::string_view cluster = text.substr(begin, end - begin);
     begin = end;
     const std::optional<Rule> whole =
@@ -88,13 +79,12 @@ std::string PrecompiledCharsmap::NormalizeByGrapheme(std::string_view text) cons
       out += whole->replacement;
       continue;
     }
-    ForEachCodePoint(cluster, [&](UChar32, size_t from, size_t to) {
+    ForEachCodePoint(cluster, [&](CodePoint, size_t from, size_t to) {
       const std::string_view character = cluster.substr(from, to - from);
       const std::optional<Rule> rule = Match(character, false);
       out += rule.has_value() ? rule->replacement : character;
     });
   }
-  utext_close(&utext);
   return out;
 }
 

@@ -63,11 +63,11 @@ absl::StatusOr<std::vector<Segment>> FindSegments(Regex::Matcher& matcher, std::
   return segments;
 }
 
-std::vector<Segment> FindSegments(const std::function<bool(UChar32)>& matches,
+std::vector<Segment> FindSegments(const std::function<bool(CodePoint)>& matches,
                                   std::string_view text) {
   std::vector<Segment> segments;
   size_t from = 0;
-  ForEachCodePoint(text, [&](UChar32 c, size_t begin, size_t end) {
+  ForEachCodePoint(text, [&](CodePoint c, size_t begin, size_t end) {
     if (!matches(c)) return;
     if (begin > from) segments.push_back({{from, begin}, false});
     segments.push_back({{begin, end}, true});

@@ -35,7 +35,7 @@ struct Segment {
 // matcher.
 absl::StatusOr<std::vector<Segment>> FindSegments(Regex::Matcher& matcher, std::string_view text);
 // Each character that `matches` is a segment of its own.
-std::vector<Segment> FindSegments(const std::function<bool(UChar32)>& matches,
+std::vector<Segment> FindSegments(const std::function<bool(CodePoint)>& matches,
                                   std::string_view text);
 
 // Appends the non-empty pieces of `segments`, `offset` added to each end.

@@ -1,12 +1,15 @@
 #include "engine/model/tokenizer/unicode.h"
 
+#include <unicode/brkiter.h>
 #include <unicode/bytestream.h>
 #include <unicode/normalizer2.h>
 #include <unicode/stringpiece.h>
 #include <unicode/uchar.h>
+#include <unicode/utext.h>
 #include <unicode/utf8.h>
 
 #include <algorithm>
+#include <memory>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -15,7 +18,7 @@ namespace assay {
 namespace {
 
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
-constexpr UChar32 kCapitalDottedI = 0x130;  // the only one whose lower case has two code points
+constexpr CodePoint kCapitalDottedI = 0x130;  // the only one whose lower case has two code points
 
 const uint8_t* Bytes(std::string_view text) {
   return reinterpret_cast<const uint8_t*>(text.data());
@@ -42,7 +45,7 @@ absl::Status CheckUtf8(std::string_view text) {
   const uint8_t* bytes = Bytes(text);
   for (size_t at = 0; at < text.size();) {
     const size_t begin = at;
-    UChar32 c;
+    CodePoint c;
     U8_NEXT(bytes, at, text.size(), c);
     if (c < 0) {
       return absl::InvalidArgumentError(absl::StrCat("text is not UTF-8: byte 0x",
@@ -59,39 +62,65 @@ size_t CountCodePoints(std::string_view text) {
   return count;
 }
 
-void AppendCodePoint(UChar32 code_point, std::string* out) {
+void AppendCodePoint(CodePoint code_point, std::string* out) {
   char buffer[U8_MAX_LENGTH];
   size_t length = 0;
   U8_APPEND_UNSAFE(buffer, length, code_point);
   out->append(buffer, length);
 }
 
-UChar32 DecodeCodePoint(std::string_view text, size_t begin) {
-  UChar32 c;
-  U8_NEXT_OR_FFFD(Bytes(text), begin, text.size(), c);
+CodePoint NextCodePoint(std::string_view text, size_t* at) {
+  CodePoint c;
+  U8_NEXT_OR_FFFD(Bytes(text), *at, text.size(), c);
   return c;
 }
 
-bool IsWhitespace(UChar32 c) { return u_isUWhiteSpace(c); }
-bool IsNumeric(UChar32 c) { return (U_GET_GC_MASK(c) & U_GC_N_MASK) != 0; }
-bool IsPunctuation(UChar32 c) {
+CodePoint PreviousCodePoint(std::string_view text, size_t* at) {
+  auto end = static_cast<int32_t>(*at);  // Encode limits texts to 2^28 bytes
+  CodePoint c;
+  U8_PREV_OR_FFFD(Bytes(text), 0, end, c);
+  *at = static_cast<size_t>(end);
+  return c;
+}
+
+std::vector<size_t> ClusterEnds(std::string_view text) {
+  UErrorCode error = U_ZERO_ERROR;
+  const std::unique_ptr<icu::BreakIterator> clusters(
+      icu::BreakIterator::createCharacterInstance(icu::Locale::getRoot(), error));
+  UText utext = UTEXT_INITIALIZER;
+  utext_openUTF8(&utext, text.data(), static_cast<int64_t>(text.size()), &error);
+  std::vector<size_t> ends;
+  if (U_SUCCESS(error)) {
+    clusters->setText(&utext, error);
+    for (int32_t end = clusters->next(); end != icu::BreakIterator::DONE; end = clusters->next()) {
+      ends.push_back(static_cast<size_t>(end));
+    }
+  }
+  utext_close(&utext);
+  if (ends.empty() && !text.empty()) ends.push_back(text.size());
+  return ends;
+}
+
+bool IsWhitespace(CodePoint c) { return u_isUWhiteSpace(c); }
+bool IsNumeric(CodePoint c) { return (U_GET_GC_MASK(c) & U_GC_N_MASK) != 0; }
+bool IsPunctuation(CodePoint c) {
   constexpr uint32_t kSymbols = U_GC_S_MASK;
   const uint32_t category = U_GET_GC_MASK(c);
   return (category & U_GC_P_MASK) != 0 || (c < 0x80 && (category & kSymbols) != 0);
 }
-bool IsWordCharacter(UChar32 c) {
+bool IsWordCharacter(CodePoint c) {
   constexpr uint32_t kCategories = U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK;
   return u_isUAlphabetic(c) || (U_GET_GC_MASK(c) & kCategories) != 0 ||
          u_hasBinaryProperty(c, UCHAR_JOIN_CONTROL);
 }
-bool IsCombiningMark(UChar32 c) { return (U_GET_GC_MASK(c) & U_GC_M_MASK) != 0; }
-bool IsNonspacingMark(UChar32 c) { return (U_GET_GC_MASK(c) & U_GC_MN_MASK) != 0; }
-bool IsControlOrUnassignable(UChar32 c) {
+bool IsCombiningMark(CodePoint c) { return (U_GET_GC_MASK(c) & U_GC_M_MASK) != 0; }
+bool IsNonspacingMark(CodePoint c) { return (U_GET_GC_MASK(c) & U_GC_MN_MASK) != 0; }
+bool IsControlOrUnassignable(CodePoint c) {
   constexpr uint32_t kCategories = U_GC_CC_MASK | U_GC_CF_MASK | U_GC_CO_MASK | U_GC_CS_MASK;
   return (U_GET_GC_MASK(c) & kCategories) != 0;
 }
 
-bool IsCjkIdeograph(UChar32 c) {
+bool IsCjkIdeograph(CodePoint c) {
   switch (ublock_getCode(c)) {
     case UBLOCK_CJK_UNIFIED_IDEOGRAPHS:
     case UBLOCK_CJK_UNIFIED_IDEOGRAPHS_EXTENSION_A:
@@ -112,7 +141,7 @@ bool IsCjkIdeograph(UChar32 c) {
 
 std::string_view TrimWhitespace(std::string_view text, bool left, bool right) {
   size_t begin = text.size(), end = 0;
-  ForEachCodePoint(text, [&](UChar32 c, size_t at, size_t to) {
+  ForEachCodePoint(text, [&](CodePoint c, size_t at, size_t to) {
     if (IsWhitespace(c)) return;
     begin = std::min(begin, at);
     end = to;
@@ -142,7 +171,7 @@ std::string Normalize(NormalForm form, std::string_view text) {
 std::string Lowercase(std::string_view text) {
   std::string out;
   out.reserve(text.size());
-  ForEachCodePoint(text, [&](UChar32 c, size_t, size_t) {
+  ForEachCodePoint(text, [&](CodePoint c, size_t, size_t) {
     if (c == kCapitalDottedI) {
       out += "i\xCC\x87";  // i and U+0307
     } else {
@@ -159,7 +188,7 @@ void Utf8Sink::Append(std::string_view bytes, std::string* out) {
   U8_TRUNCATE_IF_INCOMPLETE(data, size_t{0}, complete);
   for (size_t at = 0; at < complete;) {
     const size_t begin = at;
-    UChar32 c;
+    CodePoint c;
     U8_NEXT(data, at, complete, c);
     out->append(c < 0 ? kReplacement : std::string_view(pending_).substr(begin, at - begin));
   }

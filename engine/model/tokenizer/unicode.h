@@ -1,11 +1,11 @@
 // UTF-8 and the Unicode properties that tokenizers ask for, all from ICU.
 // Thread rule: free functions, thread-safe; a Utf8Sink belongs to one stream.
 #pragma once
-#include <unicode/utypes.h>
-
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/status.h"
 
@@ -14,28 +14,41 @@ namespace assay {
 // InvalidArgument with the offset of the first byte that is not part of a UTF-8 sequence.
 absl::Status CheckUtf8(std::string_view text);
 
-// Calls visit(code point, begin, end) for each code point of valid UTF-8; begin and end are byte
-// offsets.
-template <typename Visit>
-void ForEachCodePoint(std::string_view text, Visit visit);
+using CodePoint = int32_t;
 
+// The code point that begins at *at, which moves behind it; U+FFFD for bytes that are none. `at`
+// must be in the text.
+CodePoint NextCodePoint(std::string_view text, size_t* at);
+inline CodePoint CodePointAt(std::string_view text, size_t at) { return NextCodePoint(text, &at); }
+// The code point that ends at *at > 0, which moves to its beginning.
+CodePoint PreviousCodePoint(std::string_view text, size_t* at);
+// Calls visit(code point, begin, end) for each; begin and end are byte offsets.
+template <typename Visit>
+void ForEachCodePoint(std::string_view text, Visit visit) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t begin = at;
+    const CodePoint c = NextCodePoint(text, &at);
+    visit(c, begin, at);
+  }
+}
+void AppendCodePoint(CodePoint c, std::string* out);
+size_t CountCodePoints(std::string_view text);
 // Length in bytes of the UTF-8 sequence that `lead` begins; 1 for bytes that begin none.
 inline size_t Utf8Length(char lead) {
   const auto byte = static_cast<unsigned char>(lead);
   return byte < 0xC0 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
 }
-size_t CountCodePoints(std::string_view text);
-void AppendCodePoint(UChar32 code_point, std::string* out);
-UChar32 DecodeCodePoint(std::string_view text, size_t begin);
+// The ends of the extended grapheme clusters (UAX 29), as byte offsets.
+std::vector<size_t> ClusterEnds(std::string_view text);
 
-bool IsWhitespace(UChar32 c);             // property White_Space
-bool IsNumeric(UChar32 c);                // Nd, Nl, No
-bool IsPunctuation(UChar32 c);            // P* and the ASCII symbols
-bool IsWordCharacter(UChar32 c);          // \w of UTS 18: Alphabetic, M, Nd, Pc, Join_Control
-bool IsCombiningMark(UChar32 c);          // M*
-bool IsNonspacingMark(UChar32 c);         // Mn
-bool IsControlOrUnassignable(UChar32 c);  // Cc, Cf, Co, Cs
-bool IsCjkIdeograph(UChar32 c);           // the blocks that BERT puts spaces around
+bool IsWhitespace(CodePoint c);             // property White_Space
+bool IsNumeric(CodePoint c);                // Nd, Nl, No
+bool IsPunctuation(CodePoint c);            // P* and the ASCII symbols
+bool IsWordCharacter(CodePoint c);          // \w of UTS 18: Alphabetic, M, Nd, Pc, Join_Control
+bool IsCombiningMark(CodePoint c);          // M*
+bool IsNonspacingMark(CodePoint c);         // Mn
+bool IsControlOrUnassignable(CodePoint c);  // Cc, Cf, Co, Cs
+bool IsCjkIdeograph(CodePoint c);           // the blocks that BERT puts spaces around
 
 // `text` without the white space at its ends.
 std::string_view TrimWhitespace(std::string_view text, bool left, bool right);
@@ -60,5 +73,3 @@ class Utf8Sink {
 };
 
 }  // namespace assay
-
-#include "engine/model/tokenizer/unicode_inl.h"

@@ -7,9 +7,12 @@ Writes, beside itself:
   <name>.golden.json.xz       {"library", "ids": [[...]], "special_ids": [[...]], "text": [...], "kept": [...]}: the ids without
                               and with special tokens, and what the latter decode to without and with them
   smollm2.tokenizer.json.xz   SmolLM2's vocabulary, merges and chat template as GGUF metadata, beside its goldens
+  sentencepiece_{bpe,unigram}.tokenizer.json.xz and .golden.json.xz: the same of models that the sentencepiece library trains
+                              and runs ("ids"; "text" where nothing is unknown)
+  chat.json.xz                conversations rendered by Jinja2 from chat templates as models publish them
 Command (versions, seed and date go into the goldens):
   make_tokenizers.py --minilm DIR/tokenizer.json --smollm2 FILE.gguf --text wikitext2-calibration.txt --date YYYY-MM-DD
-Needs: tokenizers==0.23.3, gguf, and the files of the two model wheels that scripts/setup names.
+Needs: tokenizers==0.23.3, sentencepiece==0.2.3, jinja2==3.1.6, gguf, and the files of the two model wheels that scripts/setup names.
 """
 import argparse
 import json
@@ -175,6 +178,87 @@ def smollm2(path):
     return t, {"format": "gguf", "metadata": meta}
 
 
+def sentencepiece_model(lines, **options):
+    """A trained model: the processor, its protocol buffer and the same as GGUF metadata."""
+    import io
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+    blob = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(l for l in lines if l.strip()), model_writer=blob,
+                                             minloglevel=2, num_threads=1, **options)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(blob.getvalue())
+    is_bpe = options["model_type"] == "bpe"
+    meta = {
+        "tokenizer.ggml.model": "llama" if is_bpe else "t5",
+        "tokenizer.ggml.tokens": [p.piece for p in proto.pieces],
+        "tokenizer.ggml.scores": [p.score for p in proto.pieces],
+        "tokenizer.ggml.token_type": [p.type for p in proto.pieces],
+        "tokenizer.ggml.unknown_token_id": proto.trainer_spec.unk_id,
+        "tokenizer.ggml.bos_token_id": proto.trainer_spec.bos_id,
+        "tokenizer.ggml.eos_token_id": proto.trainer_spec.eos_id,
+        "tokenizer.ggml.add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
+        "tokenizer.ggml.remove_extra_whitespaces": proto.normalizer_spec.remove_extra_whitespaces,
+    }
+    if not is_bpe:
+        meta["tokenizer.ggml.precompiled_charsmap"] = list(proto.normalizer_spec.precompiled_charsmap)
+    return sentencepiece.SentencePieceProcessor(model_proto=blob.getvalue()), proto, meta
+
+
+def sentencepiece_goldens(lines, strings, date):
+    import sentencepiece
+    common = {"library": f"sentencepiece {sentencepiece.__version__}", "date": date, "seed": SEED}
+    bpe, _, meta = sentencepiece_model(
+        lines, model_type="bpe", vocab_size=1500, byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, split_digits=True, character_coverage=0.999)
+    ids = [bpe.encode(s) for s in strings]
+    save("sentencepiece_bpe.tokenizer.json", {"format": "gguf", "metadata": meta})
+    save("sentencepiece_bpe.golden.json", {**common, "ids": ids, "text": [bpe.decode(i) for i in ids]})
+    unigram, proto, meta = sentencepiece_model(
+        lines, model_type="unigram", vocab_size=1200, normalization_rule_name="nmt_nfkc", character_coverage=0.999)
+    save("sentencepiece_unigram.tokenizer.json", {"format": "gguf", "metadata": meta})
+    save("sentencepiece_unigram.golden.json", {**common, "ids": [unigram.encode(s) for s in strings]})
+    # The same model as transformers converts it: the compiled rules applied cluster by cluster.
+    t = Tokenizer(models.Unigram([(p.piece, p.score) for p in proto.pieces], proto.trainer_spec.unk_id))
+    t.normalizer = normalizers.Sequence([
+        normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap), normalizers.Replace(Regex(" {2,}"), " ")])
+    t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    t.decoder = decoders.Metaspace(prepend_scheme="first")
+    t.add_special_tokens(["<s>", "</s>", "<unk>"])
+    goldens("precompiled", t, strings, date)
+
+
+CHAT_TEMPLATES = {
+    "qwen2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    "llama2": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+    "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    "mistral_v1": "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% endif %}{% endfor %}",
+    "mistral_v3": "{%- if messages[0][\"role\"] == \"system\" %}{%- set system_message = messages[0][\"content\"] %}{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}{%- for message in loop_messages %}{%- if message[\"role\"] == \"user\" %}{%- if loop.last and system_message is defined %}{{- \"[INST] \" + system_message + \"\\n\\n\" + message[\"content\"] + \"[/INST]\" }}{%- else %}{{- \"[INST] \" + message[\"content\"] + \"[/INST]\" }}{%- endif %}{%- elif message[\"role\"] == \"assistant\" %}{{- \" \" + message[\"content\"]|trim + eos_token}}{%- endif %}{%- endfor %}",
+    "zephyr": "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
+}
+CHATS = [
+    [("user", "Hi")], [("user", " Hello there \n")], [("user", "a"), ("assistant", "b"), ("user", "c")],
+    [("system", "Be brief."), ("user", "x")], [("system", "S"), ("user", "1"), ("assistant", "2"), ("user", "3 ")],
+]
+
+
+def chat_goldens(smollm2_template, date):
+    """Templates as transformers renders them (blocks trimmed, bos <s> and eos </s>)."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    cases = []
+    for name, template in {"smollm2": smollm2_template, **CHAT_TEMPLATES}.items():
+        for chat in CHATS:
+            if name == "mistral_v1" and chat[0][0] == "system":
+                continue  # this template refuses them
+            messages = [{"role": role, "content": content} for role, content in chat]
+            text = environment.from_string(template).render(
+                messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")
+            cases.append({"name": name, "template": template, "messages": messages, "text": text})
+    save("chat.json", {"library": f"jinja2 {jinja2.__version__}", "date": date, "cases": cases})
+
+
 def main():
     args = argparse.ArgumentParser()
     for name in ("minilm", "smollm2", "text", "date"):
@@ -188,6 +272,8 @@ def main():
         goldens(make.__name__, make(lines), strings, args.date)
     tokenizer, spec = smollm2(args.smollm2)
     goldens("smollm2", tokenizer, strings, args.date, json.dumps(spec, ensure_ascii=False))
+    sentencepiece_goldens(lines, strings, args.date)
+    chat_goldens(spec["metadata"]["tokenizer.chat_template"], args.date)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,23 @@ TEST_P(HuggingFaceGoldensTest, AStreamOfNonsenseIsStillUtf8) {
 
 INSTANTIATE_TEST_SUITE_P(All, HuggingFaceGoldensTest,
                          testing::Values("minilm", "byte_level_bpe", "llama3_like", "llama2_like",
-                                         "unigram", "wordpiece_cased", "smollm2"),
+                                         "unigram", "precompiled", "wordpiece_cased", "smollm2"),
                          [](const auto& info) { return std::string(info.param); });
+
+// The comparison is not vacuous: one exchange in the rules and it fails.
+TEST(HuggingFaceGoldensCheckTest, DetectsTwoSwappedMerges) {
+  json spec = Spec("byte_level_bpe");
+  json& merges = spec["tokenizer"]["model"]["merges"];
+  std::swap(merges[0], merges[5]);
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, MakeTokenizer(spec));
+  const auto strings = ReadGoldenJson("vocab/corpus.json.xz").get<std::vector<std::string>>();
+  const json golden = ReadGoldenJson("vocab/byte_level_bpe.golden.json.xz");
+  int different = 0;
+  for (size_t i = 0; i < strings.size(); ++i) {
+    different += *tokenizer->Encode(strings[i], false, true) != golden["ids"][i].get<Ids>();
+  }
+  EXPECT_GT(different, 10);
+}
 
 }  // namespace
 }  // namespace assay
