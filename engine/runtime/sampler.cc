@@ -45,6 +45,36 @@ Float4 Exp(Float4 x) {
 }
 float Exp(float x) { return Exp(Splat(x))[0]; }
 
+double Sum(Float4 x) { return double{x[0]} + x[1] + x[2] + x[3]; }
+bool Any(Int4 x) { return (x[0] | x[1] | x[2] | x[3]) != 0; }
+
+// Unnormalised probability of a logit: e^((x - max) / temperature).
+class Weigher {
+ public:
+  Weigher(float max, float temperature) : max_(max), scale_(1.0f / temperature) {}
+  template <typename T>  // float or Float4, the same bits
+  T operator()(T x) const {
+    return Exp((x - max_) * scale_);
+  }
+
+ private:
+  const float max_, scale_;
+};
+
+// Sum over all of `logits`, partial sums of kBlock in float, in double above.
+double TotalWeight(std::span<const float> logits, const Weigher& weight) {
+  double total = 0;
+  for (size_t i = 0; i < logits.size(); i += kBlock) {
+    const auto block = logits.subspan(i, std::min(kBlock, logits.size() - i));
+    Float4 sum = Splat(0.0f);
+    size_t j = 0;
+    for (; j + kLanes <= block.size(); j += kLanes) sum += weight(Load(&block[j]));
+    for (; j < block.size(); ++j) sum[0] += weight(block[j]);
+    total += Sum(sum);
+  }
+  return total;
+}
+
 struct Maximum {
   float value = -std::numeric_limits<float>::infinity();
   bool nan = false;
@@ -93,8 +123,7 @@ void Gather(std::span<const float> logits, const Cut& cut, std::vector<RankedLog
   const Float4 threshold = Splat(cut.logit);
   size_t i = 0;
   for (; i + kLanes <= logits.size(); i += kLanes) {
-    const Int4 above = Load(&logits[i]) >= threshold;
-    if ((above[0] | above[1] | above[2] | above[3]) == 0) continue;
+    if (!Any(Load(&logits[i]) >= threshold)) continue;
     for (size_t j = i; j < i + kLanes; ++j) {
       const int32_t token = static_cast<int32_t>(j);
       if (cut.Keeps(logits[j], token)) ranked.push_back({logits[j], token});
@@ -122,20 +151,25 @@ void TopK(std::span<const float> logits, size_t k, std::vector<RankedLogit>& ran
   }
 }
 
-double Mass(std::span<const RankedLogit> ranked, float max, float temperature) {
+double Mass(std::span<const RankedLogit> ranked, const Weigher& weight) {
   double mass = 0;
-  for (const RankedLogit& r : ranked) mass += Exp((r.logit - max) / temperature);
+  size_t i = 0;
+  for (; i + kLanes <= ranked.size(); i += kLanes) {
+    const RankedLogit* r = &ranked[i];
+    mass += Sum(weight(Float4{r[0].logit, r[1].logit, r[2].logit, r[3].logit}));
+  }
+  for (; i < ranked.size(); ++i) mass += weight(ranked[i].logit);
   return mass;
 }
 
 // The last token of the shortest prefix of the ranking whose mass reaches `wanted`: quickselect by
 // mass, linear on average. The whole when rounding leaves it short. REQUIRES: not empty.
-Cut CutAtMass(std::span<RankedLogit> ranked, double wanted, float max, float temperature) {
+Cut CutAtMass(std::span<RankedLogit> ranked, double wanted, const Weigher& weight) {
   while (ranked.size() > 1) {
     const auto middle = ranked.begin() + static_cast<std::ptrdiff_t>((ranked.size() - 1) / 2);
     std::ranges::nth_element(ranked, middle, RanksBefore);
     const auto upper = ranked.first(static_cast<size_t>(middle - ranked.begin()) + 1);
-    const double mass = Mass(upper, max, temperature);
+    const double mass = Mass(upper, weight);
     if (mass >= wanted) {
       ranked = upper;
     } else {
@@ -149,69 +183,62 @@ Cut CutAtMass(std::span<RankedLogit> ranked, double wanted, float max, float tem
 // Cut of top-p over the whole vocabulary: gathers only as far down as the mass demands.
 Cut TopPOverAll(std::span<const float> logits, float max, const SamplingParams& params,
                 SamplerScratch& scratch) {
-  const float temperature = params.temperature;
-  double total = 0;
-  for (size_t i = 0; i < logits.size(); i += kBlock) {
-    const auto block = logits.subspan(i, std::min(kBlock, logits.size() - i));
-    size_t j = 0;
-    Float4 sum = Splat(0.0f);
-    for (; j + kLanes <= block.size(); j += kLanes)
-      sum += Exp((Load(&block[j]) - max) / temperature);
-    for (; j < block.size(); ++j) sum[0] += Exp((block[j] - max) / temperature);
-    total += double{sum[0]} + sum[1] + sum[2] + sum[3];
+  const Weigher weight(max, params.temperature);
+  const double wanted = static_cast<double>(params.top_p) * TotalWeight(logits, weight);
+  for (const float depth : {3.0f, 6.0f, 9.0f, 14.0f, std::numeric_limits<float>::infinity()}) {
+    Gather(logits, {.logit = max - depth * params.temperature}, scratch.ranked);
+    if (std::isinf(depth) || Mass(scratch.ranked, weight) >= wanted) break;
   }
-  const double wanted = static_cast<double>(params.top_p) * total;
-  for (const float depth : {4.0f, 10.0f, std::numeric_limits<float>::infinity()}) {
-    Gather(logits, {.logit = max - depth * temperature}, scratch.ranked);
-    if (std::isinf(depth) || Mass(scratch.ranked, max, temperature) >= wanted) break;
-  }
-  return CutAtMass(scratch.ranked, wanted, max, temperature);
+  return CutAtMass(scratch.ranked, wanted, weight);
 }
 
-int32_t Draw(std::span<const float> logits, float max, const Cut& cut, double uniform,
-             float temperature, SamplerScratch& scratch) {
-  const auto weight = [&](size_t i) {
-    return cut.Keeps(logits[i], static_cast<int32_t>(i)) ? Exp((logits[i] - max) / temperature)
-                                                         : 0.0f;
-  };
+// Mass of what `cut` keeps among logits [begin, end).
+double KeptMass(std::span<const float> logits, size_t begin, size_t end, const Cut& cut,
+                const Weigher& weight) {
   const Float4 threshold = Splat(cut.logit);
+  const Int4 last_equal = {cut.token, cut.token, cut.token, cut.token};
+  const int32_t first = static_cast<int32_t>(begin);
+  Int4 token = {first, first + 1, first + 2, first + 3};
+  Float4 sum = Splat(0.0f);
+  size_t i = begin;
+  for (; i + kLanes <= end; i += kLanes, token += static_cast<int32_t>(kLanes)) {
+    const Float4 x = Load(&logits[i]);
+    const Int4 keep = (x > threshold) | ((x == threshold) & (token <= last_equal));
+    if (Any(keep)) sum += keep ? weight(x) : Splat(0.0f);
+  }
+  for (; i < end; ++i)
+    if (cut.Keeps(logits[i], static_cast<int32_t>(i))) sum[0] += weight(logits[i]);
+  return Sum(sum);
+}
+
+// Inverse CDF in order of id: first the block, then the token in it.
+int32_t Draw(std::span<const float> logits, const Cut& cut, double uniform, const Weigher& weight,
+             SamplerScratch& scratch) {
   double total = 0;
   scratch.block_mass.clear();
   for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
     const size_t end = std::min(begin + kBlock, logits.size());
-    double mass = 0;
-    for (size_t i = begin; i < end; i += kLanes) {
-      if (i + kLanes <= end) {  // skip what the filters removed, four at a time
-        const Int4 above = Load(&logits[i]) >= threshold;
-        if ((above[0] | above[1] | above[2] | above[3]) == 0) continue;
-        const Float4 w = Exp((Load(&logits[i]) - max) / temperature);
-        for (size_t j = 0; j < kLanes; ++j)
-          mass += cut.Keeps(logits[i + j], static_cast<int32_t>(i + j)) ? w[j] : 0.0f;
-      } else {
-        for (size_t j = i; j < end; ++j) mass += weight(j);
-      }
-    }
-    scratch.block_mass.push_back(mass);
-    total += mass;
+    scratch.block_mass.push_back(KeptMass(logits, begin, end, cut, weight));
+    total += scratch.block_mass.back();
   }
   double left = uniform * total;
-  size_t last = 0;  // the last token with any weight: where rounding may push the draw
+  size_t block = 0, chosen = 0;
   for (size_t b = 0; b < scratch.block_mass.size(); ++b) {
     if (scratch.block_mass[b] == 0) continue;
-    const bool here = left < scratch.block_mass[b];
-    const size_t begin = b * kBlock, end = std::min(begin + kBlock, logits.size());
-    for (size_t i = begin; i < end; ++i) {
-      const double w = weight(i);
-      if (w == 0) continue;
-      last = i;
-      if (!here) continue;
-      if (left < w) return static_cast<int32_t>(i);
-      left -= w;
-    }
-    if (here) break;
+    block = chosen = b;  // the last with any mass: where rounding may push the draw
+    if (left < scratch.block_mass[b]) break;
     left -= scratch.block_mass[b];
   }
-  return static_cast<int32_t>(last);
+  const size_t begin = block * kBlock, end = std::min(begin + kBlock, logits.size());
+  for (size_t i = begin; i < end; ++i) {
+    if (!cut.Keeps(logits[i], static_cast<int32_t>(i))) continue;
+    const double w = weight(logits[i]);
+    if (w == 0) continue;
+    chosen = i;
+    if (left < w) break;
+    left -= w;
+  }
+  return static_cast<int32_t>(chosen);
 }
 
 absl::Status CheckLogits(const Maximum& raw, int64_t position) {
@@ -239,8 +266,7 @@ void FillLogprobs(const SamplerInput& input, float raw_max, SamplerScratch& scra
 void TokenCounts::Reset(std::span<const int32_t> prompt, int max_generated) {
   std::vector<int32_t> distinct(prompt.begin(), prompt.end());
   std::ranges::sort(distinct);
-  const auto repeated = std::ranges::unique(distinct);
-  distinct.erase(repeated.begin(), repeated.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
   entries_.clear();
   entries_.reserve(distinct.size() + static_cast<size_t>(max_generated));
   for (int32_t token : distinct) entries_.push_back({token, 0});
@@ -281,16 +307,7 @@ double UniformAt(uint64_t seed, int64_t position) {
 }
 
 double LogSumExp(std::span<const float> logits, float max) {
-  double total = 0;
-  for (size_t i = 0; i < logits.size(); i += kBlock) {
-    const auto block = logits.subspan(i, std::min(kBlock, logits.size() - i));
-    Float4 sum = Splat(0.0f);
-    size_t j = 0;
-    for (; j + kLanes <= block.size(); j += kLanes) sum += Exp(Load(&block[j]) - max);
-    for (; j < block.size(); ++j) sum[0] += Exp(block[j] - max);
-    total += double{sum[0]} + sum[1] + sum[2] + sum[3];
-  }
-  return max + std::log(total);
+  return max + std::log(TotalWeight(logits, Weigher(max, 1.0f)));
 }
 
 Cut FilterLogits(std::span<const float> logits, float max, const SamplingParams& params,
@@ -301,8 +318,8 @@ Cut FilterLogits(std::span<const float> logits, float max, const SamplingParams&
     TopK(logits, static_cast<size_t>(params.top_k), scratch.ranked);
     cut = {scratch.ranked.front().logit, scratch.ranked.front().token};
     if (params.top_p < 1) {
-      const double total = Mass(scratch.ranked, max, params.temperature);
-      cut = CutAtMass(scratch.ranked, params.top_p * total, max, params.temperature);
+      const Weigher weight(max, params.temperature);
+      cut = CutAtMass(scratch.ranked, params.top_p * Mass(scratch.ranked, weight), weight);
     }
   } else if (params.top_p < 1) {
     cut = TopPOverAll(logits, max, params, scratch);
@@ -330,8 +347,8 @@ absl::StatusOr<SampledToken> SampleToken(const SamplerInput& input, SamplerScrat
     sampled.token = static_cast<int32_t>(std::ranges::find(logits, max) - logits.begin());
   } else {
     const Cut cut = FilterLogits(logits, max, input.params, scratch);
-    sampled.token = Draw(logits, max, cut, UniformAt(input.params.seed, input.position),
-                         input.params.temperature, scratch);
+    sampled.token = Draw(logits, cut, UniformAt(input.params.seed, input.position),
+                         Weigher(max, input.params.temperature), scratch);
   }
   FillLogprobs(input, raw.value, scratch, sampled);
   return sampled;
