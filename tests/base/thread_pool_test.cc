@@ -47,7 +47,9 @@ TEST(ThreadPoolTest, CallersOnSeveralThreadsTakeTurns) {
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([&] {
       for (int run = 0; run < 500; ++run)
-        pool.Run([&](int worker) { total += worker == 0 ? 1 : 0; });
+        pool.Run([&](int worker) {
+          if (worker == 0) ++total;
+        });
     });
   }
   for (std::thread& caller : callers) caller.join();

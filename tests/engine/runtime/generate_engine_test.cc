@@ -376,6 +376,7 @@ TEST_F(GenerateEngineTest, AFailedStepEndsItsRequestsAndTheEngineGoesOn) {
   StreamRecorder after;
   ASSERT_OK(engine->Submit(Request(4, 1, 10), after.NewSink()));
   EXPECT_OK(after.WaitForAll()[0].end.status);
+  engine->Drain();
   EXPECT_EQ(engine->load().kv_blocks_used, 0);
 }
 
