@@ -190,7 +190,7 @@ struct Operands {
   size_t scratch = size_t{1} << 20;
   bool kv = true;
 };
-absl::Status Run(const std::string& name, const std::function<void(Operands&)>& edit) {
+absl::Status RunForward(const std::string& name, const std::function<void(Operands&)>& edit) {
   const EditedCheckpoint checkpoint = Open(name);
   ASSIGN_OR_RETURN(const auto model, BuildUniform(checkpoint, "f32", {}));
   Operands o;
@@ -219,7 +219,7 @@ absl::Status Run(const std::string& name, const std::function<void(Operands&)>& 
 }
 
 TEST(BrokenBatchTest, DecodersNameWhatIsOutOfRange) {
-  EXPECT_OK(Run("llama2", [](Operands&) {}));
+  EXPECT_OK(RunForward("llama2", [](Operands&) {}));
   const struct {
     std::function<void(Operands&)> edit;
     const char* message;
@@ -242,12 +242,12 @@ TEST(BrokenBatchTest, DecodersNameWhatIsOutOfRange) {
       {[](Operands& o) { o.kv = false; }, "KV pool"},
   };
   for (const auto& [edit, message] : kCases) {
-    EXPECT_THAT(Run("llama2", edit), StatusIs(kInvalid, HasSubstr(message)));
+    EXPECT_THAT(RunForward("llama2", edit), StatusIs(kInvalid, HasSubstr(message)));
   }
 }
 
 TEST(BrokenBatchTest, EncodersNameWhatIsOutOfRange) {
-  EXPECT_OK(Run("bert_mean", [](Operands&) {}));
+  EXPECT_OK(RunForward("bert_mean", [](Operands&) {}));
   const struct {
     std::function<void(Operands&)> edit;
     const char* message;
@@ -266,18 +266,18 @@ TEST(BrokenBatchTest, EncodersNameWhatIsOutOfRange) {
       {[](Operands& o) { o.out_columns = 31; }, "[1,32]"},
   };
   for (const auto& [edit, message] : kCases) {
-    EXPECT_THAT(Run("bert_mean", edit), StatusIs(kInvalid, HasSubstr(message)));
+    EXPECT_THAT(RunForward("bert_mean", edit), StatusIs(kInvalid, HasSubstr(message)));
   }
-  EXPECT_THAT(Run("distilbert",
-                  [](Operands& o) {
-                    o.types = {0, 0, 1};
-                  }),
+  EXPECT_THAT(RunForward("distilbert",
+                         [](Operands& o) {
+                           o.types = {0, 0, 1};
+                         }),
               StatusIs(kInvalid, HasSubstr("type=1 types=1")));
 }
 
 TEST(BrokenBatchTest, TooSmallAScratchIsOurBugAndSaysSo) {
   for (const char* model : {"llama2", "bert_mean"}) {
-    EXPECT_THAT(Run(model, [](Operands& o) { o.scratch = 512; }),
+    EXPECT_THAT(RunForward(model, [](Operands& o) { o.scratch = 512; }),
                 StatusIs(absl::StatusCode::kInternal, HasSubstr("capacity=512")));
   }
 }
