@@ -1,0 +1,149 @@
+// The generate engine with a real model: the tokens that data/stories260k/reference.py computed in
+// float64 come out whatever the company, the chunks, the prefix cache and the preemptions are.
+#include <gmock/gmock.h>
+
+#include <random>
+
+#include "base/thread_pool.h"
+#include "engine/model/checkpoint.h"
+#include "engine/runtime/engine.h"
+#include "tests/support/fake_model_metrics.h"
+#include "tests/support/golden.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/stream_recorder.h"
+
+namespace assay {
+namespace {
+
+struct Golden {
+  std::vector<int32_t> prompt, greedy;
+};
+
+class Stories260kEngineTest : public testing::Test {
+ protected:
+  static constexpr size_t kBlockBytes = size_t{2} * 5 * 4 * 16 * 8 * 4;  // 5 layers, 4 heads of 8
+
+  void SetUp() override {
+    ASSERT_OK_AND_ASSIGN(const auto checkpoint,
+                         OpenCheckpoint(GoldenPath("../../data/stories260k/stories260K-f32.gguf")));
+    ASSERT_OK_AND_ASSIGN(model_, BuildUniform(*checkpoint, "f32", {}));
+    ASSERT_OK_AND_ASSIGN(tokenizer_, MakeTokenizer(checkpoint->tokenizer()));
+    for (const nlohmann::json& g : ReadGoldenJson("../../data/stories260k/golden.json"))
+      goldens_.push_back({g["prompt_ids"], g["greedy_ids"]});
+    ASSERT_EQ(goldens_.size(), 3u);
+  }
+  std::unique_ptr<GenerateEngine> Start(EngineOptions options) {
+    options.kv_dtype = DType::kF32;
+    metrics_ = std::make_shared<FakeModelMetrics>();
+    auto engine =
+        GenerateEngine::Start(model_, tokenizer_, options, {pool_, RealClock(), metrics_});
+    EXPECT_OK(engine);
+    return *std::move(engine);
+  }
+  // Golden `g` from the middle: its prompt and `given` of its greedy tokens, to be continued.
+  GenerateRequest Continue(const Golden& g, size_t given) {
+    GenerateRequest request{.prompt = g.prompt};
+    request.prompt.insert(request.prompt.end(), g.greedy.begin(), g.greedy.begin() + given);
+    request.sampling.max_tokens = static_cast<int>(g.greedy.size() - given);
+    request.sampling.ignore_eos = true;
+    return request;
+  }
+  static std::vector<int32_t> Rest(const Golden& g, size_t given) {
+    return {g.greedy.begin() + static_cast<std::ptrdiff_t>(given), g.greedy.end()};
+  }
+
+  ThreadPool pool_{{.num_threads = 2}};
+  std::shared_ptr<const Model> model_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<FakeModelMetrics> metrics_;
+  std::vector<Golden> goldens_;
+};
+
+TEST_F(Stories260kEngineTest, AloneItReproducesTheGoldenTokensAndTheirText) {
+  auto engine = Start({});
+  for (const Golden& g : goldens_) {
+    StreamRecorder recorder;
+    ASSERT_OK(engine->Submit(Continue(g, 0), recorder.NewSink()));
+    const auto stream = recorder.WaitForAll()[0];
+    EXPECT_OK(stream.end.status);
+    EXPECT_EQ(stream.tokens, g.greedy);
+    std::unique_ptr<Tokenizer::StreamDecoder> decoder = tokenizer_->NewStreamDecoder();
+    std::string text;
+    for (int32_t token : g.greedy) text += decoder->Push(token);
+    EXPECT_EQ(stream.text, text + decoder->Flush());
+    EXPECT_THAT(stream.text, testing::HasSubstr(" "));
+  }
+}
+
+TEST_F(Stories260kEngineTest, AReusedPrefixGivesTheSameTokens) {
+  auto engine = Start({});
+  for (int round = 0; round < 3; ++round) {
+    for (const Golden& g : goldens_) {
+      StreamRecorder recorder;
+      ASSERT_OK(engine->Submit(Continue(g, 40), recorder.NewSink()));
+      const auto stream = recorder.WaitForAll()[0];
+      EXPECT_EQ(stream.tokens, Rest(g, 40));
+      EXPECT_EQ(stream.end.usage.cached_tokens > 0, round > 0);
+    }
+  }
+}
+
+TEST_F(Stories260kEngineTest, AStopStringEndsTheStoryBeforeIt) {
+  auto engine = Start({});
+  StreamRecorder recorder;
+  GenerateRequest request = Continue(goldens_[0], 0);
+  ASSERT_OK(engine->Submit(request, recorder.NewSink()));
+  const std::string whole = recorder.WaitForAll()[0].text;
+  request.sampling.stop = {whole.substr(30, 4)};
+  ASSERT_OK(engine->Submit(request, recorder.NewSink()));
+  const auto stopped = recorder.WaitForAll()[1];
+  EXPECT_EQ(stopped.end.reason, FinishReason::kStop);
+  EXPECT_EQ(stopped.text, whole.substr(0, whole.find(request.sampling.stop[0])));
+}
+
+struct Company {
+  const char* name;
+  int max_step_tokens, kv_blocks;
+  bool prefix_cache;
+};
+class Stories260kCompanyTest : public Stories260kEngineTest,
+                               public testing::WithParamInterface<Company> {};
+
+TEST_P(Stories260kCompanyTest, Among32OthersEveryRequestGivesTheGoldenTokens) {
+  auto engine = Start({.max_sequences = 33,
+                       .max_step_tokens = GetParam().max_step_tokens,
+                       .kv_bytes = kBlockBytes * GetParam().kv_blocks,
+                       .prefix_cache = GetParam().prefix_cache});
+  std::minstd_rand random(5);
+  StreamRecorder recorder;
+  std::vector<std::vector<int32_t>> expected;
+  for (int i = 0; i < 33; ++i) {
+    const Golden& g = goldens_[i % 3];
+    const size_t given = i < 3 ? 0 : random() % 60;
+    expected.push_back(Rest(g, given));
+    ASSERT_OK(engine->Submit(Continue(g, given), recorder.NewSink()));
+    if (i % 4 == 3) recorder.WaitForEvents(recorder.num_events() + 1 + random() % 20);
+  }
+  const auto streams = recorder.WaitForAll();
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_OK(streams[i].end.status);
+    EXPECT_EQ(streams[i].tokens, expected[i]) << "request " << i;
+  }
+  engine->Drain();
+  EXPECT_EQ(engine->load().kv_blocks_used, 0);
+  if (GetParam().kv_blocks < 30 && !GetParam().prefix_cache) {
+    EXPECT_GT(metrics_->preempted, 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Companies, Stories260kCompanyTest,
+                         testing::Values(Company{"Roomy", 512, 400, true},
+                                         Company{"Chunks64", 64, 400, true},
+                                         Company{"Chunks7", 7, 400, true},
+                                         Company{"Chunks1", 1, 400, true},
+                                         Company{"WithoutPrefixCache", 64, 400, false},
+                                         Company{"Preempting", 64, 14, false}),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace assay
