@@ -36,9 +36,8 @@ constexpr size_t kColdBytes = size_t{160} << 20;
 Tensor RandomWeight(Shape shape) {
   Tensor tensor = *Tensor::Create(CpuDevice(), shape, DType::kF32);
   std::minstd_rand random(1);
-  for (int64_t i = 0; i < shape.elements(); ++i) {
-    tensor.data<float>()[i] = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-  }
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < shape.elements(); ++i) tensor.data<float>()[i] = normal(random);
   return tensor;
 }
 

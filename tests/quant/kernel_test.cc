@@ -173,15 +173,41 @@ TEST_P(EveryKernelTest, BiasAccumulateAndThreadsInEveryCombination) {
 TEST_P(EveryKernelTest, ExtremeCodesDoNotSaturate) {
   // Rows of +-absmax only: every code is +-127, the largest sums that there are.
   for (const int64_t k : {2, 64, 577}) {
-    std::vector<float> weights(static_cast<size_t>(33 * k)), inputs(static_cast<size_t>(9 * k));
+    constexpr int64_t kRows = 25;
+    std::vector<float> weights(static_cast<size_t>(33 * k)), inputs(static_cast<size_t>(kRows * k));
     for (size_t i = 0; i < weights.size(); ++i) weights[i] = i / k % 3 == 0 || i % 2 == 0 ? 1 : -1;
     for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = i / k % 2 == 0 || i % 2 == 0 ? -2 : 2;
-    const Tensor weight = TensorOf({33, k}, weights), x = TensorOf({9, k}, inputs);
+    const Tensor weight = TensorOf({33, k}, weights), x = TensorOf({kRows, k}, inputs);
     ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weight.view()));
-    const Call call = {.m = 9};
+    const Call call = {.m = kRows};
     const std::vector<float> y = Forward(Make(GetParam(), w, false), x.view(), call);
     EXPECT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0) << "k=" << k;
     EXPECT_NEAR(y[0], -2.0f * static_cast<float>(k), 1e-3f * static_cast<float>(k));
+  }
+}
+
+// Weights as avx2_int8's bounded product finds them hardest: one group of eight in sixteen is full
+// of the largest codes, of one sign, of alternating signs or in pairs; the rest is small.
+TEST_P(EveryKernelTest, CrowdedExtremesInFewGroups) {
+  for (const int64_t k : {128, 260, 1029}) {
+    const int64_t n = 35, m = 70;
+    std::vector<float> weights = RandomNormal(n * k, 3, 0.05f);
+    for (int64_t i = 0; i < n * k; ++i) {
+      const int64_t row = i / k, column = i % k;
+      if ((column / 8 + row) % 16 != 0 && column != 0) continue;
+      const int64_t pattern = row % 4;
+      const bool negative =
+          pattern == 1 || (pattern == 2 && column % 2 == 1) || (pattern == 3 && column % 4 >= 2);
+      weights[i] = negative ? -1.0f : 1.0f;
+    }
+    std::vector<float> inputs = RandomNormal(m * k, 4);
+    for (int64_t i = 0; i < 3 * k; ++i)
+      inputs[i] = i / k == 0 || (i / k == 1 && i % 2 == 0) ? 1 : -1;
+    const Tensor weight = TensorOf({n, k}, weights), x = TensorOf({m, k}, inputs);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weight.view()));
+    const Call call = {.m = m, .threads = 2};
+    const std::vector<float> y = Forward(Make(GetParam(), w, false), x.view(), call);
+    EXPECT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0) << "k=" << k;
   }
 }
 
@@ -312,6 +338,27 @@ TEST(ReferenceKernelTest, MultipliesByHand) {
   ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, F32Scheme().Encode(weight.view()));
   const Variant v = {&ReferenceKernel(), &F32Scheme(), ActivationMode::kA16};
   EXPECT_THAT(Forward(Make(v, w, false), x.view(), {.m = 1}), testing::ElementsAre(321, -554));
+}
+
+TEST(Avx2Int8Test, PacksTheExcessOnlyWhereItIsSmall) {
+  const Variant v = {&Avx2Int8Kernel(), &Int8ChannelScheme(), ActivationMode::kA8Token};
+  if (!v.kernel->Supports({{64, 64}, v.scheme, v.activation, DeviceKind::kCpu}).ok())
+    GTEST_SKIP() << "CPU has no AVX2";
+  const Tensor gauss = RandomTensor({64, 576}, 1);
+  const Tensor extreme = TensorOf({64, 576}, std::vector<float>(64 * 576, 1.0f));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor usual, v.scheme->Encode(gauss.view()));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor worst, v.scheme->Encode(extreme.view()));
+  EXPECT_GT(Make(v, usual, false).bytes(), usual.bytes() * 102 / 100);
+  EXPECT_LT(Make(v, usual, false).bytes(), usual.bytes() * 120 / 100);
+  EXPECT_EQ(Make(v, worst, false).bytes(), worst.bytes());
+}
+
+TEST(Avx2Int8Test, RefusesACodeThatTheSchemeDoesNotHave) {
+  const Tensor weights = RandomTensor({4, 16}, 1);
+  ASSERT_OK_AND_ASSIGN(QuantizedTensor w, Int8ChannelScheme().Encode(weights.view()));
+  w.codes.data<int8_t>()[2 * 16 + 5] = -128;
+  EXPECT_THAT(Avx2Int8Kernel().Pack(w, ActivationMode::kA8Token),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row=2 column=5")));
 }
 
 TEST(KernelRefusalTest, EachKernelSaysWhatItMultiplies) {

@@ -99,7 +99,7 @@ class Avx2F32 final : public LinearKernel {
                               static_cast<size_t>(PanelWorkers(context.pool) * k * 16))
                         : nullptr;
     const PanelGrid grid = {m, packed.num_panels(),
-                            std::max<int64_t>(12, kTaskBytes / (k * 4) / 6 * 6),
+                            std::max<int64_t>(12, kTaskBytes / (k * 4) / 6 * 6), 12,
                             static_cast<double>(m) * static_cast<double>(n * k)};
     ForPanelTasks(context.pool, grid, [&](int worker, const PanelTask& task) {
       const F32PanelJob job = {

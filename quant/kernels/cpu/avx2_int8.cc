@@ -1,12 +1,13 @@
 // Kernel "avx2_int8": int8_channel weights times a8_token activations on AVX2, exact: the integer
 // dot products and the f32 epilogue are those of "reference", bit for bit, for every m. One packed
-// copy (avx2_int8_micro.h) serves decode, which runs at memory speed, and prefill.
+// copy of the codes serves decode, which runs at memory speed (avx2_int8_micro.h), and, with a
+// short list of their excess, prefill and large batches (avx2_int8_bounded.h).
 #include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "base/cpu_info.h"
-#include "quant/kernels/cpu/avx2_int8_micro.h"
+#include "quant/kernels/cpu/avx2_int8_bounded.h"
 #include "quant/kernels/cpu/panel_tasks.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
@@ -14,32 +15,57 @@
 namespace assay {
 namespace {
 
-// k * 127 * 127 must fit 32 bit.
-constexpr int64_t kMaxK = (int64_t{1} << 31) / (127 * 127) - 1;
-// Activation codes of one task stay in half of a 512 KB L2.
+// k * 255 * 127 must fit 32 bit.
+constexpr int64_t kMaxK = (int64_t{1} << 31) / (255 * 127) - 1;
+// From this many rows on the bounded product is the faster one (docs/performance.md).
+constexpr int64_t kBoundedFromRows = 20;
+// Rows of x that one task multiplies by a panel before it takes the next panel.
 constexpr int64_t kTaskBytes = 256 << 10;
+constexpr int64_t kTaskChunks = 2;
 
 struct Packed final : PackedWeight {
   int64_t n = 0, k = 0;
-  Tensor panels;  // s8 [num_panels * k_pairs * 32]
+  Tensor panels;  // s8 [num_panels, groups, 128]
   Tensor scales;  // f32 [num_panels * 16]
+  std::optional<Int8Excess> excess;
 
-  size_t bytes() const override { return panels.bytes() + scales.bytes(); }
+  size_t bytes() const override {
+    return panels.bytes() + scales.bytes() + (excess ? excess->bytes() : 0);
+  }
   int64_t num_panels() const { return (n + kInt8PanelColumns - 1) / kInt8PanelColumns; }
-  int64_t k_pairs() const { return (k + 1) / 2; }
+  int64_t groups() const { return (k + kInt8PanelGroup - 1) / kInt8PanelGroup; }
+  int64_t padded_k() const { return groups() * kInt8PanelGroup; }
 };
 
-void PackPanels(const QuantizedTensor& w, Packed& packed) {
-  const int64_t n = packed.n, k = packed.k, k_pairs = packed.k_pairs();
+absl::Status PackPanels(const QuantizedTensor& w, Packed& packed) {
+  const int64_t n = packed.n, k = packed.k;
   const int8_t* codes = w.codes.data<int8_t>();
   int8_t* out = packed.panels.data<int8_t>();
   std::memset(out, 0, packed.panels.bytes());
-  std::memset(packed.scales.data<float>(), 0, packed.scales.bytes());
+  std::fill_n(packed.scales.data<float>(), packed.num_panels() * 16, 0.0f);
   std::copy_n(w.scales.data<float>(), n, packed.scales.data<float>());
   for (int64_t row = 0; row < n; ++row) {
-    int8_t* column = out + (row / 16 * k_pairs * 16 + row % 16) * 2;
-    for (int64_t i = 0; i < k; ++i) column[i / 2 * 32 + i % 2] = codes[row * k + i];
+    int8_t* panel = out + row / 16 * packed.groups() * 128;
+    for (int64_t i = 0; i < k; ++i) {
+      const int8_t code = codes[row * k + i];
+      if (code == -128) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "int8_channel codes lie in [-127, 127]: row=", row, " column=", i, " code=-128"));
+      }
+      panel[Int8PanelOffset(row % 16, i)] = code;
+    }
   }
+  return absl::OkStatus();
+}
+
+// How m rows are cut into chunks of at most kBoundedRows, nearly equal, a multiple of 16 each.
+struct Chunks {
+  int64_t rows, count;
+};
+Chunks ChunksOf(int64_t m) {
+  const int64_t least = (m + kBoundedRows - 1) / kBoundedRows;
+  const int64_t rows = ((m + least - 1) / least + 15) / 16 * 16;
+  return {rows, (m + rows - 1) / rows};
 }
 
 class Avx2Int8 final : public LinearKernel {
@@ -50,7 +76,9 @@ class Avx2Int8 final : public LinearKernel {
     if (p.scheme != &Int8ChannelScheme() || p.activation != ActivationMode::kA8Token) {
       return absl::UnimplementedError("multiplies int8_channel weights by a8_token activations");
     }
-    if (!HostCpu().avx2) return absl::UnimplementedError("CPU has no AVX2");
+    if (!HostCpu().avx2 || !HostCpu().fma) {
+      return absl::UnimplementedError("CPU has no AVX2 and FMA");
+    }
     if (p.shape[1] > kMaxK) {
       return absl::UnimplementedError(
           absl::StrCat("32-bit sums are exact up to k=", kMaxK, ": k=", p.shape[1]));
@@ -65,57 +93,122 @@ class Avx2Int8 final : public LinearKernel {
     packed->k = w.shape[1];
     const int64_t panels = packed->num_panels();
     ASSIGN_OR_RETURN(packed->panels,
-                     Tensor::Create(CpuDevice(), {panels * packed->k_pairs() * 32}, DType::kI8));
+                     Tensor::Create(CpuDevice(), {panels * packed->groups() * 128}, DType::kI8));
     ASSIGN_OR_RETURN(packed->scales, Tensor::Create(CpuDevice(), {panels * 16}, DType::kF32));
-    PackPanels(w, *packed);
+    RETURN_IF_ERROR(PackPanels(w, *packed));
+    ASSIGN_OR_RETURN(packed->excess, Int8Excess::Find(w.codes.data<int8_t>(), w.shape));
     return packed;
   }
 
   size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
-    const auto k_pairs = static_cast<size_t>((p.shape[1] + 1) / 2);
-    const auto rows = static_cast<size_t>(m);
-    return rows * (k_pairs * 4 + sizeof(float)) + 128;
+    const int64_t padded_k = (p.shape[1] + kInt8PanelGroup - 1) / kInt8PanelGroup * kInt8PanelGroup;
+    int64_t bytes = m * (padded_k + 4) + 256;
+    if (m >= kBoundedFromRows) {
+      bytes += ChunksOf(m).count * padded_k * kBoundedRows * 2;
+      bytes += MaxPanelWorkers() * WorkerBytes(padded_k);
+    }
+    return static_cast<size_t>(bytes);
   }
 
   void Run(const PackedWeight& w, const LinearArgs& args, ComputeContext& context) const override {
     const auto& packed = static_cast<const Packed&>(w);
-    const int64_t m = args.x.shape[0], n = packed.n, k = packed.k, k_pairs = packed.k_pairs();
     const Arena::Scope scope(context.scratch);
-    auto* codes = context.scratch.Allocate<int16_t>(static_cast<size_t>(m * k_pairs * 2));
-    auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
-    const float* x = args.x.as<float>();
-    // About 0.1 us per thousand elements: small batches are not worth a fork of their own.
-    context.pool.ParallelFor(m, std::max<int64_t>(1, 24000 / k), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        scales[row] = Avx2QuantizeA8Token(x + row * k, k, codes + row * k_pairs * 2);
-      }
-    });
-    const PanelGrid grid = {m, packed.num_panels(),
-                            std::max<int64_t>(12, kTaskBytes / (k_pairs * 4) / 6 * 6),
-                            static_cast<double>(m) * static_cast<double>(n * k)};
-    ForPanelTasks(context.pool, grid, [&](int, const PanelTask& task) {
-      const Int8PanelJob job = {.panels = packed.panels.data<int8_t>(),
-                                .weight_scales = packed.scales.data<float>(),
-                                .k_pairs = k_pairs,
-                                .x = codes + task.row * k_pairs * 2,
-                                .x_scales = scales + task.row,
-                                .m = task.row_end - task.row,
-                                .bias = args.bias.empty() ? nullptr : args.bias.as<float>(),
-                                .y = args.y.as<float>() + task.row * n,
-                                .n = n,
-                                .accumulate = args.accumulate};
-      Avx2Int8Panels(job, task.panel, task.panel_end);
-    });
+    if (args.x.shape[0] >= kBoundedFromRows && packed.excess) {
+      RunBounded(packed, args, context);
+    } else {
+      RunExact(packed, args, context);
+    }
   }
 
   void DecodeRow(const PackedWeight& w, int64_t row, std::span<float> out) const override {
     const auto& packed = static_cast<const Packed&>(w);
-    const int8_t* column =
-        packed.panels.data<int8_t>() + (row / 16 * packed.k_pairs() * 16 + row % 16) * 2;
+    const int8_t* panel = packed.panels.data<int8_t>() + row / 16 * packed.groups() * 128;
     const float scale = packed.scales.data<float>()[row];
-    for (int64_t i = 0; i < packed.k; ++i) {
-      out[i] = scale * static_cast<float>(column[i / 2 * 32 + i % 2]);
-    }
+    for (int64_t i = 0; i < packed.k; ++i)
+      out[i] = scale * static_cast<float>(panel[Int8PanelOffset(row % 16, i)]);
+  }
+
+ private:
+  static int64_t WorkerBytes(int64_t padded_k) {
+    return padded_k * 16 + 2 * kBoundedRows * 16 * static_cast<int64_t>(sizeof(int32_t));
+  }
+
+  // The job of rows [row, row_end).
+  static Int8PanelJob Job(const Packed& packed, const LinearArgs& args, const float* x_scales,
+                          int64_t row, int64_t row_end) {
+    return {.panels = packed.panels.data<int8_t>(),
+            .weight_scales = packed.scales.data<float>(),
+            .groups = packed.groups(),
+            .x_scales = x_scales + row,
+            .m = row_end - row,
+            .bias = args.bias.empty() ? nullptr : args.bias.as<float>(),
+            .y = args.y.as<float>() + row * packed.n,
+            .n = packed.n,
+            .accumulate = args.accumulate};
+  }
+
+  static double Work(const Packed& packed, int64_t m) {
+    return static_cast<double>(m) * static_cast<double>(packed.n * packed.k);
+  }
+
+  static void RunExact(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
+    const int64_t m = args.x.shape[0], k = packed.k, padded_k = packed.padded_k();
+    auto* codes = context.scratch.Allocate<int8_t>(static_cast<size_t>(m * padded_k));
+    auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
+    const float* x = args.x.as<float>();
+    // About 0.1 us per thousand elements: small batches are not worth a fork of their own.
+    context.pool.ParallelFor(m, std::max<int64_t>(1, 24000 / k), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        scales[row] = Avx2QuantizeA8Token(x + row * k, k, codes + row * padded_k);
+    });
+    const PanelGrid grid = {m, packed.num_panels(), std::max<int64_t>(12, kTaskBytes / padded_k),
+                            12, Work(packed, m)};
+    ForPanelTasks(context.pool, grid, [&](int, const PanelTask& task) {
+      Avx2Int8Panels(Job(packed, args, scales, task.row, task.row_end), codes + task.row * padded_k,
+                     task.panel, task.panel_end);
+    });
+  }
+
+  static void RunBounded(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
+    const int64_t m = args.x.shape[0], padded_k = packed.padded_k();
+    const Chunks chunks = ChunksOf(m);
+    auto* codes = context.scratch.Allocate<uint8_t>(static_cast<size_t>(m * padded_k));
+    auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
+    auto* columns = context.scratch.Allocate<uint16_t>(
+        static_cast<size_t>(chunks.count * padded_k * kBoundedRows));
+    auto* per_worker = context.scratch.Allocate<std::byte>(
+        static_cast<size_t>(PanelWorkers(context.pool) * WorkerBytes(padded_k)));
+
+    const auto chunk_job = [&](int64_t chunk) {
+      const int64_t row = chunk * chunks.rows;
+      return Int8BoundedJob{.panel = Job(packed, args, scales, row, std::min(m, row + chunks.rows)),
+                            .x = codes + row * padded_k,
+                            .x_columns = columns + chunk * padded_k * kBoundedRows};
+    };
+    const float* x = args.x.as<float>();
+    const auto quantize = [&](int64_t begin, int64_t end) {  // in blocks of 16 rows
+      for (int64_t row = begin * 16; row < std::min(m, end * 16); row += 16) {
+        for (int64_t r = row; r < std::min(m, row + 16); ++r) {
+          scales[r] = Avx2QuantizeA8TokenU8(x + r * packed.k, packed.k, codes + r * padded_k, true);
+        }
+        const int64_t chunk = row / chunks.rows;
+        Avx2TransposeCodes(chunk_job(chunk), row - chunk * chunks.rows,
+                           columns + chunk * padded_k * kBoundedRows);
+      }
+    };
+    context.pool.ParallelFor((m + 15) / 16, 1, quantize);
+
+    const Int8ExcessView excess = packed.excess->view();
+    const PanelGrid grid = {chunks.count, packed.num_panels(), kTaskChunks, 1, Work(packed, m)};
+    ForPanelTasks(context.pool, grid, [&](int worker, const PanelTask& task) {
+      auto* bounded = reinterpret_cast<int8_t*>(per_worker + worker * WorkerBytes(padded_k));
+      auto* sums = reinterpret_cast<int32_t*>(bounded + padded_k * 16);
+      for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
+        Avx2BoundPanel(chunk_job(0).panel, excess, panel, bounded);
+        for (int64_t chunk = task.row; chunk < task.row_end; ++chunk)
+          Avx2BoundedPanel(chunk_job(chunk), excess, panel, bounded, sums);
+      }
+    });
   }
 };
 

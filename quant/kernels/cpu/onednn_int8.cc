@@ -108,10 +108,10 @@ class OnednnInt8 final : public LinearKernel {
     const float* x = args.x.as<float>();
     context.pool.ParallelFor(m, std::max<int64_t>(1, 24000 / k), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        scales[row] = Avx2QuantizeA8TokenU8(x + row * k, k, codes + row * k);
+        scales[row] = Avx2QuantizeA8TokenU8(x + row * k, k, codes + row * k, false);
     });
     std::memset(codes + m * k, kOffset, static_cast<size_t>((padded - m) * k));
-    const PanelGrid grid = {m, static_cast<int64_t>(packed.panels.size()), kOnednnMaxRows,
+    const PanelGrid grid = {m, static_cast<int64_t>(packed.panels.size()), kOnednnMaxRows, 12,
                             static_cast<double>(m) * static_cast<double>(n * k)};
     ForPanelTasks(context.pool, grid, [&](int worker, const PanelTask& task) {
       std::byte* scratch = per_worker + static_cast<size_t>(worker) * (kOutBytes + kMaxScratchpad);

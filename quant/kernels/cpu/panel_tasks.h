@@ -17,6 +17,7 @@ struct PanelTask {
 struct PanelGrid {
   int64_t rows, panels;
   int64_t rows_per_task;  // so many rows of x fit a core's L2
+  int64_t min_rows;       // a task is not worth cutting below this
   double work;            // multiply-adds of the whole product
 };
 
@@ -45,8 +46,9 @@ inline void ForPanelTasks(ThreadPool& pool, const PanelGrid& grid,
   const int64_t column_tasks = std::min(grid.panels, per_thread * threads);
   // Few panels and many rows: cut the rows finer until each thread has something.
   const int64_t needed = (2 * threads + column_tasks - 1) / column_tasks;
-  const int64_t row_tasks = std::max((grid.rows + grid.rows_per_task - 1) / grid.rows_per_task,
-                                     std::min(needed, (grid.rows + 11) / 12));
+  const int64_t row_tasks =
+      std::max((grid.rows + grid.rows_per_task - 1) / grid.rows_per_task,
+               std::min(needed, (grid.rows + grid.min_rows - 1) / grid.min_rows));
   std::atomic<int64_t> next{0};
   pool.Run([&](int worker) {
     if (worker >= threads) return;
