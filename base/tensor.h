@@ -68,7 +68,7 @@ class Tensor {
   MutableView mutable_view() { return {buffer_.data(), shape_, dtype_, buffer_.device()}; }
   const Shape& shape() const { return shape_; }
   DType dtype() const { return dtype_; }
-  size_t bytes() const { return BytesOf(shape_.elements(), dtype_); }
+  size_t bytes() const { return empty() ? 0 : BytesOf(shape_.elements(), dtype_); }
   bool empty() const { return buffer_.bytes() == 0; }
   template <typename T>
   T* data() {

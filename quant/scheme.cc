@@ -14,8 +14,7 @@ constexpr std::array<std::pair<ActivationMode, std::string_view>, 2> kActivation
 }  // namespace
 
 size_t QuantizedTensor::bytes() const {
-  size_t total = codes.bytes() * !codes.empty() + scales.bytes() * !scales.empty() +
-                 zeros.bytes() * !zeros.empty();
+  size_t total = codes.bytes() + scales.bytes() + zeros.bytes();
   for (const auto& [name, tensor] : extra) total += tensor.bytes();
   return total;
 }
