@@ -5,11 +5,11 @@ JOBS  := $(or $(JOBS),$(shell nproc))
 # Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
 INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
 .DEFAULT_GOAL := help
-.PHONY: help serve build test sanitize check format fuzz bench clean setup
+.PHONY: help serve build test sanitize check check-slow format fuzz bench clean setup
 .PRECIOUS: build/%/build.ninja
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: setup ## Serve the demo models: set up, build, fetch them, start the server (ARGS="--help": its flags)
 	@$(MAKE) -s --no-print-directory build
@@ -42,6 +42,15 @@ fuzz: ## Run each fuzz target for SECONDS=60
 	@$(MAKE) -s --no-print-directory build/fuzz/build.ninja
 	@scripts/build fuzz $(JOBS)
 	@scripts/fuzz $(or $(SECONDS),60)
+
+check-slow: setup build/dev/build.ninja ## Real models against transformers, minutes (TEXT=file, e.g. of WikiText-2; WINDOWS=n of 512 tokens)
+	@test -n "$(TEXT)" || { echo "check-slow: TEXT=FILE is needed: plain text to measure perplexity on"; exit 1; }
+	@scripts/fetch_models > /dev/null
+	@test -x $(CACHE)/venv-slow/bin/python || python3 -m venv $(CACHE)/venv-slow
+	@$(CACHE)/venv-slow/bin/pip install --quiet -r tests/slow/requirements.txt
+	@cmake --build build/dev --target model_eval -j $(JOBS)
+	@$(CACHE)/venv-slow/bin/python tests/slow/check_models.py build/dev/tests/slow/model_eval \
+	  $(or $(ASSAY_MODELS),$(CACHE)/models) $(TEXT) --windows $(or $(WINDOWS),0)
 
 bench: setup ## Build the benchmarks: build/bench/tests/bench (kernels), build/bench/loadtest (engine, server)
 	@$(MAKE) -s --no-print-directory build/bench/build.ninja
