@@ -1,0 +1,165 @@
+#include "server/config.h"
+
+#include <algorithm>
+#include <fstream>
+#include <numeric>
+#include <sstream>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace assay {
+namespace {
+
+// Edits that turn `a` into `b` (Levenshtein).
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row.back();
+}
+
+const ConfigOption* FindOption(std::string_view key) {
+  for (const ConfigOption& option : AllConfigOptions()) {
+    if (option.key == key) return &option;
+  }
+  return nullptr;
+}
+
+std::string DidYouMean(std::string_view key) {
+  const ConfigOption* nearest = nullptr;
+  size_t best = std::max<size_t>(2, key.size() / 3) + 1;
+  for (const ConfigOption& option : AllConfigOptions()) {
+    const size_t distance = EditDistance(key, option.key);
+    if (distance < best) {
+      best = distance;
+      nearest = &option;
+    }
+  }
+  return nearest == nullptr ? std::string("; see deploy/example.yaml for the keys that exist")
+                            : absl::StrCat("; did you mean '", nearest->key, "'?");
+}
+
+class Loader {
+ public:
+  Loader() {
+    for (const ConfigOption& option : AllConfigOptions()) out_.origin[option.key] = "default";
+  }
+
+  absl::Status Set(const ConfigOption& option, std::string_view text, const std::string& origin) {
+    const absl::Status status = option.set(out_.config, text);
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(origin, ": ", option.key, ": ", std::string(status.message())));
+    }
+    out_.origin[option.key] = origin;
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadFile(const std::string& path) {
+    std::ifstream file(path);
+    if (!file) {
+      return absl::NotFoundError(absl::StrCat("cannot read the configuration file: ", path));
+    }
+    std::stringstream text;
+    text << file.rdbuf();
+    ASSIGN_OR_RETURN(const std::vector<YamlScalar> scalars, FlattenYaml(text.str(), path));
+    for (const YamlScalar& scalar : scalars) {
+      const std::string origin = absl::StrCat(path, ":", scalar.line);
+      const ConfigOption* option = FindOption(scalar.key);
+      if (option == nullptr) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(origin, ": unknown key '", scalar.key, "'", DidYouMean(scalar.key)));
+      }
+      if (absl::StartsWith(out_.origin[option->key], path + ":")) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            origin, ": ", option->key, " is set twice, first at ", out_.origin[option->key]));
+      }
+      RETURN_IF_ERROR(Set(*option, scalar.value, origin));
+    }
+    return absl::OkStatus();
+  }
+
+  EffectiveConfig Take() { return std::move(out_); }
+
+ private:
+  EffectiveConfig out_;
+};
+
+bool NeedsQuotes(std::string_view value) {
+  return value.empty() || value.find_first_of(":#'\"{}[],&*!|>%@` ") != std::string_view::npos;
+}
+
+std::string YamlText(std::string_view value) {
+  if (!NeedsQuotes(value)) return std::string(value);
+  std::string quoted = "'";
+  for (const char c : value) quoted += c == '\'' ? std::string("''") : std::string(1, c);
+  return quoted + "'";
+}
+
+}  // namespace
+
+bool ServerConfig::is_loopback() const {
+  return listen == "localhost" || listen == "::1" || listen == "[::1]" ||
+         absl::StartsWith(listen, "127.");
+}
+
+bool ServerConfig::admin_allowed() const {
+  return admin == AdminAccess::kOn || (admin == AdminAccess::kAuto && is_loopback());
+}
+
+absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources) {
+  Loader loader;
+  if (!sources.yaml_path.empty()) RETURN_IF_ERROR(loader.ReadFile(sources.yaml_path));
+  for (const ConfigOption& option : AllConfigOptions()) {
+    const std::string variable = option.environment();
+    const char* text = sources.environment ? sources.environment(variable.c_str()) : nullptr;
+    if (text != nullptr) RETURN_IF_ERROR(loader.Set(option, text, variable));
+  }
+  for (const auto& [key, text] : sources.flags) {
+    const ConfigOption* option = FindOption(key);
+    if (option == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("unknown key '", key, "'", DidYouMean(key)));
+    }
+    RETURN_IF_ERROR(loader.Set(*option, text, option->flag()));
+  }
+  EffectiveConfig out = loader.Take();
+  if (out.config.grpc_port != 0 && out.config.grpc_port == out.config.http_port) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(out.origin["http_port"], ": http_port: ", out.config.http_port,
+                     " is grpc_port, too (", out.origin["grpc_port"], "): the ports must differ"));
+  }
+  if (out.config.grpc.max_message_bytes == 0 || out.config.grpc.max_message_bytes > uint64_t{2047}
+                                                                                        << 20) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(out.origin["grpc.max_message_size"],
+                     ": grpc.max_message_size: expected 1 byte to 2047MiB"));
+  }
+  return out;
+}
+
+std::string Print(const EffectiveConfig& effective) {
+  std::string out, section;
+  for (const ConfigOption& option : AllConfigOptions()) {
+    const size_t dot = option.key.find('.');
+    const std::string own_section = dot == std::string::npos ? "" : option.key.substr(0, dot);
+    if (own_section != section) absl::StrAppend(&out, own_section, ":\n");
+    section = own_section;
+    const std::string name = dot == std::string::npos ? option.key : option.key.substr(dot + 1);
+    std::string line = absl::StrCat(section.empty() ? "" : "  ", name, ": ",
+                                    YamlText(option.show(effective.config)));
+    line.resize(std::max<size_t>(line.size() + 1, 46), ' ');
+    absl::StrAppend(&out, line, "# ", effective.origin.at(option.key), "\n");
+  }
+  return out;
+}
+
+}  // namespace assay

@@ -1,0 +1,95 @@
+// The configuration of the server: one struct, one table of options. Each option has a YAML key
+// ("grpc.max_message_size"), a flag (--grpc-max-message-size) and an environment variable
+// (ASSAY_GRPC_MAX_MESSAGE_SIZE); a flag wins over the environment, the environment over the file,
+// the file over the default. No environment variable is read elsewhere.
+//
+// Thread rule: called from main before anything else starts.
+#pragma once
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "engine/runtime/engine.h"
+
+namespace assay {
+
+struct GrpcLimits {
+  uint64_t max_message_bytes = uint64_t{64} << 20;
+  int max_concurrent_streams = 256;  // per connection
+  int max_requests_per_stream = 64;  // unanswered, of one ModelStreamInfer stream
+  uint64_t memory_quota_bytes = uint64_t{2} << 30;
+  absl::Duration keepalive_time = absl::Seconds(60);
+  absl::Duration keepalive_timeout = absl::Seconds(20);
+  absl::Duration min_ping_interval = absl::Seconds(10);
+  absl::Duration max_connection_idle = absl::Minutes(15);
+  absl::Duration max_connection_age = absl::ZeroDuration();  // 0 = no limit
+  absl::Duration max_connection_age_grace = absl::Minutes(10);
+  bool reflection = true;
+};
+
+enum class AdminAccess { kAuto, kOn, kOff };  // auto: on when bound to loopback only
+
+struct ServerConfig {
+  std::string listen = "127.0.0.1";
+  int grpc_port = 8001, http_port = 8002;  // 0 = any free port
+  std::string model_repository;            // empty = no models at start
+  std::string cache_dir;            // artifacts; "none" = no cache; empty = the default place
+  std::string policy;               // file; empty = built-in
+  std::string evaluation_text;      // file; empty = bundled
+  int threads = 0;                  // compute; 0 = one per core
+  uint64_t memory_limit_bytes = 0;  // 0 = what the host has
+  bool strict_readiness = true;
+  AdminAccess admin = AdminAccess::kAuto;
+  absl::Duration drain_timeout = absl::Seconds(30);
+  LogLevel log_level = LogLevel::kInfo;
+  LogFormat log_format = LogFormat::kText;
+  GrpcLimits grpc;
+  EngineOptions engine;
+
+  bool is_loopback() const;    // `listen` cannot be reached from another host
+  bool admin_allowed() const;  // Admit, load and unload by RPC
+};
+
+struct ConfigOption {
+  std::string key;   // "grpc.max_message_size"
+  std::string help;  // one line, with the unit
+  // InvalidArgument: the value and what was expected.
+  std::function<absl::Status(ServerConfig&, std::string_view text)> set;
+  std::function<std::string(const ServerConfig&)> show;
+
+  std::string flag() const;         // "--grpc-max-message-size"
+  std::string environment() const;  // "ASSAY_GRPC_MAX_MESSAGE_SIZE"
+};
+std::span<const ConfigOption> AllConfigOptions();
+
+struct ConfigSources {
+  std::string yaml_path;                     // empty = none
+  std::map<std::string, std::string> flags;  // key -> text, those given
+  std::function<const char*(const char* name)> environment;
+};
+struct EffectiveConfig {
+  ServerConfig config;
+  std::map<std::string, std::string>
+      origin;  // key -> "default", "assay.yaml:7", "ASSAY_...", "--..."
+};
+// NotFound: no such file; InvalidArgument: names the origin (file and line), the key, the value and
+// what was expected; for an unknown key also the nearest known one.
+absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources);
+
+// Every key with its value and origin, as YAML that LoadConfig reads back.
+std::string Print(const EffectiveConfig& config);
+
+// The scalars of a YAML mapping, nested keys joined by dots (server/config_yaml.cc).
+struct YamlScalar {
+  std::string key, value;
+  int line = 0;  // 1-based
+};
+absl::StatusOr<std::vector<YamlScalar>> FlattenYaml(std::string_view text, std::string_view origin);
+
+}  // namespace assay

@@ -1,0 +1,259 @@
+// The table of options, and how text becomes a value.
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <string>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "server/config.h"
+
+namespace assay {
+namespace {
+
+absl::Status Expected(std::string_view text, std::string_view what) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", std::string(text), "' is not ", std::string(what)));
+}
+
+// The functions below make a row out of an accessor: a function ServerConfig& -> T&.
+template <typename Access>
+ConfigOption Text(std::string key, std::string help, Access access) {
+  return {
+      std::move(key), std::move(help),
+      [access](ServerConfig& config, std::string_view text) {
+        access(config) = std::string(text);
+        return absl::OkStatus();
+      },
+      [access](const ServerConfig& config) { return access(const_cast<ServerConfig&>(config)); }};
+}
+
+template <typename Access>
+ConfigOption Integer(std::string key, std::string help, int low, int high, Access access) {
+  return {std::move(key), std::move(help),
+          [access, low, high](ServerConfig& config, std::string_view text) {
+            int value = 0;
+            if (!absl::SimpleAtoi(std::string(text), &value) || value < low || value > high) {
+              return Expected(text, absl::StrCat("a whole number from ", low, " to ", high));
+            }
+            access(config) = value;
+            return absl::OkStatus();
+          },
+          [access](const ServerConfig& config) {
+            return absl::StrCat(access(const_cast<ServerConfig&>(config)));
+          }};
+}
+
+template <typename Access>
+ConfigOption Boolean(std::string key, std::string help, Access access) {
+  return {std::move(key), std::move(help),
+          [access](ServerConfig& config, std::string_view text) {
+            if (text != "true" && text != "false") return Expected(text, "true or false");
+            access(config) = text == "true";
+            return absl::OkStatus();
+          },
+          [access](const ServerConfig& config) {
+            return std::string(access(const_cast<ServerConfig&>(config)) ? "true" : "false");
+          }};
+}
+
+constexpr std::pair<std::string_view, int> kUnits[] = {
+    {"", 0}, {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}};
+
+absl::Status ParseBytes(std::string_view text, uint64_t& out) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error == std::errc()) {
+    std::string_view unit = text.substr(end - text.data());
+    while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
+    for (const auto& [name, shift] : kUnits) {
+      if (unit != name || (number << shift) >> shift != number) continue;
+      out = number << shift;
+      return absl::OkStatus();
+    }
+  }
+  return Expected(text, "a size such as 1048576, 64MiB or 2GiB");
+}
+
+std::string ShowBytes(uint64_t bytes) {
+  int unit = 0;
+  while (unit + 1 < static_cast<int>(std::size(kUnits)) && bytes != 0 && bytes % 1024 == 0) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return absl::StrCat(bytes, std::string(kUnits[unit].first));
+}
+
+template <typename Access>
+ConfigOption Bytes(std::string key, std::string help, Access access) {
+  return {std::move(key), std::move(help),
+          [access](ServerConfig& config, std::string_view text) {
+            uint64_t value = 0;
+            RETURN_IF_ERROR(ParseBytes(text, value));
+            access(config) = value;
+            return absl::OkStatus();
+          },
+          [access](const ServerConfig& config) {
+            return ShowBytes(access(const_cast<ServerConfig&>(config)));
+          }};
+}
+
+template <typename Access>
+ConfigOption Time(std::string key, std::string help, Access access) {
+  return {std::move(key), std::move(help),
+          [access](ServerConfig& config, std::string_view text) {
+            absl::Duration value;
+            // int32 milliseconds is what gRPC's channel arguments hold.
+            if (!absl::ParseDuration(std::string(text), &value) || value < absl::ZeroDuration() ||
+                value > absl::Hours(24 * 24)) {
+              return Expected(text, "a duration such as 500ms, 30s or 15m (at most 576h)");
+            }
+            access(config) = value;
+            return absl::OkStatus();
+          },
+          [access](const ServerConfig& config) {
+            return absl::FormatDuration(access(const_cast<ServerConfig&>(config)));
+          }};
+}
+
+template <typename E>
+struct Choice {
+  const char* name;
+  E value;
+};
+template <typename E, size_t N, typename Access>
+ConfigOption OneOf(std::string key, std::string help, const Choice<E> (&choices)[N],
+                   Access access) {
+  const std::vector<Choice<E>> all(choices, choices + N);
+  return {std::move(key), std::move(help),
+          [access, all](ServerConfig& config, std::string_view text) {
+            std::vector<std::string> names;
+            for (const Choice<E>& choice : all) {
+              names.push_back(choice.name);
+              if (text != choice.name) continue;
+              access(config) = choice.value;
+              return absl::OkStatus();
+            }
+            return Expected(text, absl::StrCat("one of ", absl::StrJoin(names, ", ")));
+          },
+          [access, all](const ServerConfig& config) {
+            for (const Choice<E>& choice : all) {
+              if (access(const_cast<ServerConfig&>(config)) == choice.value) {
+                return std::string(choice.name);
+              }
+            }
+            return std::string();
+          }};
+}
+
+constexpr Choice<AdminAccess> kAdmin[] = {
+    {"auto", AdminAccess::kAuto}, {"true", AdminAccess::kOn}, {"false", AdminAccess::kOff}};
+constexpr Choice<LogLevel> kLevels[] = {{"debug", LogLevel::kDebug},
+                                        {"info", LogLevel::kInfo},
+                                        {"warning", LogLevel::kWarning},
+                                        {"error", LogLevel::kError}};
+constexpr Choice<LogFormat> kFormats[] = {{"text", LogFormat::kText}, {"json", LogFormat::kJson}};
+
+#define ASSAY_FIELD(member) \
+  [](ServerConfig & c) -> auto& { return c.member; }
+
+std::vector<ConfigOption> GeneralOptions() {
+  return {
+      Text("listen", "Address of both ports", ASSAY_FIELD(listen)),
+      Integer("grpc_port", "gRPC port; 0 takes a free one", 0, 65535, ASSAY_FIELD(grpc_port)),
+      Integer("http_port", "HTTP port of /metrics, /healthz, /readyz; 0 takes a free one", 0, 65535,
+              ASSAY_FIELD(http_port)),
+      Text("model_repository", "Folder whose models are admitted at start",
+           ASSAY_FIELD(model_repository)),
+      Text("cache_dir", "Folder of quantized artifacts; 'none' switches the cache off",
+           ASSAY_FIELD(cache_dir)),
+      Text("policy", "Policy file; empty: the built-in one", ASSAY_FIELD(policy)),
+      Text("evaluation_text", "Held-out text for verification; empty: the bundled one",
+           ASSAY_FIELD(evaluation_text)),
+      Integer("threads", "Compute threads; 0: one per core", 0, 1024, ASSAY_FIELD(threads)),
+      Bytes("memory_limit", "Most memory an admission may plan with; 0: what the host has",
+            ASSAY_FIELD(memory_limit_bytes)),
+      Boolean("strict_readiness", "Ready only when every model found at start serves",
+              ASSAY_FIELD(strict_readiness)),
+      OneOf("admin", "Admit, load and unload by RPC: auto (loopback only), true, false", kAdmin,
+            ASSAY_FIELD(admin)),
+      Time("drain_timeout", "How long requests may finish after SIGTERM",
+           ASSAY_FIELD(drain_timeout)),
+      OneOf("log_level", "debug, info, warning, error", kLevels, ASSAY_FIELD(log_level)),
+      OneOf("log_format", "text, json", kFormats, ASSAY_FIELD(log_format)),
+  };
+}
+
+std::vector<ConfigOption> GrpcOptions() {
+  return {
+      Bytes("grpc.max_message_size", "Largest request message",
+            ASSAY_FIELD(grpc.max_message_bytes)),
+      Integer("grpc.max_concurrent_streams", "RPCs at once on one connection", 1, 1 << 20,
+              ASSAY_FIELD(grpc.max_concurrent_streams)),
+      Integer("grpc.max_requests_per_stream",
+              "Unanswered requests of one ModelStreamInfer stream; more wait in the network", 1,
+              1 << 16, ASSAY_FIELD(grpc.max_requests_per_stream)),
+      Bytes("grpc.memory_quota", "Bound of gRPC's own buffers",
+            ASSAY_FIELD(grpc.memory_quota_bytes)),
+      Time("grpc.keepalive_time", "Ping a silent client after", ASSAY_FIELD(grpc.keepalive_time)),
+      Time("grpc.keepalive_timeout", "Drop it when the ping is not answered within",
+           ASSAY_FIELD(grpc.keepalive_timeout)),
+      Time("grpc.min_ping_interval", "Clients may ping this often",
+           ASSAY_FIELD(grpc.min_ping_interval)),
+      Time("grpc.max_connection_idle", "Close a connection without RPCs after; 0: never",
+           ASSAY_FIELD(grpc.max_connection_idle)),
+      Time("grpc.max_connection_age", "Ask clients to reconnect after; 0: never",
+           ASSAY_FIELD(grpc.max_connection_age)),
+      Time("grpc.max_connection_age_grace", "Cut what still runs on an aged connection after",
+           ASSAY_FIELD(grpc.max_connection_age_grace)),
+      Boolean("grpc.reflection", "Serve gRPC server reflection", ASSAY_FIELD(grpc.reflection)),
+  };
+}
+
+std::vector<ConfigOption> EngineOptionsTable() {
+  return {
+      Integer("engine.max_sequences", "Requests of one model that run at once", 1, 4096,
+              ASSAY_FIELD(engine.max_sequences)),
+      Integer("engine.max_step_tokens", "Tokens of one step of text generation", 1, 1 << 16,
+              ASSAY_FIELD(engine.max_step_tokens)),
+      Integer("engine.max_queue", "Waiting requests of one model; more get RESOURCE_EXHAUSTED", 1,
+              1 << 20, ASSAY_FIELD(engine.max_queue)),
+      Bytes("engine.kv_cache", "KV cache of one model", ASSAY_FIELD(engine.kv_bytes)),
+      Integer("engine.max_context", "Longest prompt plus answer; 0: the model's", 0, 1 << 24,
+              ASSAY_FIELD(engine.max_context)),
+      Boolean("engine.prefix_cache", "Reuse the KV cache of common prompt prefixes",
+              ASSAY_FIELD(engine.prefix_cache)),
+      Integer("engine.max_batch_tokens", "Tokens of one batch of an encoder", 1, 1 << 20,
+              ASSAY_FIELD(engine.max_batch_tokens)),
+      Time("engine.max_batch_delay", "How long an encoder's batch waits for company",
+           ASSAY_FIELD(engine.max_delay)),
+  };
+}
+
+#undef ASSAY_FIELD
+
+}  // namespace
+
+std::string ConfigOption::flag() const {
+  return absl::StrCat("--", absl::StrReplaceAll(key, {{".", "-"}, {"_", "-"}}));
+}
+
+std::string ConfigOption::environment() const {
+  return absl::StrCat("ASSAY_", absl::AsciiStrToUpper(absl::StrReplaceAll(key, {{".", "_"}})));
+}
+
+std::span<const ConfigOption> AllConfigOptions() {
+  static const std::vector<ConfigOption>& all = *[] {
+    auto* options = new std::vector<ConfigOption>(GeneralOptions());
+    for (const auto& section : {GrpcOptions(), EngineOptionsTable()}) {
+      options->insert(options->end(), section.begin(), section.end());
+    }
+    return options;
+  }();
+  return all;
+}
+
+}  // namespace assay
