@@ -94,6 +94,20 @@ class Loader {
   EffectiveConfig out_;
 };
 
+// Where the set-up scripts keep everything else that lies outside the clone.
+std::string DefaultCacheDir(const ConfigSources& sources, std::string& origin) {
+  const std::pair<const char*, const char*> places[] = {
+      {"ASSAY_CACHE", "/artifacts"}, {"XDG_CACHE_HOME", "/assay/artifacts"},
+      {"HOME", "/.cache/assay/artifacts"}};
+  for (const auto& [variable, rest] : places) {
+    const char* value = sources.environment ? sources.environment(variable) : nullptr;
+    if (value == nullptr || *value == '\0') continue;
+    origin = absl::StrCat("default (", variable, ")");
+    return absl::StrCat(value, rest);
+  }
+  return "none";
+}
+
 bool NeedsQuotes(std::string_view value) {
   return value.empty() || value.find_first_of(":#'\"{}[],&*!|>%@` ") != std::string_view::npos;
 }
@@ -132,6 +146,9 @@ absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources) {
     RETURN_IF_ERROR(loader.Set(*option, text, option->flag()));
   }
   EffectiveConfig out = loader.Take();
+  if (out.config.cache_dir.empty()) {
+    out.config.cache_dir = DefaultCacheDir(sources, out.origin["cache_dir"]);
+  }
   if (out.config.grpc_port != 0 && out.config.grpc_port == out.config.http_port) {
     return absl::InvalidArgumentError(
         absl::StrCat(out.origin["http_port"], ": http_port: ", out.config.http_port,

@@ -39,7 +39,7 @@ struct ServerConfig {
   std::string listen = "127.0.0.1";
   int grpc_port = 8001, http_port = 8002;  // 0 = any free port
   std::string model_repository;            // empty = no models at start
-  std::string cache_dir;            // artifacts; "none" = no cache; empty = the default place
+  std::string cache_dir;            // of artifacts; "none" = no cache; empty: LoadConfig fills in
   std::string policy;               // file; empty = built-in
   std::string evaluation_text;      // file; empty = bundled
   int threads = 0;                  // compute; 0 = one per core

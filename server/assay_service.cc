@@ -1,0 +1,170 @@
+#include "server/assay_service.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "server/admin_reactors.h"
+#include "server/banner.h"
+#include "server/embed_reactor.h"
+#include "server/generate_reactor.h"
+#include "server/model_description.h"
+#include "server/prompts.h"
+#include "server/reactors.h"
+
+namespace assay {
+namespace {
+
+// Chat templates are recognised by trying one.
+bool HasChatTemplate(const Servable& servable) {
+  const std::vector<ChatMessage> probe{{"user", "x"}};
+  return servable.spec.task == ModelTask::kGenerate && servable.tokenizer != nullptr &&
+         servable.tokenizer->ApplyChatTemplate(probe).ok();
+}
+
+assay::v1::ModelSummary Summarize(const ModelRegistry& registry, const VersionInfo& info) {
+  assay::v1::ModelSummary out;
+  out.set_name(info.name);
+  out.set_version(info.version);
+  out.set_state(std::string(Name(info.state)));
+  out.set_stage(info.stage);
+  out.set_reason(info.reason);
+  out.set_path(info.path);
+  out.set_weight_bytes(info.weight_bytes);
+  out.set_kv_bytes(info.kv_bytes);
+  out.set_workspace_bytes(info.workspace_bytes);
+  out.set_waiting(info.load.waiting);
+  out.set_running(info.load.running);
+  out.set_changed(absl::FormatTime(absl::RFC3339_sec, info.changed, absl::UTCTimeZone()));
+  if (info.report != nullptr) {
+    const Recipe& recipe = info.report->decision.recipe;
+    out.set_precision(absl::StrCat(recipe.scheme, "/", std::string(Name(recipe.activation))));
+    out.set_bytes_f32(info.report->bytes_f32);
+    out.set_fallback_fraction(info.report->fallback_fraction);
+  }
+  if (info.state != VersionState::kServing) return out;
+  const auto servable = registry.Acquire(info.name, info.version);
+  if (servable.ok()) {
+    out.set_task(std::string(Name((*servable)->spec.task)));
+    out.set_has_chat_template(HasChatTemplate(**servable));
+  }
+  return out;
+}
+
+absl::Status FillReport(const ModelRegistry& registry, const assay::v1::GetReportRequest& request,
+                        assay::v1::GetReportResponse& response) {
+  ASSIGN_OR_RETURN(const VersionInfo info, registry.Find(request.model(), request.version()));
+  if (info.report == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("model '", info.name, "' version ", info.version, " has no report yet: it is ",
+                     std::string(Name(info.state)), info.reason.empty() ? "" : ": ", info.reason));
+  }
+  const int columns = request.columns() == 0 ? 100 : std::clamp(request.columns(), 40, 400);
+  response.set_report_json(ToJson(*info.report).dump());
+  response.set_report_text(ToTerminalText(*info.report, columns));
+  return absl::OkStatus();
+}
+
+absl::Status Explain(const Policy& policy, const assay::v1::ExplainPolicyRequest& request,
+                     assay::v1::ExplainPolicyResponse& response) {
+  HardwareInfo hardware = ProbeHardware();
+  if (!request.hardware_json().empty()) {
+    ASSIGN_OR_RETURN(hardware, HardwareFromJson(request.hardware_json()));
+  }
+  ASSIGN_OR_RETURN(const PolicyDecision decision,
+                   policy.Choose(hardware, request.model_bytes_f32(), /*cuda_available=*/false));
+  response.set_rule(decision.rule);
+  response.set_device(decision.device);
+  response.set_recipe(decision.recipe.name);
+  response.set_scheme(decision.recipe.scheme);
+  response.set_activation(std::string(Name(decision.recipe.activation)));
+  for (const std::string& line : decision.trace) response.add_trace(line);
+  response.set_hardware_json(ToJson(hardware).dump());
+  response.set_origin(policy.origin());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<Servable>> AcquireWithTokenizer(ServiceContext& context,
+                                                               const std::string& model,
+                                                               int64_t version) {
+  ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, version));
+  RETURN_IF_ERROR(CheckTokenizer(*servable));
+  return servable;
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<assay::v1::GenerateResponse>* AssayServiceImpl::Generate(
+    Context* context, const assay::v1::GenerateRequest* request) {
+  return new GenerateReactor(context_, *request, context);
+}
+
+AssayServiceImpl::Unary* AssayServiceImpl::Embed(Context* context,
+                                                 const assay::v1::EmbedRequest* request,
+                                                 assay::v1::EmbedResponse* response) {
+  return new EmbedReactor(context_, *request, response, context);
+}
+
+AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
+                                                    const assay::v1::TokenizeRequest* request,
+                                                    assay::v1::TokenizeResponse* response) {
+  const auto tokenize = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const auto servable,
+                     AcquireWithTokenizer(context_, request->model(), request->version()));
+    ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                     servable->tokenizer->Encode(request->text(), !request->no_special(),
+                                                 request->parse_special()));
+    for (const int32_t id : ids) {
+      response->add_ids(id);
+      response->add_tokens(std::string(servable->tokenizer->TokenText(id)));
+    }
+    return absl::OkStatus();
+  };
+  return Reply(context, tokenize());
+}
+
+AssayServiceImpl::Unary* AssayServiceImpl::Detokenize(Context* context,
+                                                      const assay::v1::DetokenizeRequest* request,
+                                                      assay::v1::DetokenizeResponse* response) {
+  const auto detokenize = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const auto servable,
+                     AcquireWithTokenizer(context_, request->model(), request->version()));
+    const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
+    ASSIGN_OR_RETURN(*response->mutable_text(),
+                     servable->tokenizer->Decode(ids, !request->keep_special()));
+    return absl::OkStatus();
+  };
+  return Reply(context, detokenize());
+}
+
+grpc::ServerWriteReactor<assay::v1::AdmitProgress>* AssayServiceImpl::Admit(
+    Context* context, const assay::v1::AdmitRequest* request) {
+  return new AdmitReactor(admin_, *request, context);
+}
+
+AssayServiceImpl::Unary* AssayServiceImpl::ListModels(Context* context,
+                                                      const assay::v1::ListModelsRequest*,
+                                                      assay::v1::ListModelsResponse* response) {
+  for (const VersionInfo& info : context_.registry.List()) {
+    *response->add_models() = Summarize(context_.registry, info);
+  }
+  response->set_server_version(std::string(kServerVersion));
+  response->set_hardware(HardwareLine(ProbeHardware()));
+  response->set_draining(context_.gate.closed());
+  response->set_ready(context_.readiness.ready());
+  return Reply(context, absl::OkStatus());
+}
+
+AssayServiceImpl::Unary* AssayServiceImpl::GetReport(Context* context,
+                                                     const assay::v1::GetReportRequest* request,
+                                                     assay::v1::GetReportResponse* response) {
+  return Reply(context, FillReport(context_.registry, *request, *response));
+}
+
+AssayServiceImpl::Unary* AssayServiceImpl::ExplainPolicy(
+    Context* context, const assay::v1::ExplainPolicyRequest* request,
+    assay::v1::ExplainPolicyResponse* response) {
+  return Reply(context, Explain(context_.policy, *request, *response));
+}
+
+}  // namespace assay

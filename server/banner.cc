@@ -1,0 +1,136 @@
+#include "server/banner.h"
+
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+namespace assay {
+namespace {
+
+std::string Mebibytes(uint64_t bytes) {
+  return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+}
+
+std::string Figures(const AdmissionReport& report) {
+  const VerificationResult& v = report.verification;
+  if (v.tokens > 0 && v.perplexity > 0) {
+    return absl::StrFormat("mean KL %.5f, top-1 %.2f %%, perplexity x%.4f", v.mean_kl.mean,
+                           100 * v.top1_agreement.mean, v.perplexity_ratio);
+  }
+  if (v.cosine.mean > 0) {
+    return absl::StrFormat("mean cosine %.5f (min %.5f)", v.cosine.mean, v.cosine_min);
+  }
+  return absl::StrFormat("labels agree %.2f %%", 100 * v.label_agreement);
+}
+
+std::string Address(const std::string& host, int port) {
+  return absl::StrCat(host, ":", port);
+}
+
+}  // namespace
+
+std::string HardwareLine(const HardwareInfo& hardware) {
+  std::string out = absl::StrFormat(
+      "%s (%s), %d %s, %.1f GiB", hardware.cpu_model, hardware.cpu_isa, hardware.cores,
+      hardware.cores == 1 ? "core" : "cores",
+      static_cast<double>(hardware.memory_bytes) / (uint64_t{1} << 30));
+  if (hardware.gpus.empty()) return out + "; no GPU in use";
+  for (const GpuInfo& gpu : hardware.gpus) absl::StrAppend(&out, "; ", gpu.name);
+  return out;
+}
+
+std::string StartBanner(const ServerConfig& config, const Policy& policy, int threads) {
+  const HardwareInfo hardware = ProbeHardware();
+  std::string out = absl::StrCat("assay-server ", ASSAY_VERSION, "\n  hardware  ",
+                                 HardwareLine(hardware), "; compute threads: ", threads, "\n");
+  const auto decision = policy.Choose(hardware, /*model_bytes_f32=*/0, /*cuda_available=*/false);
+  if (decision.ok()) {
+    absl::StrAppend(&out, "  policy    ", policy.origin(), ": rule '", decision->rule, "' -> ",
+                    decision->recipe.scheme, "/", std::string(Name(decision->recipe.activation)),
+                    " on ", decision->device, "\n");
+    for (const std::string& line : decision->trace) absl::StrAppend(&out, "            ", line, "\n");
+  } else {
+    absl::StrAppend(&out, "  policy    ", policy.origin(), ": ",
+                    std::string(decision.status().message()), "\n");
+  }
+  absl::StrAppend(&out, "  models    ",
+                  config.model_repository.empty() ? "no repository; use `assay admit PATH`"
+                                                  : config.model_repository,
+                  "\n  artifacts ", config.cache_dir,
+                  "\n");
+  return out;
+}
+
+std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed) {
+  const std::string seconds = absl::StrFormat("%.2f s", absl::ToDoubleSeconds(elapsed));
+  const std::string name = absl::StrCat("  ", progress.name, ":", progress.version, "  ");
+  if (progress.report == nullptr) {
+    return absl::StrCat(name, "FAILED after ", seconds, ": ",
+                        std::string(progress.status.message()), "\n");
+  }
+  const AdmissionReport& report = *progress.report;
+  const Recipe& recipe = report.decision.recipe;
+  std::string out = absl::StrCat(
+      name, progress.status.ok() ? "SERVING" : "REJECTED", " after ", seconds, ": ", recipe.scheme,
+      "/", std::string(Name(recipe.activation)), ", weights ", Mebibytes(report.bytes_f32), " -> ",
+      Mebibytes(report.bytes));
+  if (report.bytes_f32 > 0) {
+    absl::StrAppend(&out, absl::StrFormat(" (%.0f %%)", 100.0 * static_cast<double>(report.bytes) /
+                                                            static_cast<double>(report.bytes_f32)));
+  }
+  absl::StrAppend(&out, "; ", Figures(report));
+  if (report.fallback_fraction > 0) {
+    absl::StrAppend(&out, absl::StrFormat("; %.0f %% of the linear layers kept in %s",
+                                          100 * report.fallback_fraction, recipe.fallback_scheme));
+  }
+  if (report.artifact_cache_hit) absl::StrAppend(&out, "; from the artifact cache");
+  if (!progress.status.ok()) absl::StrAppend(&out, "\n      ", report.reason);
+  return out + "\n";
+}
+
+std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
+                        const std::vector<ReadyModel>& models, absl::Duration elapsed) {
+  const std::string http = Address(config.listen, http_port);
+  std::string out = absl::StrCat("  gRPC  ", Address(config.listen, grpc_port), "   HTTP  ", http,
+                                 " (/metrics /healthz /readyz)\n");
+  const std::string server = config.is_loopback() && grpc_port == 8001
+                                 ? ""
+                                 : absl::StrCat(" --server ", Address(config.listen, grpc_port));
+  std::vector<std::string> commands;
+  for (const ReadyModel& model : models) {
+    if (commands.size() == 2) break;
+    commands.push_back(model.task == ModelTask::kGenerate
+                           ? absl::StrCat("assay generate", server, " ", model.name,
+                                          " \"Once upon a time\"")
+                           : absl::StrCat("assay embed", server, " ", model.name,
+                                          " \"a sentence\""));
+  }
+  if (commands.empty()) commands.push_back(absl::StrCat("assay admit", server, " PATH"));
+  commands.push_back(absl::StrCat("assay status", server));
+  if (commands.size() < 3) commands.push_back(absl::StrCat("curl http://", http, "/metrics"));
+  absl::StrAppend(&out, absl::StrFormat("ready in %.2f s; try:\n", absl::ToDoubleSeconds(elapsed)));
+  for (const std::string& command : commands) absl::StrAppend(&out, "  ", command, "\n");
+  return out;
+}
+
+std::string ExposureWarning(const ServerConfig& config) {
+  if (config.is_loopback()) return "";
+  return absl::StrCat(
+      "listening on ", config.listen, " without TLS: anybody who can reach this port can use the "
+      "models, and one hostile header can burn seconds of CPU; put a proxy in front (nginx "
+      "grpc_pass, Envoy) or listen on 127.0.0.1");
+}
+
+void ProgressPrinter::Print(const AdmissionProgress& progress, absl::Time now) {
+  if (progress.done) return;
+  const std::string where = absl::StrCat(progress.name, ":", progress.version, " ", progress.stage);
+  if (where == last_ && now - last_time_ < absl::Seconds(5)) return;
+  last_ = where;
+  last_time_ = now;
+  std::fprintf(stderr, "  %s %3.0f %%%s%s\n", where.c_str(), 100 * progress.fraction,
+               progress.message.empty() ? "" : "  ", progress.message.c_str());
+}
+
+}  // namespace assay

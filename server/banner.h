@@ -1,0 +1,41 @@
+// What the server says about itself on stderr while it starts.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "engine/lifecycle/admission.h"
+#include "server/config.h"
+
+namespace assay {
+
+// "AMD EPYC 7763 (avx2), 2 cores, 7.8 GiB; no GPU".
+std::string HardwareLine(const HardwareInfo& hardware);
+
+// Version, hardware, the rule that the policy chooses here and why, threads, addresses.
+std::string StartBanner(const ServerConfig& config, const Policy& policy, int threads);
+
+// One model that has had its verdict: scheme, bytes before and after, verification figures, time.
+std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed);
+
+// Ports, time, and three commands to try next. `examples`: models that serve.
+struct ReadyModel {
+  std::string name;
+  ModelTask task = ModelTask::kGenerate;
+};
+std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
+                        const std::vector<ReadyModel>& models, absl::Duration elapsed);
+
+// Why binding to this address without TLS is dangerous; empty for loopback.
+std::string ExposureWarning(const ServerConfig& config);
+
+// Prints the progress of an admission, at most one line per stage and per five seconds.
+class ProgressPrinter {
+ public:
+  void Print(const AdmissionProgress& progress, absl::Time now);
+
+ private:
+  std::string last_;  // model and stage of the last line
+  absl::Time last_time_ = absl::InfinitePast();
+};
+
+}  // namespace assay

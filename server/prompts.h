@@ -1,0 +1,29 @@
+// Text -> tokens for a model that serves. Pure; runs on gRPC's threads.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "engine/lifecycle/registry.h"
+
+namespace assay {
+
+// FailedPrecondition: the checkpoint came without a tokenizer.
+absl::Status CheckTokenizer(const Servable& servable);
+
+// A prompt as the client wrote it; special tokens in the text count. InvalidArgument: not UTF-8, or
+// no tokens.
+absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Servable& servable, std::string_view text);
+
+// Messages through the model's chat template. InvalidArgument: no messages, unknown role;
+// FailedPrecondition: the model has no template.
+absl::StatusOr<std::vector<int32_t>> EncodeChat(const Servable& servable,
+                                                std::span<const ChatMessage> messages);
+
+// One text for an encoder, special tokens around it. With `truncate` what is longer than the
+// context loses its end (but keeps its last special token); else the engine refuses it.
+absl::StatusOr<std::vector<int32_t>> EncodeForEncoder(const Servable& servable,
+                                                      std::string_view text, bool truncate);
+
+}  // namespace assay

@@ -1,0 +1,72 @@
+#include "server/request_record.h"
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+
+namespace assay {
+namespace {
+
+Outcome OutcomeOf(const absl::Status& status, Progress progress) {
+  if (status.ok()) return Outcome::kSuccess;
+  if (absl::IsDeadlineExceeded(status)) return Outcome::kTimeout;
+  if (absl::IsCancelled(status)) return Outcome::kCancelled;
+  return progress == Progress::kAccepted ? Outcome::kError : Outcome::kRejected;
+}
+
+}  // namespace
+
+absl::StatusOr<int64_t> ParseVersion(const std::string& version) {
+  int64_t number = 0;
+  if (version.empty()) return number;
+  if (!absl::SimpleAtoi(version, &number) || number <= 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model version '", version, "' is not a positive whole number"));
+  }
+  return number;
+}
+
+absl::StatusOr<std::shared_ptr<Servable>> AcquireModel(ServiceContext& context,
+                                                       const std::string& model, int64_t version) {
+  absl::StatusOr<std::shared_ptr<Servable>> servable = context.registry.Acquire(model, version);
+  if (servable.ok()) return servable;
+  if (absl::IsNotFound(servable.status())) {
+    context.metrics.UnknownModel();
+    const std::string of_version = version == 0 ? "" : absl::StrCat(" version ", version);
+    return absl::NotFoundError(
+        absl::StrCat("Request for unknown model: '", model, "'", of_version, " is not found"));
+  }
+  if (const auto known = context.registry.Find(model, version); known.ok()) {
+    context.metrics.ForModel(known->name, known->version)->Rejected(RejectReason::kNotReady);
+  }
+  return servable;
+}
+
+absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContext& context,
+                                                                   const std::string& model,
+                                                                   int64_t version) {
+  absl::StatusOr<WorkGate::Ticket> ticket = context.gate.Enter();
+  if (!ticket.ok()) {
+    if (const auto servable = context.registry.Acquire(model, version); servable.ok()) {
+      (*servable)->metrics->Rejected(RejectReason::kDraining);
+    }
+    return ticket.status();
+  }
+  ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, version));
+  return std::unique_ptr<RequestRecord>(
+      new RequestRecord(context, *std::move(ticket), std::move(servable)));
+}
+
+void RequestRecord::Done(const absl::Status& status, Progress progress, RequestTimes times) {
+  if (std::exchange(counted_, true)) return;
+  const absl::Time now = context_.clock.Now();
+  times.total = now - arrival_;
+  if (progress == Progress::kChecked) servable_->metrics->Rejected(RejectReason::kInvalid);
+  servable_->metrics->RequestDone(OutcomeOf(status, progress), times.total);
+  if (status.ok()) {
+    context_.statistics.Succeeded(servable_->name, servable_->version, times, now);
+  } else {
+    context_.statistics.Failed(servable_->name, servable_->version, times);
+  }
+}
+
+}  // namespace assay

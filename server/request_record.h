@@ -1,0 +1,52 @@
+// One inference request in the books: acquires the model, holds the work ticket, and counts the
+// outcome once, in the metrics and in the statistics. Not thread-safe; belongs to its request.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "server/service_context.h"
+
+namespace assay {
+
+// How far a request came before it ended.
+enum class Progress {
+  kChecked,    // refused by the server's own checks
+  kSubmitted,  // refused by the engine, which counts its refusals itself
+  kAccepted,   // ran, or waited to
+};
+
+class RequestRecord {
+ public:
+  // Unavailable: draining, or the model does not serve; NotFound. Each refusal is counted.
+  static absl::StatusOr<std::unique_ptr<RequestRecord>> Open(ServiceContext& context,
+                                                             const std::string& model,
+                                                             int64_t version);
+  // Counts the outcome; later calls do nothing.
+  void Done(const absl::Status& status, Progress progress, RequestTimes times);
+
+  const std::shared_ptr<Servable>& servable() const { return servable_; }
+  absl::Time arrival() const { return arrival_; }
+
+ private:
+  RequestRecord(ServiceContext& context, WorkGate::Ticket ticket,
+                std::shared_ptr<Servable> servable)
+      : context_(context),
+        arrival_(context.clock.Now()),
+        servable_(std::move(servable)),
+        ticket_(std::move(ticket)) {}
+
+  ServiceContext& context_;
+  const absl::Time arrival_;
+  const std::shared_ptr<Servable> servable_;
+  WorkGate::Ticket ticket_;
+  bool counted_ = false;
+};
+
+// The version of a request as the protocol has it: text, empty = the newest. InvalidArgument.
+absl::StatusOr<int64_t> ParseVersion(const std::string& version);
+
+// Registry lookup with Triton's words for an unknown model.
+absl::StatusOr<std::shared_ptr<Servable>> AcquireModel(ServiceContext& context,
+                                                       const std::string& model, int64_t version);
+
+}  // namespace assay

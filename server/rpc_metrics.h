@@ -1,0 +1,19 @@
+// Counts every RPC of every service (grpc_server_*): a gRPC interceptor. Thread-safe.
+#pragma once
+#include <grpcpp/support/server_interceptor.h>
+
+#include <memory>
+
+#include "base/clock.h"
+#include "engine/metrics.h"
+
+namespace assay {
+
+// `metrics` and `clock` outlive the gRPC server.
+std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> NewRpcMetrics(
+    Metrics& metrics, const Clock& clock);
+
+// Makes the series of all methods of our services at 0.
+void DeclareRpcs(Metrics& metrics);
+
+}  // namespace assay

@@ -1,0 +1,285 @@
+#include "server/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "base/thread_pool.h"
+#include "server/admin.h"
+#include "server/assay_service.h"
+#include "server/banner.h"
+#include "server/http_endpoint.h"
+#include "server/model_repository.h"
+#include "server/open_inference_service.h"
+#include "server/rpc_metrics.h"
+
+namespace assay {
+namespace {
+
+absl::StatusOr<Policy> ReadPolicy(const std::string& path) {
+  if (path.empty()) return Policy::Default();
+  std::ifstream file(path);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot read the policy: ", path));
+  std::stringstream text;
+  text << file.rdbuf();
+  return Policy::Parse(text.str(), path);
+}
+
+AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, size_t num_models) {
+  AdmissionOptions options;
+  options.policy = policy;
+  options.engine = config.engine;
+  options.cache_dir = config.cache_dir == "none" ? "" : config.cache_dir;
+  options.evaluation_path = config.evaluation_text;
+  options.memory_limit_bytes = config.memory_limit_bytes;
+  options.max_queue = std::max(options.max_queue, static_cast<int>(num_models) + 4);
+  return options;
+}
+
+void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder) {
+  const auto ms = [](absl::Duration d) { return static_cast<int>(absl::ToInt64Milliseconds(d)); };
+  builder.SetMaxReceiveMessageSize(static_cast<int>(limits.max_message_bytes));
+  builder.SetMaxSendMessageSize(-1);  // ours; bounded by the request's limits
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, limits.max_concurrent_streams);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, ms(limits.keepalive_time));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, ms(limits.keepalive_timeout));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             ms(limits.min_ping_interval));
+  if (limits.max_connection_idle > absl::ZeroDuration()) {
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, ms(limits.max_connection_idle));
+  }
+  if (limits.max_connection_age > absl::ZeroDuration()) {
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, ms(limits.max_connection_age));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                               ms(limits.max_connection_age_grace));
+  }
+  // Two processes must not share a port silently.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  grpc::ResourceQuota quota("assay");
+  quota.Resize(limits.memory_quota_bytes);
+  builder.SetResourceQuota(quota);
+}
+
+}  // namespace
+
+// In order of construction; destroyed in reverse.
+struct Server::Parts {
+  Parts(ServerConfig c, Policy p, std::vector<RepositoryEntry> m)
+      : config(std::move(c)),
+        policy(std::move(p)),
+        models(std::move(m)),
+        pool({.num_threads = config.threads}),
+        metrics(kServerVersion, "cpu"),
+        readiness(config.strict_readiness),
+        admissions(AdmissionPipeline::Start(registry, pool, metrics, RealClock(),
+                                            OptionsFor(config, policy, models.size()))),
+        context{config,  policy, RealClock(), registry,  *admissions,
+                metrics, gate,   readiness,   statistics},
+        admin(std::make_unique<Admin>(context)),
+        open_inference(context, *admin),
+        assay(context, *admin) {}
+
+  void WatchRegistry() {
+    registry.OnChange([this](const VersionInfo& version) {
+      readiness.Changed(version, registry.Acquire(version.name).ok());
+      metrics.SetAdmissionsInProgress(admissions->in_progress());
+    });
+  }
+  absl::Status StartHttp();
+  absl::Status StartGrpc();
+  void AdmitModels();
+  void OnStartupProgress(const AdmissionProgress& progress) ABSL_LOCKS_EXCLUDED(mu);
+  void OneStartupModelIsOver() ABSL_LOCKS_EXCLUDED(mu);
+
+  const absl::Time started = absl::Now();
+  const ServerConfig config;
+  const Policy policy;
+  const std::vector<RepositoryEntry> models;
+  ThreadPool pool;
+  Metrics metrics;
+  ModelRegistry registry;
+  WorkGate gate;
+  Readiness readiness;
+  Statistics statistics;
+  std::unique_ptr<AdmissionPipeline> admissions;
+  ServiceContext context;
+  std::unique_ptr<Admin> admin;
+  OpenInferenceService open_inference;
+  AssayServiceImpl assay;
+  std::unique_ptr<HttpEndpoint> http;
+  std::unique_ptr<grpc::Server> grpc;
+  int grpc_port = 0;
+  bool drained = false;
+
+  Mutex mu;
+  CondVar startup_over;
+  size_t startup_left ABSL_GUARDED_BY(mu) = 0;
+  ProgressPrinter printer ABSL_GUARDED_BY(mu);
+};
+
+absl::Status Server::Parts::StartHttp() {
+  HttpEndpoint::Sources sources{[this] { return metrics.Scrape(); },
+                                [this] { return readiness.Obstacles(); }};
+  ASSIGN_OR_RETURN(http, HttpEndpoint::Start(config.listen, config.http_port, std::move(sources)));
+  return absl::OkStatus();
+}
+
+absl::Status Server::Parts::StartGrpc() {
+  grpc::EnableDefaultHealthCheckService(true);
+  if (config.grpc.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  SetChannelArguments(config.grpc, builder);
+  const std::string address = absl::StrCat(config.listen, ":", config.grpc_port);
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &grpc_port);
+  builder.RegisterService(&open_inference);
+  builder.RegisterService(&assay);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> observers;
+  observers.push_back(NewRpcMetrics(metrics, RealClock()));
+  builder.experimental().SetInterceptorCreators(std::move(observers));
+  DeclareRpcs(metrics);
+  grpc = builder.BuildAndStart();
+  if (grpc == nullptr || grpc_port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen for gRPC on ", address, ": is the port in use?"));
+  }
+  readiness.SetHealthSink(
+      [health = grpc->GetHealthCheckService()](const std::string& service, bool serving) {
+        health->SetServingStatus(service, serving);
+      });
+  return absl::OkStatus();
+}
+
+void Server::Parts::AdmitModels() {
+  {
+    MutexLock lock(mu);
+    startup_left = models.size();
+  }
+  for (const RepositoryEntry& model : models) readiness.Require(model.name);
+  for (const RepositoryEntry& model : models) {
+    AdmissionRequest request;
+    request.name = model.name;
+    request.version = model.version;
+    request.path = model.path;
+    const absl::StatusOr<int64_t> version = admissions->Enqueue(
+        request, [this](const AdmissionProgress& progress) { OnStartupProgress(progress); });
+    if (version.ok()) continue;
+    Log(LogLevel::kError, "model cannot be admitted",
+        {{"model", model.name}, {"error", std::string(version.status().message())}});
+    readiness.Failed(model.name, std::string(version.status().message()));
+    OneStartupModelIsOver();
+  }
+  readiness.StartupDeclared();
+}
+
+void Server::Parts::OnStartupProgress(const AdmissionProgress& progress) {
+  absl::Time now = absl::Now();
+  {
+    MutexLock lock(mu);
+    printer.Print(progress, now);
+  }
+  if (!progress.done) return;
+  absl::Duration elapsed = absl::ZeroDuration();
+  if (progress.report != nullptr) {
+    for (const StageReport& stage : progress.report->stages) elapsed += stage.elapsed;
+  } else {
+    elapsed = now - started;
+  }
+  std::fputs(ModelLine(progress, elapsed).c_str(), stderr);
+  OneStartupModelIsOver();
+}
+
+void Server::Parts::OneStartupModelIsOver() {
+  MutexLock lock(mu);
+  if (--startup_left == 0) startup_over.NotifyAll();
+}
+
+Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config) {
+  ASSIGN_OR_RETURN(Policy policy, ReadPolicy(config.policy));
+  std::vector<RepositoryEntry> models;
+  if (!config.model_repository.empty()) {
+    ASSIGN_OR_RETURN(models, ScanRepository(config.model_repository));
+  }
+  auto parts = std::make_unique<Parts>(std::move(config), std::move(policy), std::move(models));
+  std::fputs(StartBanner(parts->config, parts->policy, parts->pool.num_threads()).c_str(), stderr);
+  parts->WatchRegistry();
+  RETURN_IF_ERROR(parts->StartHttp());
+  RETURN_IF_ERROR(parts->StartGrpc());
+  const std::string warning = ExposureWarning(parts->config);
+  if (!warning.empty()) Log(LogLevel::kWarning, warning);
+  parts->AdmitModels();
+  return std::unique_ptr<Server>(new Server(std::move(parts)));
+}
+
+Server::~Server() { Drain(); }
+
+int Server::grpc_port() const { return parts_->grpc_port; }
+int Server::http_port() const { return parts_->http->port(); }
+
+bool Server::WaitForStartup(absl::Time until) {
+  MutexLock lock(parts_->mu);
+  while (parts_->startup_left > 0) {
+    const auto deadline = std::chrono::steady_clock::now() +
+                          absl::ToChronoMilliseconds(until - absl::Now());
+    if (!parts_->startup_over.WaitUntil(parts_->mu, deadline) && parts_->startup_left > 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void Server::PrintReady() const {
+  std::vector<ReadyModel> models;
+  for (const VersionInfo& version : parts_->registry.List()) {
+    const auto servable = parts_->registry.Acquire(version.name, version.version);
+    if (servable.ok()) models.push_back({version.name, (*servable)->spec.task});
+  }
+  // Text generation first: it is what people try first.
+  std::stable_sort(models.begin(), models.end(), [](const auto& a, const auto& b) {
+    return a.task == ModelTask::kGenerate && b.task != ModelTask::kGenerate;
+  });
+  for (const std::string& obstacle : parts_->readiness.Obstacles()) {
+    std::fprintf(stderr, "  not ready: %s\n", obstacle.c_str());
+  }
+  std::fputs(ReadyBanner(parts_->config, grpc_port(), http_port(), models,
+                         absl::Now() - parts_->started)
+                 .c_str(),
+             stderr);
+}
+
+bool Server::Drain() {
+  Parts& parts = *parts_;
+  if (parts.drained) return true;
+  parts.drained = true;
+  const auto deadline = std::chrono::steady_clock::now() +
+                        absl::ToChronoMilliseconds(parts.config.drain_timeout);
+  parts.readiness.Drain();
+  if (parts.grpc != nullptr) parts.grpc->GetHealthCheckService()->Shutdown();
+  parts.gate.Close();
+  parts.open_inference.Drain();
+  Log(LogLevel::kInfo, "draining", {{"requests", absl::StrCat(parts.gate.active())}});
+  const bool idle = parts.gate.WaitIdle(deadline);
+  if (!idle) {
+    Log(LogLevel::kWarning, "drain timeout: cutting what still runs",
+        {{"requests", absl::StrCat(parts.gate.active())}});
+  }
+  // Waiting clients of Watch and Admit, and messages on their way out, get a moment; then all
+  // RPCs are cancelled, and their reactors end.
+  if (parts.grpc != nullptr) {
+    parts.grpc->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
+    parts.grpc->Wait();
+  }
+  parts.registry.DrainAll();
+  parts.http = nullptr;
+  Log(LogLevel::kInfo, "stopped", {{"clean", idle ? "true" : "false"}});
+  return idle;
+}
+
+}  // namespace assay

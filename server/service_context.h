@@ -1,0 +1,27 @@
+// What every service works with. All of it outlives the gRPC server.
+#pragma once
+#include "base/clock.h"
+#include "engine/lifecycle/admission.h"
+#include "engine/lifecycle/registry.h"
+#include "server/config.h"
+#include "server/readiness.h"
+#include "server/statistics.h"
+#include "server/work_gate.h"
+
+namespace assay {
+
+struct ServiceContext {
+  const ServerConfig& config;
+  const Policy& policy;
+  const Clock& clock;
+  ModelRegistry& registry;
+  AdmissionPipeline& admissions;
+  Metrics& metrics;
+  WorkGate& gate;
+  Readiness& readiness;
+  Statistics& statistics;
+};
+
+inline constexpr std::string_view kServerVersion = ASSAY_VERSION;
+
+}  // namespace assay

@@ -1,0 +1,40 @@
+#include "server/status_convert.h"
+
+#include <string>
+
+namespace assay {
+namespace {
+
+// A step of a loaded decoder takes tens of milliseconds, a draining server is replaced in seconds.
+constexpr const char* kQueueFullPushbackMs = "100";
+constexpr const char* kUnavailablePushbackMs = "1000";
+constexpr size_t kMaxMessageBytes = 4096;  // trailers are headers: 8 KiB for all of them
+
+}  // namespace
+
+grpc::Status ToGrpc(const absl::Status& status, grpc::ServerContextBase* context) {
+  if (status.ok()) return grpc::Status::OK;
+  if (context != nullptr && absl::IsResourceExhausted(status)) {
+    context->AddTrailingMetadata("grpc-retry-pushback-ms", kQueueFullPushbackMs);
+  }
+  if (context != nullptr && absl::IsUnavailable(status)) {
+    context->AddTrailingMetadata("grpc-retry-pushback-ms", kUnavailablePushbackMs);
+  }
+  return {static_cast<grpc::StatusCode>(status.code()),
+          std::string(status.message().substr(0, kMaxMessageBytes))};
+}
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  return {static_cast<absl::StatusCode>(status.error_code()), status.error_message()};
+}
+
+absl::Time DeadlineOf(const grpc::ServerContextBase& context) {
+  const std::chrono::system_clock::time_point deadline = context.deadline();
+  // gRPC's "never" is the largest time point.
+  if (deadline > std::chrono::system_clock::now() + std::chrono::hours(24 * 365)) {
+    return absl::InfiniteFuture();
+  }
+  return absl::FromChrono(deadline);
+}
+
+}  // namespace assay
