@@ -25,17 +25,15 @@ std::string Figures(const AdmissionReport& report) {
   return absl::StrFormat("labels agree %.2f %%", 100 * v.label_agreement);
 }
 
-std::string Address(const std::string& host, int port) {
-  return absl::StrCat(host, ":", port);
-}
+std::string Address(const std::string& host, int port) { return absl::StrCat(host, ":", port); }
 
 }  // namespace
 
 std::string HardwareLine(const HardwareInfo& hardware) {
-  std::string out = absl::StrFormat(
-      "%s (%s), %d %s, %.1f GiB", hardware.cpu_model, hardware.cpu_isa, hardware.cores,
-      hardware.cores == 1 ? "core" : "cores",
-      static_cast<double>(hardware.memory_bytes) / (uint64_t{1} << 30));
+  std::string out =
+      absl::StrFormat("%s (%s), %d %s, %.1f GiB", hardware.cpu_model, hardware.cpu_isa,
+                      hardware.cores, hardware.cores == 1 ? "core" : "cores",
+                      static_cast<double>(hardware.memory_bytes) / (uint64_t{1} << 30));
   if (hardware.gpus.empty()) return out + "; no GPU in use";
   for (const GpuInfo& gpu : hardware.gpus) absl::StrAppend(&out, "; ", gpu.name);
   return out;
@@ -50,7 +48,8 @@ std::string StartBanner(const ServerConfig& config, const Policy& policy, int th
     absl::StrAppend(&out, "  policy    ", policy.origin(), ": rule '", decision->rule, "' -> ",
                     decision->recipe.scheme, "/", std::string(Name(decision->recipe.activation)),
                     " on ", decision->device, "\n");
-    for (const std::string& line : decision->trace) absl::StrAppend(&out, "            ", line, "\n");
+    for (const std::string& line : decision->trace)
+      absl::StrAppend(&out, "            ", line, "\n");
   } else {
     absl::StrAppend(&out, "  policy    ", policy.origin(), ": ",
                     std::string(decision.status().message()), "\n");
@@ -58,8 +57,7 @@ std::string StartBanner(const ServerConfig& config, const Policy& policy, int th
   absl::StrAppend(&out, "  models    ",
                   config.model_repository.empty() ? "no repository; use `assay admit PATH`"
                                                   : config.model_repository,
-                  "\n  artifacts ", config.cache_dir,
-                  "\n");
+                  "\n  artifacts ", config.cache_dir, "\n");
   return out;
 }
 
@@ -72,10 +70,10 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
   }
   const AdmissionReport& report = *progress.report;
   const Recipe& recipe = report.decision.recipe;
-  std::string out = absl::StrCat(
-      name, progress.status.ok() ? "SERVING" : "REJECTED", " after ", seconds, ": ", recipe.scheme,
-      "/", std::string(Name(recipe.activation)), ", weights ", Mebibytes(report.bytes_f32), " -> ",
-      Mebibytes(report.bytes));
+  std::string out =
+      absl::StrCat(name, progress.status.ok() ? "SERVING" : "REJECTED", " after ", seconds, ": ",
+                   recipe.scheme, "/", std::string(Name(recipe.activation)), ", weights ",
+                   Mebibytes(report.bytes_f32), " -> ", Mebibytes(report.bytes));
   if (report.bytes_f32 > 0) {
     absl::StrAppend(&out, absl::StrFormat(" (%.0f %%)", 100.0 * static_cast<double>(report.bytes) /
                                                             static_cast<double>(report.bytes_f32)));
@@ -101,11 +99,10 @@ std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port
   std::vector<std::string> commands;
   for (const ReadyModel& model : models) {
     if (commands.size() == 2) break;
-    commands.push_back(model.task == ModelTask::kGenerate
-                           ? absl::StrCat("assay generate", server, " ", model.name,
-                                          " \"Once upon a time\"")
-                           : absl::StrCat("assay embed", server, " ", model.name,
-                                          " \"a sentence\""));
+    commands.push_back(
+        model.task == ModelTask::kGenerate
+            ? absl::StrCat("assay generate", server, " ", model.name, " \"Once upon a time\"")
+            : absl::StrCat("assay embed", server, " ", model.name, " \"a sentence\""));
   }
   if (commands.empty()) commands.push_back(absl::StrCat("assay admit", server, " PATH"));
   commands.push_back(absl::StrCat("assay status", server));
@@ -118,7 +115,8 @@ std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port
 std::string ExposureWarning(const ServerConfig& config) {
   if (config.is_loopback()) return "";
   return absl::StrCat(
-      "listening on ", config.listen, " without TLS: anybody who can reach this port can use the "
+      "listening on ", config.listen,
+      " without TLS: anybody who can reach this port can use the "
       "models, and one hostile header can burn seconds of CPU; put a proxy in front (nginx "
       "grpc_pass, Envoy) or listen on 127.0.0.1");
 }

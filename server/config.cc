@@ -96,9 +96,9 @@ class Loader {
 
 // Where the set-up scripts keep everything else that lies outside the clone.
 std::string DefaultCacheDir(const ConfigSources& sources, std::string& origin) {
-  const std::pair<const char*, const char*> places[] = {
-      {"ASSAY_CACHE", "/artifacts"}, {"XDG_CACHE_HOME", "/assay/artifacts"},
-      {"HOME", "/.cache/assay/artifacts"}};
+  const std::pair<const char*, const char*> places[] = {{"ASSAY_CACHE", "/artifacts"},
+                                                        {"XDG_CACHE_HOME", "/assay/artifacts"},
+                                                        {"HOME", "/.cache/assay/artifacts"}};
   for (const auto& [variable, rest] : places) {
     const char* value = sources.environment ? sources.environment(variable) : nullptr;
     if (value == nullptr || *value == '\0') continue;

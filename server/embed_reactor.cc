@@ -35,10 +35,9 @@ absl::Status EmbedReactor::Prepare(ServiceContext& context,
   const int inputs = request.texts_size() + request.tokens_size();
   if (inputs == 0 || inputs > kMaxInputs ||
       (request.texts_size() > 0 && request.tokens_size() > 0)) {
-    return absl::InvalidArgumentError(absl::StrCat("expected 1 to ", kMaxInputs,
-                                                   " texts or token sequences (not both), got ",
-                                                   request.texts_size(), " texts and ",
-                                                   request.tokens_size(), " token sequences"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "expected 1 to ", kMaxInputs, " texts or token sequences (not both), got ",
+        request.texts_size(), " texts and ", request.tokens_size(), " token sequences"));
   }
   for (const std::string& text : request.texts()) {
     ASSIGN_OR_RETURN(std::vector<int32_t> ids,
@@ -60,13 +59,12 @@ void EmbedReactor::Submit() {
   group_.SubmitAll(
       tokens_.size(),
       [this, engine](size_t row) {
-        absl::StatusOr<SequenceId> id =
-            engine->Submit({std::move(tokens_[row]), {}, DeadlineOf(*rpc_)},
-                           [this, row](EncodeResult&& result) {
-                             const absl::Status status = result.status;
-                             results_[row] = std::move(result);
-                             group_.Ended(status);
-                           });
+        absl::StatusOr<SequenceId> id = engine->Submit(
+            {std::move(tokens_[row]), {}, DeadlineOf(*rpc_)}, [this, row](EncodeResult&& result) {
+              const absl::Status status = result.status;
+              results_[row] = std::move(result);
+              group_.Ended(status);
+            });
         // No sink reads this before SubmitAll lets go of the group.
         progress_ = id.ok() ? Progress::kAccepted : std::max(progress_, Progress::kSubmitted);
         return id;

@@ -38,8 +38,8 @@ Flags ParseFlags(int argc, char** argv) {
     app.add_option_function<std::string>(
            option.flag(),
            [&out, key = option.key](const std::string& text) { out.sources.flags[key] = text; },
-           absl::StrCat(option.help, " [", option.show(ServerConfig()), "] (",
-                        option.environment(), ")"))
+           absl::StrCat(option.help, " [", option.show(ServerConfig()), "] (", option.environment(),
+                        ")"))
         ->type_name("")
         ->take_last()
         ->group(dot == std::string::npos ? "Options" : option.key.substr(0, dot));

@@ -53,8 +53,7 @@ absl::StatusOr<SamplingParams> ToSampling(const assay::v1::SamplingParams& proto
   return out;
 }
 
-GenerateReactor::GenerateReactor(ServiceContext& context,
-                                 const assay::v1::GenerateRequest& request,
+GenerateReactor::GenerateReactor(ServiceContext& context, const assay::v1::GenerateRequest& request,
                                  grpc::CallbackServerContext* rpc)
     : rpc_(rpc) {
   const absl::Status started = Start(context, request);

@@ -21,13 +21,15 @@ namespace {
 
 void Send(mg_connection* connection, int code, const char* type, const std::string& body,
           bool with_body) {
-  const char* reason = code == 200 ? "OK" : code == 405 ? "Method Not Allowed"
+  const char* reason = code == 200   ? "OK"
+                       : code == 405 ? "Method Not Allowed"
                        : code == 404 ? "Not Found"
                                      : "Service Unavailable";
-  mg_printf(connection,
-            "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
-            "Connection: close\r\n\r\n",
-            code, reason, type, body.size());
+  mg_printf(
+      connection,
+      "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
+      "Connection: close\r\n\r\n",
+      code, reason, type, body.size());
   if (with_body) mg_write(connection, body.data(), body.size());
 }
 
@@ -73,9 +75,17 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::str
   const std::string host = address == "localhost" ? "127.0.0.1" : address;
   const std::string listen = absl::StrCat(host, ":", port);
   // Two threads: a scraper that reads slowly must not keep the probes waiting.
-  const char* options[] = {"listening_ports", listen.c_str(), "num_threads", "2",
-                           "request_timeout_ms", "10000", "enable_keep_alive", "no",
-                           "decode_url", "no", nullptr};
+  const char* options[] = {"listening_ports",
+                           listen.c_str(),
+                           "num_threads",
+                           "2",
+                           "request_timeout_ms",
+                           "10000",
+                           "enable_keep_alive",
+                           "no",
+                           "decode_url",
+                           "no",
+                           nullptr};
   server.context = mg_start(&callbacks, &server, options);
   if (server.context == nullptr) {
     return absl::UnavailableError(

@@ -37,10 +37,10 @@ std::string_view TypeName(const google::protobuf::MethodDescriptor& method) {
 // Names of gRPC's codes as the metrics of other servers spell them.
 std::string_view CodeName(grpc::StatusCode code) {
   constexpr std::string_view kNames[] = {
-      "OK",          "Canceled",     "Unknown",       "InvalidArgument",   "DeadlineExceeded",
-      "NotFound",    "AlreadyExists", "PermissionDenied", "ResourceExhausted", "FailedPrecondition",
-      "Aborted",     "OutOfRange",   "Unimplemented", "Internal",          "Unavailable",
-      "DataLoss",    "Unauthenticated"};
+      "OK",       "Canceled",       "Unknown",          "InvalidArgument",   "DeadlineExceeded",
+      "NotFound", "AlreadyExists",  "PermissionDenied", "ResourceExhausted", "FailedPrecondition",
+      "Aborted",  "OutOfRange",     "Unimplemented",    "Internal",          "Unavailable",
+      "DataLoss", "Unauthenticated"};
   return static_cast<size_t>(code) < std::size(kNames) ? kNames[code] : "Unknown";
 }
 
@@ -79,7 +79,7 @@ class RpcObserver final : public grpc::experimental::Interceptor {
   const Clock& clock_;
   const std::string_view type_;
   const absl::Time begin_;
-  std::string_view service_, method_;  // of the registered method: gRPC keeps the text
+  std::string_view service_, method_;   // of the registered method: gRPC keeps the text
   std::string_view code_ = "Canceled";  // what never sent a status was cut
   int received_ = 0, sent_ = 0;
 };

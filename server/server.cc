@@ -226,8 +226,8 @@ int Server::http_port() const { return parts_->http->port(); }
 bool Server::WaitForStartup(absl::Time until) {
   MutexLock lock(parts_->mu);
   while (parts_->startup_left > 0) {
-    const auto deadline = std::chrono::steady_clock::now() +
-                          absl::ToChronoMilliseconds(until - absl::Now());
+    const auto deadline =
+        std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(until - absl::Now());
     if (!parts_->startup_over.WaitUntil(parts_->mu, deadline) && parts_->startup_left > 0) {
       return false;
     }
@@ -248,18 +248,18 @@ void Server::PrintReady() const {
   for (const std::string& obstacle : parts_->readiness.Obstacles()) {
     std::fprintf(stderr, "  not ready: %s\n", obstacle.c_str());
   }
-  std::fputs(ReadyBanner(parts_->config, grpc_port(), http_port(), models,
-                         absl::Now() - parts_->started)
-                 .c_str(),
-             stderr);
+  std::fputs(
+      ReadyBanner(parts_->config, grpc_port(), http_port(), models, absl::Now() - parts_->started)
+          .c_str(),
+      stderr);
 }
 
 bool Server::Drain() {
   Parts& parts = *parts_;
   if (parts.drained) return true;
   parts.drained = true;
-  const auto deadline = std::chrono::steady_clock::now() +
-                        absl::ToChronoMilliseconds(parts.config.drain_timeout);
+  const auto deadline =
+      std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(parts.config.drain_timeout);
   parts.readiness.Drain();
   if (parts.grpc != nullptr) parts.grpc->GetHealthCheckService()->Shutdown();
   parts.gate.Close();

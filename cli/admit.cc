@@ -1,0 +1,72 @@
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+
+#include "absl/time/clock.h"
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "proto/assay/v1/assay.grpc.pb.h"
+
+namespace assay {
+namespace {
+
+struct Options {
+  std::string path, name, scheme;
+  int64_t version = 0;
+  bool dry_run = false;
+};
+
+// The server has another working folder.
+std::string AbsolutePath(const std::string& path) {
+  char resolved[PATH_MAX];
+  return realpath(path.c_str(), resolved) != nullptr ? resolved : path;
+}
+
+int Run(const GlobalOptions& global, const Options& options) {
+  const Client client(global);
+  const auto stub = assay::v1::AssayService::NewStub(client.channel());
+  assay::v1::AdmitRequest request;
+  request.set_path(AbsolutePath(options.path));
+  request.set_name(options.name);
+  request.set_version(options.version);
+  request.set_scheme(options.scheme);
+  request.set_dry_run(options.dry_run);
+  const auto context = client.NewContext(0);
+  const auto stream = stub->Admit(context.get(), request);
+  ProgressDisplay display(stderr);
+  assay::v1::AdmitProgress progress;
+  while (stream->Read(&progress)) {
+    if (!progress.done()) {
+      display.Show(progress.stage(), progress.fraction(), progress.message(), absl::Now());
+    }
+  }
+  display.End();
+  const grpc::Status status = stream->Finish();
+  std::fputs(progress.report_text().c_str(), stdout);
+  if (status.ok()) return kExitOk;
+  const int code = client.Fail(status);
+  return progress.verdict() == "rejected" ? kExitRejected : code;
+}
+
+}  // namespace
+
+void AddAdmit(CLI::App& app, CommandLine& line) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "admit",
+      "Quantize, prove and serve a checkpoint on the server's host\n\nExamples:\n"
+      "  assay admit ~/checkpoints/smollm2.gguf\n"
+      "  assay admit ./my-model --name mine --scheme bf16\n"
+      "  assay admit ./my-model --dry-run || echo \"would not serve: $?\"\n\n"
+      "Exit code 3: the accuracy gate rejected it; the report says which layer and why.");
+  command->add_option("path", options->path, "GGUF file, safetensors file, or folder")->required();
+  command->add_option("--name", options->name, "Name to serve it under [last part of the path]");
+  command->add_option("--model-version", options->version, "Version [one more than the newest]");
+  command->add_option("--scheme", options->scheme,
+                      "f32, bf16 or int8_channel instead of the policy's choice");
+  command->add_flag("--dry-run", options->dry_run, "Verify and report, do not serve");
+  command->callback(
+      [&line, options] { line.run = [&line, options] { return Run(line.global, *options); }; });
+}
+
+}  // namespace assay

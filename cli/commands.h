@@ -1,0 +1,27 @@
+// The subcommands of `assay`. Each function adds one to the app and, when it is the one chosen,
+// sets `run`, which main calls and whose result is the exit code.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+
+#include "cli/client.h"
+
+namespace assay {
+
+struct CommandLine {
+  GlobalOptions global;
+  std::function<int()> run;
+};
+
+void AddGenerate(CLI::App& app, CommandLine& line);
+void AddEmbed(CLI::App& app, CommandLine& line);
+void AddStatus(CLI::App& app, CommandLine& line);
+void AddAdmit(CLI::App& app, CommandLine& line);
+void AddReport(CLI::App& app, CommandLine& line);
+void AddPolicy(CLI::App& app, CommandLine& line);
+void AddTokenize(CLI::App& app, CommandLine& line);
+void AddUnload(CLI::App& app, CommandLine& line);
+void AddHealth(CLI::App& app, CommandLine& line);
+void AddVersion(CLI::App& app, CommandLine& line);
+
+}  // namespace assay

@@ -1,0 +1,52 @@
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "proto/assay/v1/assay.grpc.pb.h"
+
+namespace assay {
+namespace {
+
+struct Options {
+  std::string model;
+  int64_t version = 0;
+  bool json = false;
+};
+
+int Run(const GlobalOptions& global, const Options& options) {
+  const Client client(global);
+  const auto stub = assay::v1::AssayService::NewStub(client.channel());
+  assay::v1::GetReportRequest request;
+  request.set_model(options.model);
+  request.set_version(options.version);
+  request.set_columns(TerminalColumns());
+  assay::v1::GetReportResponse response;
+  const auto context = client.NewContext(10);
+  const grpc::Status status = stub->GetReport(context.get(), request, &response);
+  if (!status.ok()) return client.Fail(status);
+  if (!options.json) {
+    std::fputs(response.report_text().c_str(), stdout);
+    return kExitOk;
+  }
+  const auto report = nlohmann::ordered_json::parse(response.report_json(), nullptr, false);
+  std::puts(report.is_discarded() ? response.report_json().c_str() : report.dump(2).c_str());
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddReport(CLI::App& app, CommandLine& line) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("report",
+                                         "What the admission of a model found out\n\nExamples:\n"
+                                         "  assay report smollm2\n"
+                                         "  assay report smollm2 --json | jq '.verification'");
+  command->add_option("model", options->model, "Name of the model")->required();
+  command->add_option("--model-version", options->version, "Version [the newest]");
+  command->add_flag("--json", options->json, "As JSON");
+  command->callback(
+      [&line, options] { line.run = [&line, options] { return Run(line.global, *options); }; });
+}
+
+}  // namespace assay
