@@ -1,0 +1,70 @@
+#include "cli/client.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "cli/terminal.h"
+
+namespace assay {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(ClientTest, ExitCodesTellTheServersFaultFromTheRequests) {
+  EXPECT_EQ(ExitCodeFor(grpc::StatusCode::OK), kExitOk);
+  EXPECT_EQ(ExitCodeFor(grpc::StatusCode::INVALID_ARGUMENT), kExitRefused);
+  EXPECT_EQ(ExitCodeFor(grpc::StatusCode::NOT_FOUND), kExitRefused);
+  EXPECT_EQ(ExitCodeFor(grpc::StatusCode::FAILED_PRECONDITION), kExitRefused);
+  EXPECT_EQ(ExitCodeFor(grpc::StatusCode::UNAVAILABLE), kExitServer);
+  EXPECT_EQ(ExitCodeFor(grpc::StatusCode::DEADLINE_EXCEEDED), kExitServer);
+  EXPECT_EQ(ExitCodeFor(grpc::StatusCode::INTERNAL), kExitServer);
+}
+
+TEST(ClientTest, AServerThatDoesNotAnswerIsOneLineWithAdvice) {
+  const std::string line = ErrorLine({grpc::StatusCode::UNAVAILABLE,
+                                      "failed to connect to all addresses; last error: "
+                                      "UNKNOWN: Failed to connect to remote host"},
+                                     "127.0.0.1:8001");
+  EXPECT_THAT(line, HasSubstr("no server answers at 127.0.0.1:8001"));
+  EXPECT_THAT(line, HasSubstr("--server HOST:PORT"));
+  EXPECT_EQ(line.find('\n'), std::string::npos);
+}
+
+TEST(ClientTest, TheServersOwnWordsAreKept) {
+  EXPECT_EQ(ErrorLine({grpc::StatusCode::UNAVAILABLE, "the server is draining"}, "x"),
+            "the server is draining");
+  EXPECT_THAT(ErrorLine({grpc::StatusCode::DEADLINE_EXCEEDED, "Deadline Exceeded"}, "x:1"),
+              testing::StrEq("the server at x:1 did not answer in time"));
+}
+
+TEST(TerminalTest, TablesAlignByCharactersNotBytes) {
+  EXPECT_EQ(FormatTable({{"NAME", "N"}, {"h\xc3\xa9llo", "1"}, {"x", ""}}),
+            "NAME   N\nh\xc3\xa9llo  1\nx\n");
+}
+
+TEST(TerminalTest, SizesAreForPeople) {
+  EXPECT_EQ(SizeText(0), "0");
+  EXPECT_EQ(SizeText(512), "512 B");
+  EXPECT_EQ(SizeText(uint64_t{3} << 19), "1.5 MiB");
+  EXPECT_EQ(SizeText(uint64_t{5} << 30), "5.0 GiB");
+}
+
+TEST(TerminalTest, ProgressWithoutATerminalIsOneLinePerStage) {
+  FILE* file = std::tmpfile();
+  ProgressDisplay display(file);
+  const absl::Time now = absl::UnixEpoch();
+  display.Show("quantize", 0.1, "layer 1 of 9", now);
+  display.Show("quantize", 0.2, "layer 2 of 9", now + absl::Seconds(1));
+  display.Show("quantize", 0.9, "layer 8 of 9", now + absl::Seconds(6));
+  display.Show("verify", 0, "", now + absl::Seconds(7));
+  display.End();
+  std::rewind(file);
+  char text[256] = {};
+  const size_t length = std::fread(text, 1, sizeof(text) - 1, file);
+  std::fclose(file);
+  EXPECT_EQ(std::string(text, length),
+            "quantize 10 %  layer 1 of 9\nquantize 90 %  layer 8 of 9\nverify 0 %\n");
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,155 @@
+#include "server/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+// A file in the test's own folder that goes with the object.
+class TempYaml {
+ public:
+  explicit TempYaml(const std::string& text) : path_(testing::TempDir() + "/assay_config.yaml") {
+    std::ofstream(path_) << text;
+  }
+  ~TempYaml() { std::remove(path_.c_str()); }
+  const std::string& path() const { return path_; }
+
+ private:
+  const std::string path_;
+};
+
+absl::StatusOr<EffectiveConfig> LoadYaml(const std::string& text) {
+  const TempYaml file(text);
+  return LoadConfig({file.path(), {}, nullptr});
+}
+
+TEST(ConfigTest, ReadsNestedKeysWithUnits) {
+  ASSERT_OK_AND_ASSIGN(const EffectiveConfig loaded,
+                       LoadYaml("grpc_port: 9001\ndrain_timeout: 5s\n"
+                                "grpc:\n  max_message_size: 8MiB\n  reflection: false\n"
+                                "engine:\n  kv_cache: 1GiB\n  max_batch_delay: 2ms\n"));
+  EXPECT_EQ(loaded.config.grpc_port, 9001);
+  EXPECT_EQ(loaded.config.drain_timeout, absl::Seconds(5));
+  EXPECT_EQ(loaded.config.grpc.max_message_bytes, 8u << 20);
+  EXPECT_FALSE(loaded.config.grpc.reflection);
+  EXPECT_EQ(loaded.config.engine.kv_bytes, size_t{1} << 30);
+  EXPECT_EQ(loaded.config.engine.max_delay, absl::Milliseconds(2));
+}
+
+TEST(ConfigTest, AnUnknownKeyNamesTheLineAndTheNearestKey) {
+  EXPECT_THAT(LoadYaml("grpc_port: 1\n\ngrpc:\n  max_mesage_size: 1MiB\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("assay_config.yaml:4: unknown key 'grpc.max_mesage_size'"),
+                             HasSubstr("did you mean 'grpc.max_message_size'?"))));
+}
+
+TEST(ConfigTest, ABadValueNamesTheLineAndWhatWasExpected) {
+  EXPECT_THAT(LoadYaml("threads: 2\ngrpc_port: 99999\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr(":2: grpc_port: '99999' is not a whole number from 0 to"))));
+  EXPECT_THAT(LoadYaml("grpc:\n  max_message_size: 12 parsecs\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(":2: grpc.max_message_size")));
+  EXPECT_THAT(LoadYaml("drain_timeout: soon\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("a duration such as")));
+  EXPECT_THAT(LoadYaml("log_format: xml\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("one of text, json")));
+  EXPECT_THAT(LoadYaml("strict_readiness: yes please\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("true or false")));
+  EXPECT_THAT(LoadYaml("engine:\n  kv_cache: 99999999999TiB\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("a size such as")));
+}
+
+TEST(ConfigTest, MalformedYamlNamesTheLine) {
+  EXPECT_THAT(LoadYaml("threads: 2\n  grpc_port: [\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not YAML")));
+  EXPECT_THAT(LoadYaml("- a\n- b\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected a mapping")));
+  EXPECT_THAT(LoadYaml("listen: [a, b]\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("found a list")));
+  EXPECT_THAT(LoadYaml("threads: 1\nthreads: 2\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is set twice, first at")));
+}
+
+TEST(ConfigTest, AMissingFileIsNotFound) {
+  EXPECT_THAT(LoadConfig({"/no/such/assay.yaml", {}, nullptr}),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("/no/such/assay.yaml")));
+}
+
+TEST(ConfigTest, AFlagWinsOverTheEnvironmentOverTheFile) {
+  const TempYaml file("grpc_port: 1001\nhttp_port: 1002\nthreads: 3\n");
+  const auto environment = [](const char* name) -> const char* {
+    if (std::string_view(name) == "ASSAY_GRPC_PORT") return "2001";
+    if (std::string_view(name) == "ASSAY_HTTP_PORT") return "2002";
+    return nullptr;
+  };
+  ASSERT_OK_AND_ASSIGN(const EffectiveConfig loaded,
+                       LoadConfig({file.path(), {{"grpc_port", "3001"}}, environment}));
+  EXPECT_EQ(loaded.config.grpc_port, 3001);
+  EXPECT_EQ(loaded.config.http_port, 2002);
+  EXPECT_EQ(loaded.config.threads, 3);
+  EXPECT_EQ(loaded.origin.at("grpc_port"), "--grpc-port");
+  EXPECT_EQ(loaded.origin.at("http_port"), "ASSAY_HTTP_PORT");
+  EXPECT_EQ(loaded.origin.at("threads"), file.path() + ":3");
+  EXPECT_EQ(loaded.origin.at("listen"), "default");
+}
+
+TEST(ConfigTest, TheTwoPortsMustDiffer) {
+  EXPECT_THAT(LoadConfig({"", {{"grpc_port", "8002"}}, nullptr}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("the ports must differ")));
+}
+
+TEST(ConfigTest, EveryOptionHasItsTwinsAndReadsBackWhatItShows) {
+  for (const ConfigOption& option : AllConfigOptions()) {
+    EXPECT_THAT(option.flag(), testing::MatchesRegex("--[a-z0-9-]+"));
+    EXPECT_THAT(option.environment(), testing::MatchesRegex("ASSAY_[A-Z0-9_]+"));
+    ServerConfig config;
+    EXPECT_OK(option.set(config, option.show(ServerConfig()))) << option.key;
+    EXPECT_EQ(option.show(config), option.show(ServerConfig())) << option.key;
+  }
+}
+
+TEST(ConfigTest, WhatIsPrintedReadsBackTheSame) {
+  ASSERT_OK_AND_ASSIGN(
+      const EffectiveConfig first,
+      LoadConfig({"", {{"listen", "0.0.0.0"}, {"grpc.memory_quota", "3GiB"}}, nullptr}));
+  EXPECT_THAT(Print(first), HasSubstr("# --grpc-memory-quota"));
+  ASSERT_OK_AND_ASSIGN(const EffectiveConfig second, LoadYaml(Print(first)));
+  for (const ConfigOption& option : AllConfigOptions()) {
+    EXPECT_EQ(option.show(first.config), option.show(second.config)) << option.key;
+  }
+}
+
+TEST(ConfigTest, TheExampleIsValidAndNamesEveryKey) {
+  const std::string path = std::string(ASSAY_TEST_DATA) + "/../../deploy/example.yaml";
+  ASSERT_OK_AND_ASSIGN(const EffectiveConfig loaded, LoadConfig({path, {}, nullptr}));
+  for (const ConfigOption& option : AllConfigOptions()) {
+    EXPECT_THAT(loaded.origin.at(option.key), HasSubstr("example.yaml")) << option.key;
+    if (option.key != "cache_dir") {
+      EXPECT_EQ(option.show(loaded.config), option.show(ServerConfig()))
+          << option.key << ": the example shows the defaults";
+    }
+  }
+}
+
+TEST(ConfigTest, AdministrationIsForLoopbackUnlessSaidOtherwise) {
+  ServerConfig config;
+  EXPECT_TRUE(config.is_loopback());
+  EXPECT_TRUE(config.admin_allowed());
+  config.listen = "0.0.0.0";
+  EXPECT_FALSE(config.is_loopback());
+  EXPECT_FALSE(config.admin_allowed());
+  config.admin = AdminAccess::kOn;
+  EXPECT_TRUE(config.admin_allowed());
+}
+
+}  // namespace
+}  // namespace assay

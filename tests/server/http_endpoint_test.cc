@@ -1,0 +1,91 @@
+#include "server/http_endpoint.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+// One request, the whole answer.
+std::string Ask(int port, const std::string& request) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::string answer;
+  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+      write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size())) {
+    char buffer[4096];
+    for (ssize_t n = 0; (n = read(fd, buffer, sizeof(buffer))) > 0;) answer.append(buffer, n);
+  }
+  close(fd);
+  return answer;
+}
+
+std::string Get(int port, const std::string& path) {
+  return Ask(port, "GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n");
+}
+
+class HttpEndpointTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto started = HttpEndpoint::Start(
+        "127.0.0.1", 0,
+        {[] { return std::string("a_metric 1\n"); }, [this] { return obstacles_; }});
+    ASSERT_OK(started);
+    endpoint_ = *std::move(started);
+    ASSERT_GT(endpoint_->port(), 0);
+  }
+  std::vector<std::string> obstacles_;
+  std::unique_ptr<HttpEndpoint> endpoint_;
+};
+
+TEST_F(HttpEndpointTest, ServesMetricsInTheTextFormat) {
+  const std::string answer = Get(endpoint_->port(), "/metrics");
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
+  EXPECT_THAT(answer, HasSubstr("Content-Type: text/plain; version=0.0.4"));
+  EXPECT_THAT(answer, HasSubstr("\r\n\r\na_metric 1\n"));
+}
+
+TEST_F(HttpEndpointTest, ReadyzNamesWhatIsNotReady) {
+  EXPECT_THAT(Get(endpoint_->port(), "/readyz"), StartsWith("HTTP/1.1 200 "));
+  obstacles_ = {"smollm2: ADMITTING (verify)", "minilm: QUEUED"};
+  const std::string answer = Get(endpoint_->port(), "/readyz");
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 503 "));
+  EXPECT_THAT(answer, HasSubstr("not ready\nsmollm2: ADMITTING (verify)\nminilm: QUEUED\n"));
+  EXPECT_THAT(Get(endpoint_->port(), "/healthz"), StartsWith("HTTP/1.1 200 "));
+}
+
+TEST_F(HttpEndpointTest, RefusesOtherPathsAndMethods) {
+  EXPECT_THAT(Get(endpoint_->port(), "/"), StartsWith("HTTP/1.1 404 "));
+  EXPECT_THAT(Get(endpoint_->port(), "/metrics/../etc/passwd"), StartsWith("HTTP/1.1 404 "));
+  EXPECT_THAT(
+      Ask(endpoint_->port(), "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
+      StartsWith("HTTP/1.1 405 "));
+}
+
+TEST_F(HttpEndpointTest, HeadHasNoBody) {
+  const std::string answer = Ask(endpoint_->port(), "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
+  EXPECT_THAT(answer, testing::EndsWith("\r\n\r\n"));
+}
+
+TEST_F(HttpEndpointTest, APortInUseIsSaid) {
+  EXPECT_THAT(HttpEndpoint::Start("127.0.0.1", endpoint_->port(), {}),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("cannot listen for HTTP on")));
+}
+
+}  // namespace
+}  // namespace assay
