@@ -88,11 +88,15 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
   return out + "\n";
 }
 
+std::string AddressLine(const ServerConfig& config, int grpc_port, int http_port) {
+  return absl::StrCat("  gRPC      ", Address(config.listen, grpc_port), "\n  HTTP      ",
+                      Address(config.listen, http_port), "  (/metrics /healthz /readyz)\n");
+}
+
 std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
                         const std::vector<ReadyModel>& models, absl::Duration elapsed) {
   const std::string http = Address(config.listen, http_port);
-  std::string out = absl::StrCat("  gRPC  ", Address(config.listen, grpc_port), "   HTTP  ", http,
-                                 " (/metrics /healthz /readyz)\n");
+  std::string out = AddressLine(config, grpc_port, http_port);
   const std::string server = config.is_loopback() && grpc_port == 8001
                                  ? ""
                                  : absl::StrCat(" --server ", Address(config.listen, grpc_port));

@@ -17,6 +17,9 @@ std::string StartBanner(const ServerConfig& config, const Policy& policy, int th
 // One model that has had its verdict: scheme, bytes before and after, verification figures, time.
 std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed);
 
+// Where both ports are, as soon as they are bound.
+std::string AddressLine(const ServerConfig& config, int grpc_port, int http_port);
+
 // Ports, time, and three commands to try next. `examples`: models that serve.
 struct ReadyModel {
   std::string name;

@@ -75,6 +75,7 @@ void EmbedReactor::Submit() {
 
 void EmbedReactor::AllEnded(const absl::Status& status) {
   RequestTimes times;
+  times.deadline = DeadlineOf(*rpc_);
   for (const EncodeResult& result : results_) {
     times.queued = std::max(times.queued, result.queued);
     times.compute = std::max(times.compute, result.compute);

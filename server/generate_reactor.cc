@@ -152,6 +152,7 @@ void GenerateReactor::Record(const TokenEvent& end) {
   times.compute = end.usage.total - end.usage.queued;
   times.decoupled = true;
   times.responses = end.usage.generated_tokens;
+  times.deadline = DeadlineOf(*rpc_);
   record_->Done(end.status, Progress::kAccepted, times);
 }
 

@@ -280,6 +280,7 @@ RequestTimes InferJob::Times() const {
     times.batch_requests = std::max(times.batch_requests, row.encoded.batch_requests);
   }
   times.decoupled = streams_;
+  times.deadline = options_.deadline;
   return times;
 }
 

@@ -88,7 +88,6 @@ struct Server::Parts {
   void WatchRegistry() {
     registry.OnChange([this](const VersionInfo& version) {
       readiness.Changed(version, registry.Acquire(version.name).ok());
-      metrics.SetAdmissionsInProgress(admissions->in_progress());
     });
   }
   absl::Status StartHttp();
@@ -98,6 +97,10 @@ struct Server::Parts {
   void OneStartupModelIsOver() ABSL_LOCKS_EXCLUDED(mu);
 
   const absl::Time started = absl::Now();
+  Mutex mu;
+  CondVar startup_over;
+  size_t startup_left ABSL_GUARDED_BY(mu) = 0;
+  ProgressPrinter printer ABSL_GUARDED_BY(mu);
   const ServerConfig config;
   const Policy policy;
   const std::vector<RepositoryEntry> models;
@@ -116,11 +119,6 @@ struct Server::Parts {
   std::unique_ptr<grpc::Server> grpc;
   int grpc_port = 0;
   bool drained = false;
-
-  Mutex mu;
-  CondVar startup_over;
-  size_t startup_left ABSL_GUARDED_BY(mu) = 0;
-  ProgressPrinter printer ABSL_GUARDED_BY(mu);
 };
 
 absl::Status Server::Parts::StartHttp() {
@@ -212,6 +210,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config) {
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());
+  std::fputs(AddressLine(parts->config, parts->grpc_port, parts->http->port()).c_str(), stderr);
   const std::string warning = ExposureWarning(parts->config);
   if (!warning.empty()) Log(LogLevel::kWarning, warning);
   parts->AdmitModels();

@@ -58,7 +58,7 @@ TEST(BannerTest, ThreeCommandsToTryNext) {
   const std::string two = ReadyBanner(
       config, 8001, 8002, {{"smollm2", ModelTask::kGenerate}, {"minilm", ModelTask::kEmbed}},
       absl::Seconds(2));
-  EXPECT_THAT(two, AllOf(HasSubstr("gRPC  127.0.0.1:8001"), HasSubstr("ready in 2.00 s"),
+  EXPECT_THAT(two, AllOf(HasSubstr("gRPC      127.0.0.1:8001\n"), HasSubstr("ready in 2.00 s"),
                          HasSubstr("assay generate smollm2"), HasSubstr("assay embed minilm"),
                          HasSubstr("assay status\n")));
   const std::string none = ReadyBanner(config, 4001, 4002, {}, absl::Seconds(2));

@@ -3,9 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
-
 #include "absl/strings/str_cat.h"
+#include "tests/support/golden.h"
 #include "tests/support/status_matchers.h"
 
 namespace assay {
@@ -14,22 +13,9 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-// A file in the test's own folder that goes with the object.
-class TempYaml {
- public:
-  explicit TempYaml(const std::string& text) : path_(testing::TempDir() + "/assay_config.yaml") {
-    std::ofstream(path_) << text;
-  }
-  ~TempYaml() { std::remove(path_.c_str()); }
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
-
 absl::StatusOr<EffectiveConfig> LoadYaml(const std::string& text) {
-  const TempYaml file(text);
-  return LoadConfig({file.path(), {}, nullptr});
+  const TempDir folder;
+  return LoadConfig({folder.Write("assay.yaml", text), {}, nullptr});
 }
 
 TEST(ConfigTest, ReadsNestedKeysWithUnits) {
@@ -48,7 +34,7 @@ TEST(ConfigTest, ReadsNestedKeysWithUnits) {
 TEST(ConfigTest, AnUnknownKeyNamesTheLineAndTheNearestKey) {
   EXPECT_THAT(LoadYaml("grpc_port: 1\n\ngrpc:\n  max_mesage_size: 1MiB\n"),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       AllOf(HasSubstr("assay_config.yaml:4: unknown key 'grpc.max_mesage_size'"),
+                       AllOf(HasSubstr("assay.yaml:4: unknown key 'grpc.max_mesage_size'"),
                              HasSubstr("did you mean 'grpc.max_message_size'?"))));
 }
 
@@ -85,20 +71,22 @@ TEST(ConfigTest, AMissingFileIsNotFound) {
 }
 
 TEST(ConfigTest, AFlagWinsOverTheEnvironmentOverTheFile) {
-  const TempYaml file("grpc_port: 1001\nhttp_port: 1002\nthreads: 3\n");
+  const TempDir folder;
+  const std::string file =
+      folder.Write("assay.yaml", "grpc_port: 1001\nhttp_port: 1002\nthreads: 3\n");
   const auto environment = [](const char* name) -> const char* {
     if (std::string_view(name) == "ASSAY_GRPC_PORT") return "2001";
     if (std::string_view(name) == "ASSAY_HTTP_PORT") return "2002";
     return nullptr;
   };
   ASSERT_OK_AND_ASSIGN(const EffectiveConfig loaded,
-                       LoadConfig({file.path(), {{"grpc_port", "3001"}}, environment}));
+                       LoadConfig({file, {{"grpc_port", "3001"}}, environment}));
   EXPECT_EQ(loaded.config.grpc_port, 3001);
   EXPECT_EQ(loaded.config.http_port, 2002);
   EXPECT_EQ(loaded.config.threads, 3);
   EXPECT_EQ(loaded.origin.at("grpc_port"), "--grpc-port");
   EXPECT_EQ(loaded.origin.at("http_port"), "ASSAY_HTTP_PORT");
-  EXPECT_EQ(loaded.origin.at("threads"), file.path() + ":3");
+  EXPECT_EQ(loaded.origin.at("threads"), file + ":3");
   EXPECT_EQ(loaded.origin.at("listen"), "default");
 }
 
@@ -129,7 +117,7 @@ TEST(ConfigTest, WhatIsPrintedReadsBackTheSame) {
 }
 
 TEST(ConfigTest, TheExampleIsValidAndNamesEveryKey) {
-  const std::string path = std::string(ASSAY_TEST_DATA) + "/../../deploy/example.yaml";
+  const std::string path = GoldenPath("../../deploy/example.yaml");
   ASSERT_OK_AND_ASSIGN(const EffectiveConfig loaded, LoadConfig({path, {}, nullptr}));
   for (const ConfigOption& option : AllConfigOptions()) {
     EXPECT_THAT(loaded.origin.at(option.key), HasSubstr("example.yaml")) << option.key;
