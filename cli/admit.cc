@@ -10,7 +10,7 @@
 namespace assay {
 namespace {
 
-struct Options {
+struct AdmitOptions {
   std::string path, name, scheme;
   int64_t version = 0;
   bool dry_run = false;
@@ -22,7 +22,7 @@ std::string AbsolutePath(const std::string& path) {
   return realpath(path.c_str(), resolved) != nullptr ? resolved : path;
 }
 
-int Run(const GlobalOptions& global, const Options& options) {
+int RunAdmit(const GlobalOptions& global, const AdmitOptions& options) {
   const Client client(global);
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::AdmitRequest request;
@@ -51,7 +51,7 @@ int Run(const GlobalOptions& global, const Options& options) {
 }  // namespace
 
 void AddAdmit(CLI::App& app, CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<AdmitOptions>();
   CLI::App* command = app.add_subcommand(
       "admit",
       "Quantize, prove and serve a checkpoint on the server's host\n\nExamples:\n"
@@ -65,8 +65,9 @@ void AddAdmit(CLI::App& app, CommandLine& line) {
   command->add_option("--scheme", options->scheme,
                       "f32, bf16 or int8_channel instead of the policy's choice");
   command->add_flag("--dry-run", options->dry_run, "Verify and report, do not serve");
-  command->callback(
-      [&line, options] { line.run = [&line, options] { return Run(line.global, *options); }; });
+  command->callback([&line, options] {
+    line.run = [&line, options] { return RunAdmit(line.global, *options); };
+  });
 }
 
 }  // namespace assay

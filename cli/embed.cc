@@ -12,7 +12,7 @@
 namespace assay {
 namespace {
 
-struct Options {
+struct EmbedOptions {
   std::string model;
   std::vector<std::string> texts;
   int64_t version = 0;
@@ -27,7 +27,7 @@ double Dot(const assay::v1::Embedding& a, const assay::v1::Embedding& b) {
   return sum;
 }
 
-void PrintJson(const Options& options, const assay::v1::EmbedResponse& response) {
+void PrintEmbedJson(const EmbedOptions& options, const assay::v1::EmbedResponse& response) {
   nlohmann::ordered_json out = nlohmann::ordered_json::array();
   for (int i = 0; i < response.embeddings_size(); ++i) {
     const assay::v1::Embedding& e = response.embeddings(i);
@@ -41,7 +41,7 @@ void PrintJson(const Options& options, const assay::v1::EmbedResponse& response)
   std::puts(out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
-void PrintSummary(const Options& options, const assay::v1::EmbedResponse& response) {
+void PrintSummary(const EmbedOptions& options, const assay::v1::EmbedResponse& response) {
   const assay::v1::Embedding& first = response.embeddings(0);
   std::vector<std::vector<std::string>> rows{{"#", "tokens", "size", "norm", "values",
                                               first.label().empty() ? "cosine to #1" : "label",
@@ -63,7 +63,7 @@ void PrintSummary(const Options& options, const assay::v1::EmbedResponse& respon
   std::fputs(FormatTable(rows).c_str(), stdout);
 }
 
-int Run(const GlobalOptions& global, Options options) {
+int RunEmbed(const GlobalOptions& global, EmbedOptions options) {
   if (options.texts.empty()) {
     for (std::string text; std::getline(std::cin, text);) options.texts.push_back(text);
   }
@@ -82,14 +82,14 @@ int Run(const GlobalOptions& global, Options options) {
   const auto context = client.NewContext(60);
   const grpc::Status status = stub->Embed(context.get(), request, &response);
   if (!status.ok()) return client.Fail(status);
-  options.json ? PrintJson(options, response) : PrintSummary(options, response);
+  options.json ? PrintEmbedJson(options, response) : PrintSummary(options, response);
   return kExitOk;
 }
 
 }  // namespace
 
 void AddEmbed(CLI::App& app, CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<EmbedOptions>();
   CLI::App* command =
       app.add_subcommand("embed",
                          "Embeddings of texts, or the labels of a classifier\n\nExamples:\n"
@@ -100,8 +100,9 @@ void AddEmbed(CLI::App& app, CommandLine& line) {
   command->add_option("--model-version", options->version, "Version [the newest that serves]");
   command->add_flag("--truncate", options->truncate, "Cut what is longer than the model's context");
   command->add_flag("--json", options->json, "All values, as a JSON array");
-  command->callback(
-      [&line, options] { line.run = [&line, options] { return Run(line.global, *options); }; });
+  command->callback([&line, options] {
+    line.run = [&line, options] { return RunEmbed(line.global, *options); };
+  });
 }
 
 }  // namespace assay

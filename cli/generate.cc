@@ -12,7 +12,7 @@
 namespace assay {
 namespace {
 
-struct Options {
+struct GenerateOptions {
   std::string model, prompt, system;
   int64_t version = 0;
   bool chat = false, raw = false, json = false, stats = false, ignore_eos = false;
@@ -24,7 +24,7 @@ struct Options {
 
 // Whether the model talks: an instruct model continues a chat, a base model the text.
 bool TalksByDefault(assay::v1::AssayService::Stub& stub, const Client& client,
-                    const Options& options) {
+                    const GenerateOptions& options) {
   assay::v1::ListModelsResponse models;
   const auto context = client.NewContext(10);
   if (!stub.ListModels(context.get(), {}, &models).ok()) return false;
@@ -34,7 +34,7 @@ bool TalksByDefault(assay::v1::AssayService::Stub& stub, const Client& client,
   return false;
 }
 
-assay::v1::GenerateRequest BuildRequest(const Options& options, bool chat) {
+assay::v1::GenerateRequest BuildRequest(const GenerateOptions& options, bool chat) {
   assay::v1::GenerateRequest request;
   request.set_model(options.model);
   request.set_version(options.version);
@@ -75,7 +75,7 @@ void PrintStats(const assay::v1::GenerateResponse& last) {
                1000 * usage.time_to_first_token_seconds(), rate);
 }
 
-void PrintJson(const std::string& text, const assay::v1::GenerateResponse& last) {
+void PrintGenerateJson(const std::string& text, const assay::v1::GenerateResponse& last) {
   const nlohmann::ordered_json json{{"model", last.model()},
                                     {"version", last.version()},
                                     {"text", text},
@@ -85,7 +85,7 @@ void PrintJson(const std::string& text, const assay::v1::GenerateResponse& last)
   std::puts(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
-int Run(const GlobalOptions& global, Options options) {
+int RunGenerate(const GlobalOptions& global, GenerateOptions options) {
   if (options.prompt == "-" || (options.prompt.empty() && isatty(STDIN_FILENO) == 0)) {
     options.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
   }
@@ -111,7 +111,7 @@ int Run(const GlobalOptions& global, Options options) {
   const grpc::Status status = stream->Finish();
   if (!options.json && (status.ok() || message.ByteSizeLong() > 0)) std::puts("");
   if (!status.ok()) return client.Fail(status);
-  if (options.json) PrintJson(text, message);
+  if (options.json) PrintGenerateJson(text, message);
   if (options.stats) PrintStats(message);
   return kExitOk;
 }
@@ -119,7 +119,7 @@ int Run(const GlobalOptions& global, Options options) {
 }  // namespace
 
 void AddGenerate(CLI::App& app, CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<GenerateOptions>();
   CLI::App* command = app.add_subcommand(
       "generate",
       "Generate text; tokens appear as they come\n\nExamples:\n"
@@ -147,8 +147,9 @@ void AddGenerate(CLI::App& app, CommandLine& line) {
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after the model's end token");
   command->add_flag("--stats", options->stats, "Token counts and rates on stderr");
   command->add_flag("--json", options->json, "One JSON object at the end instead of a stream");
-  command->callback(
-      [&line, options] { line.run = [&line, options] { return Run(line.global, *options); }; });
+  command->callback([&line, options] {
+    line.run = [&line, options] { return RunGenerate(line.global, *options); };
+  });
 }
 
 }  // namespace assay

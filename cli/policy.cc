@@ -11,7 +11,7 @@
 namespace assay {
 namespace {
 
-struct Options {
+struct PolicyOptions {
   std::string hardware, policy;
   uint64_t model_bytes = 0;
   bool json = false;
@@ -43,7 +43,7 @@ void PrintText(const PolicyDecision& decision, const std::string& origin) {
   for (const std::string& line : decision.trace) std::printf("  %s\n", line.c_str());
 }
 
-absl::Status Explain(const Options& options) {
+absl::Status ExplainPolicy(const PolicyOptions& options) {
   HardwareInfo hardware = ProbeHardware();
   if (!options.hardware.empty()) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(options.hardware));
@@ -79,7 +79,7 @@ absl::Status Explain(const Options& options) {
 }  // namespace
 
 void AddPolicy(CLI::App& app, CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<PolicyOptions>();
   CLI::App* policy = app.add_subcommand("policy", "What the policy decides (needs no server)");
   policy->require_subcommand(1);
   CLI::App* command =
@@ -95,7 +95,7 @@ void AddPolicy(CLI::App& app, CommandLine& line) {
   command->add_flag("--json", options->json, "As JSON");
   command->callback([&line, options] {
     line.run = [options] {
-      const absl::Status status = Explain(*options);
+      const absl::Status status = ExplainPolicy(*options);
       return status.ok() ? kExitOk : FailLocally(status);
     };
   });

@@ -8,13 +8,13 @@
 namespace assay {
 namespace {
 
-struct Options {
+struct ReportOptions {
   std::string model;
   int64_t version = 0;
   bool json = false;
 };
 
-int Run(const GlobalOptions& global, const Options& options) {
+int RunReport(const GlobalOptions& global, const ReportOptions& options) {
   const Client client(global);
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::GetReportRequest request;
@@ -37,7 +37,7 @@ int Run(const GlobalOptions& global, const Options& options) {
 }  // namespace
 
 void AddReport(CLI::App& app, CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ReportOptions>();
   CLI::App* command = app.add_subcommand("report",
                                          "What the admission of a model found out\n\nExamples:\n"
                                          "  assay report smollm2\n"
@@ -45,8 +45,9 @@ void AddReport(CLI::App& app, CommandLine& line) {
   command->add_option("model", options->model, "Name of the model")->required();
   command->add_option("--model-version", options->version, "Version [the newest]");
   command->add_flag("--json", options->json, "As JSON");
-  command->callback(
-      [&line, options] { line.run = [&line, options] { return Run(line.global, *options); }; });
+  command->callback([&line, options] {
+    line.run = [&line, options] { return RunReport(line.global, *options); };
+  });
 }
 
 }  // namespace assay

@@ -37,7 +37,7 @@ nlohmann::ordered_json ToJson(const assay::v1::ListModelsResponse& response) {
           {"models", models}};
 }
 
-std::vector<std::string> Row(const assay::v1::ModelSummary& m) {
+std::vector<std::string> StatusRow(const assay::v1::ModelSummary& m) {
   std::string state = m.state();
   if (!m.stage().empty()) absl::StrAppend(&state, " (", m.stage(), ")");
   std::string precision = m.precision();
@@ -58,7 +58,7 @@ std::vector<std::string> Row(const assay::v1::ModelSummary& m) {
           m.reason()};
 }
 
-int Run(const GlobalOptions& global, bool json) {
+int RunStatus(const GlobalOptions& global, bool json) {
   const Client client(global);
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::ListModelsResponse response;
@@ -82,7 +82,7 @@ int Run(const GlobalOptions& global, bool json) {
   std::vector<std::vector<std::string>> rows{{"MODEL", "VERSION", "STATE", "TASK", "PRECISION",
                                               "WEIGHTS", "AT F32", "KV", "WORKSPACE", "RUN / WAIT",
                                               "REASON"}};
-  for (const auto& model : response.models()) rows.push_back(Row(model));
+  for (const auto& model : response.models()) rows.push_back(StatusRow(model));
   std::fputs(FormatTable(rows).c_str(), stdout);
   return kExitOk;
 }
@@ -97,7 +97,7 @@ void AddStatus(CLI::App& app, CommandLine& line) {
       "  assay status\n  assay status --json | jq '.models[].state'");
   command->add_flag("--json", *json, "As JSON");
   command->callback(
-      [&line, json] { line.run = [&line, json] { return Run(line.global, *json); }; });
+      [&line, json] { line.run = [&line, json] { return RunStatus(line.global, *json); }; });
 }
 
 }  // namespace assay
