@@ -57,7 +57,7 @@ TEST_F(AssayServiceTest, GeneratesWithUsageAtTheEnd) {
 }
 
 TEST_F(AssayServiceTest, LogprobsComeWhenAskedFor) {
-  auto request = Prompt("text", 2);
+  auto request = Prompt("text", 1);
   request.mutable_sampling()->set_logprobs(1);
   ASSERT_OK(Generate(request));
   EXPECT_FLOAT_EQ(token_.logprob(), -0.5f);

@@ -43,7 +43,9 @@ TEST(ReadinessTest, ARejectedModelKeepsAStrictServerUnready) {
     readiness.StartupDeclared();
     readiness.Changed(At("a", VersionState::kRejected, "", "mean KL 0.5"), false);
     EXPECT_EQ(readiness.ready(), !strict);
-    if (strict) EXPECT_THAT(readiness.Obstacles(), ElementsAre("a: REJECTED: mean KL 0.5"));
+    if (strict) {
+      EXPECT_THAT(readiness.Obstacles(), ElementsAre("a: REJECTED: mean KL 0.5"));
+    }
   }
 }
 
