@@ -75,7 +75,8 @@ class EncodeLoop final : public EncodeEngine {
 
  private:
   absl::Status Check(const EncodeRequest& request) const;
-  absl::Status Reject(absl::Status status) const;
+  absl::Status CheckLength(const EncodeRequest& request) const;
+  absl::Status Reject(absl::Status status, RejectReason reason) const;
 
   void Loop();
   void Accept(std::unique_ptr<EncodeJob> job);
@@ -134,14 +135,18 @@ absl::Status EncodeLoop::StartThread() {
   return absl::OkStatus();
 }
 
-absl::Status EncodeLoop::Check(const EncodeRequest& request) const {
-  const ModelSpec& spec = model_->spec();
-  if (request.tokens.empty()) return absl::InvalidArgumentError("there are no tokens");
+absl::Status EncodeLoop::CheckLength(const EncodeRequest& request) const {
   if (request.tokens.size() > static_cast<size_t>(max_context_))
     return absl::InvalidArgumentError(
         absl::StrCat("the sequence does not fit into the context: "
                      "tokens=",
                      request.tokens.size(), " context=", max_context_));
+  return absl::OkStatus();
+}
+
+absl::Status EncodeLoop::Check(const EncodeRequest& request) const {
+  const ModelSpec& spec = model_->spec();
+  if (request.tokens.empty()) return absl::InvalidArgumentError("there are no tokens");
   for (size_t i = 0; i < request.tokens.size(); ++i) {
     if (request.tokens[i] < 0 || request.tokens[i] >= spec.vocab)
       return absl::InvalidArgumentError(absl::StrCat("unknown token id ", request.tokens[i],
@@ -160,15 +165,16 @@ absl::Status EncodeLoop::Check(const EncodeRequest& request) const {
   return absl::OkStatus();
 }
 
-absl::Status EncodeLoop::Reject(absl::Status status) const {
-  host_.metrics->Rejected(absl::IsUnavailable(status)         ? RejectReason::kDraining
-                          : absl::IsResourceExhausted(status) ? RejectReason::kQueueFull
-                                                              : RejectReason::kInvalid);
+absl::Status EncodeLoop::Reject(absl::Status status, RejectReason reason) const {
+  host_.metrics->Rejected(reason);
   return status;
 }
 
 absl::StatusOr<SequenceId> EncodeLoop::Submit(EncodeRequest request, EncodeSink sink) {
-  if (absl::Status status = Check(request); !status.ok()) return Reject(std::move(status));
+  if (absl::Status status = CheckLength(request); !status.ok())
+    return Reject(std::move(status), RejectReason::kTooLarge);
+  if (absl::Status status = Check(request); !status.ok())
+    return Reject(std::move(status), RejectReason::kInvalid);
   auto job = std::make_unique<EncodeJob>();
   job->arrival = host_.clock.Now();
   if (request.deadline <= job->arrival) {
@@ -180,7 +186,10 @@ absl::StatusOr<SequenceId> EncodeLoop::Submit(EncodeRequest request, EncodeSink 
   job->request = std::move(request);
   job->sink = std::move(sink);
   absl::StatusOr<SequenceId> id = inbox_.Push(std::move(job));
-  if (!id.ok()) return Reject(id.status());
+  if (!id.ok()) {
+    const bool draining = absl::IsUnavailable(id.status());
+    return Reject(id.status(), draining ? RejectReason::kDraining : RejectReason::kQueueFull);
+  }
   return id;
 }
 

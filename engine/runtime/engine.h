@@ -1,6 +1,13 @@
 // One model, one loop thread: requests in, tokens out. Continuous batching with chunked prefill
 // over a paged KV cache. Public methods are thread-safe. The scheduler and the KV cache belong to
 // the loop thread and are tested without it.
+//
+// Every accepted request gets exactly one end, whatever happens: finished, cancelled, expired,
+// failed model, drained, destroyed engine. Deadlines and cancellations take effect before the next
+// step; a request that waits when its deadline passes costs no compute.
+//
+// Metrics: an engine reports what happens inside it (refusals of Submit, queue, steps, tokens, KV
+// blocks, deadlines, cancellations, load); RequestDone is the caller's, who sees the whole request.
 #pragma once
 #include <memory>
 
@@ -12,11 +19,11 @@
 namespace assay {
 
 struct EngineOptions {
-  int max_sequences = 64;               // running at once
+  int max_sequences = 64;               // running at once; bounded by max_step_tokens
   int max_step_tokens = 512;            // rows of one forward pass
   int max_queue = 256;                  // waiting requests; beyond that ResourceExhausted
   size_t kv_bytes = size_t{256} << 20;  // bound of the KV pool
-  int max_context = 0;                  // 0 = the model's
+  int max_context = 0;                  // 0 = the model's, or what kv_bytes holds if that is less
   bool prefix_cache = true;
   DType kv_dtype = DType::kF16;
   // encoders
@@ -25,7 +32,7 @@ struct EngineOptions {
 };
 
 struct EngineLoad {
-  int waiting = 0, running = 0;
+  int waiting = 0, running = 0;  // waiting: also the preempted
   int kv_blocks_used = 0, kv_blocks_cached = 0, kv_blocks_total = 0;
 };
 

@@ -85,7 +85,8 @@ class GenerateLoop final : public GenerateEngine {
 
  private:
   absl::Status Check(const GenerateRequest& request) const;
-  absl::Status Reject(absl::Status status) const;
+  absl::Status CheckLength(const GenerateRequest& request) const;
+  absl::Status Reject(absl::Status status, RejectReason reason) const;
   std::unique_ptr<Sequence> NewSequence(GenerateRequest request, TokenSink sink) const;
 
   void Loop();
@@ -154,15 +155,19 @@ absl::Status GenerateLoop::StartThread() {
   return absl::OkStatus();
 }
 
-absl::Status GenerateLoop::Check(const GenerateRequest& request) const {
-  if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
-  RETURN_IF_ERROR(Validate(request.sampling));
+absl::Status GenerateLoop::CheckLength(const GenerateRequest& request) const {
   const int64_t wanted =
       static_cast<int64_t>(request.prompt.size()) + int64_t{request.sampling.max_tokens};
   if (wanted > sizes_.max_context)
     return absl::InvalidArgumentError(absl::StrCat(
         "prompt and max_tokens do not fit into the context: prompt=", request.prompt.size(),
         " max_tokens=", request.sampling.max_tokens, " context=", sizes_.max_context));
+  return absl::OkStatus();
+}
+
+absl::Status GenerateLoop::Check(const GenerateRequest& request) const {
+  if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
+  RETURN_IF_ERROR(Validate(request.sampling));
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= model_->spec().vocab)
       return absl::InvalidArgumentError(
@@ -172,10 +177,8 @@ absl::Status GenerateLoop::Check(const GenerateRequest& request) const {
   return absl::OkStatus();
 }
 
-absl::Status GenerateLoop::Reject(absl::Status status) const {
-  host_.metrics->Rejected(absl::IsUnavailable(status)         ? RejectReason::kDraining
-                          : absl::IsResourceExhausted(status) ? RejectReason::kQueueFull
-                                                              : RejectReason::kInvalid);
+absl::Status GenerateLoop::Reject(absl::Status status, RejectReason reason) const {
+  host_.metrics->Rejected(reason);
   return status;
 }
 
@@ -197,13 +200,19 @@ std::unique_ptr<Sequence> GenerateLoop::NewSequence(GenerateRequest request, Tok
 }
 
 absl::StatusOr<SequenceId> GenerateLoop::Submit(GenerateRequest request, TokenSink sink) {
-  if (absl::Status status = Check(request); !status.ok()) return Reject(std::move(status));
+  if (absl::Status status = CheckLength(request); !status.ok())
+    return Reject(std::move(status), RejectReason::kTooLarge);
+  if (absl::Status status = Check(request); !status.ok())
+    return Reject(std::move(status), RejectReason::kInvalid);
   if (request.deadline <= host_.clock.Now()) {
     host_.metrics->DeadlineExceeded(WorkStage::kQueue);
     return absl::DeadlineExceededError("the deadline had passed when the request arrived");
   }
   absl::StatusOr<SequenceId> id = inbox_.Push(NewSequence(std::move(request), std::move(sink)));
-  if (!id.ok()) return Reject(id.status());
+  if (!id.ok()) {
+    const bool draining = absl::IsUnavailable(id.status());
+    return Reject(id.status(), draining ? RejectReason::kDraining : RejectReason::kQueueFull);
+  }
   return id;
 }
 

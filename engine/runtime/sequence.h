@@ -42,13 +42,14 @@ struct TokenEvent {
   // kToken
   int32_t token = 0;
   std::string text;   // what became certain with this token; may be empty (inside a character or a
-                      // possible stop string)
+                      // possible stop string). A token that ends the generation is sent without
+                      // its own text, with what was still held back
   float logprob = 0;  // of the chosen token, natural log, before temperature and penalties
   std::vector<std::pair<int32_t, float>> top;  // alternatives, most likely first
   // kEnd: exactly one, always last
   FinishReason reason = FinishReason::kStop;
-  absl::Status status;  // OK for stop and length; DeadlineExceeded, Cancelled, Unavailable
-                        // (draining), Internal
+  absl::Status status;  // OK for kStop and kLength; Cancelled for kCancelled; with kError
+                        // DeadlineExceeded, Unavailable (shut down) or Internal
   Usage usage;
 };
 // Called on the engine's loop thread: never blocks, never calls back into the engine.

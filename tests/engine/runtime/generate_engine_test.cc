@@ -1,78 +1,12 @@
-#include <gmock/gmock.h>
-
-#include <chrono>
-#include <random>
 #include <thread>
 
-#include "absl/strings/match.h"
-#include "base/thread_pool.h"
-#include "engine/runtime/engine.h"
-#include "tests/support/fake_clock.h"
-#include "tests/support/fake_model.h"
-#include "tests/support/fake_model_metrics.h"
-#include "tests/support/fake_tokenizer.h"
-#include "tests/support/status_matchers.h"
-#include "tests/support/stream_recorder.h"
+#include "tests/engine/runtime/generate_engine_fixture.h"
 
 namespace assay {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::Not;
 using Code = absl::StatusCode;
-
-std::vector<int32_t> Prompt(int size, uint32_t seed, int vocab = 64) {
-  std::minstd_rand random(seed + 1);
-  std::vector<int32_t> prompt(size);
-  for (int32_t& token : prompt) token = static_cast<int32_t>(random() % vocab);
-  return prompt;
-}
-
-GenerateRequest Request(int prompt, uint32_t seed, int max_tokens) {
-  GenerateRequest request{.prompt = Prompt(prompt, seed)};
-  request.sampling.max_tokens = max_tokens;
-  request.sampling.ignore_eos = true;
-  return request;
-}
-
-struct EngineSetup {
-  FakeModel::Options model;
-  EngineOptions engine = {.max_sequences = 8, .max_step_tokens = 32, .max_queue = 64};
-  std::vector<int32_t> end_tokens = {0};
-};
-
-class GenerateEngineTest : public testing::Test {
- protected:
-  std::unique_ptr<GenerateEngine> Start(const EngineSetup& setup) {
-    model_ = std::make_shared<FakeModel>(setup.model);
-    metrics_ = std::make_shared<FakeModelMetrics>();
-    auto engine = GenerateEngine::Start(model_,
-                                        std::make_shared<FakeTokenizer>(FakeTokenizer::Letters(
-                                            setup.model.vocab, setup.end_tokens)),
-                                        setup.engine, {pool_, clock_, metrics_});
-    EXPECT_OK(engine);
-    return *std::move(engine);
-  }
-  absl::Status StartStatus(const EngineSetup& setup) {
-    return GenerateEngine::Start(std::make_shared<FakeModel>(setup.model),
-                                 std::make_shared<FakeTokenizer>(FakeTokenizer::Letters(64, {})),
-                                 setup.engine,
-                                 {pool_, clock_, std::make_shared<FakeModelMetrics>()})
-        .status();
-  }
-  // What the request gives when nothing else runs.
-  StreamRecorder::Stream Alone(const GenerateRequest& request, const EngineSetup& setup = {}) {
-    auto engine = Start(setup);
-    StreamRecorder recorder;
-    EXPECT_OK(engine->Submit(request, recorder.NewSink()));
-    return recorder.WaitForAll()[0];
-  }
-
-  ThreadPool pool_{{.num_threads = 2}};
-  FakeClock clock_;
-  std::shared_ptr<FakeModel> model_;
-  std::shared_ptr<FakeModelMetrics> metrics_;
-};
 
 TEST_F(GenerateEngineTest, GeneratesUntilMaxTokens) {
   const auto stream = Alone(Request(5, 1, 7));
@@ -154,6 +88,7 @@ TEST_F(GenerateEngineTest, RefusesWhatCannotRun) {
   EXPECT_THAT(engine->Submit({}, sink), StatusIs(Code::kInvalidArgument, HasSubstr("empty")));
   EXPECT_THAT(engine->Submit(Request(200, 1, 57), sink),
               StatusIs(Code::kInvalidArgument, HasSubstr("prompt=200 max_tokens=57 context=256")));
+  EXPECT_EQ(metrics_->last_reject_reason, static_cast<int>(RejectReason::kTooLarge));
   EXPECT_THAT(engine->Submit({.prompt = {1, 64}}, sink),
               StatusIs(Code::kInvalidArgument, HasSubstr("unknown token id 64 at position 1")));
   EXPECT_THAT(engine->Submit({.prompt = {-1}}, sink),
@@ -197,71 +132,6 @@ TEST_F(GenerateEngineTest, ASmallPoolBoundsTheContextAndSaysSo) {
   EXPECT_THAT(engine->Submit(Request(40, 1, 25), [](TokenEvent&&) {}),
               StatusIs(Code::kInvalidArgument, HasSubstr("context=64")));
 }
-
-// The heart of it: what a request gives does not depend on its company.
-struct Company {
-  const char* name;
-  int max_sequences, max_step_tokens, kv_blocks;
-  bool prefix_cache;
-};
-class CompanyTest : public GenerateEngineTest, public testing::WithParamInterface<Company> {};
-
-TEST_P(CompanyTest, EveryRequestGivesTheSameTokensAsAlone) {
-  struct Case {
-    GenerateRequest request;
-    StreamRecorder::Stream alone;
-  };
-  std::minstd_rand random(3);
-  std::vector<Case> cases;
-  for (int i = 0; i < 33; ++i) {
-    GenerateRequest request =
-        Request(1 + static_cast<int>(random() % 100), i % 5, 1 + static_cast<int>(random() % 60));
-    if (i % 3 == 1) {  // sampled, with penalties
-      request.sampling.temperature = 1.0f;
-      request.sampling.seed = i;
-      request.sampling.top_p = 0.9f;
-      request.sampling.repetition_penalty = 1.2f;
-      request.sampling.frequency_penalty = 0.1f;
-    }
-    StreamRecorder::Stream alone = Alone(request);
-    cases.push_back({std::move(request), std::move(alone)});
-  }
-
-  EngineSetup setup;
-  setup.engine = {.max_sequences = GetParam().max_sequences,
-                  .max_step_tokens = GetParam().max_step_tokens,
-                  .max_queue = 64,
-                  .kv_bytes = size_t{256} * GetParam().kv_blocks,
-                  .prefix_cache = GetParam().prefix_cache};
-  auto engine = Start(setup);
-  for (int round = 0; round < 3; ++round) {
-    StreamRecorder recorder;
-    std::ranges::shuffle(cases, random);
-    for (const Case& c : cases) {
-      ASSERT_OK(engine->Submit(c.request, recorder.NewSink()));
-      // Random arrival: sometimes only after the loop has made some steps.
-      if (random() % 3 == 0) recorder.WaitForEvents(recorder.num_events() + 1 + random() % 20);
-    }
-    const std::vector<StreamRecorder::Stream> streams = recorder.WaitForAll();
-    for (size_t i = 0; i < cases.size(); ++i) {
-      EXPECT_OK(streams[i].end.status);
-      EXPECT_EQ(streams[i].tokens, cases[i].alone.tokens) << "round " << round;
-      EXPECT_EQ(streams[i].text, cases[i].alone.text);
-    }
-  }
-  engine->Drain();
-  EXPECT_EQ(engine->load().kv_blocks_used, 0);
-  EXPECT_EQ(metrics_->preempted > 0, GetParam().kv_blocks < 30);
-  EXPECT_EQ(metrics_->prefix_hits > 0, GetParam().prefix_cache);
-}
-
-INSTANTIATE_TEST_SUITE_P(Companies, CompanyTest,
-                         testing::Values(Company{"Roomy", 33, 512, 600, true},
-                                         Company{"Tight", 16, 64, 14, true},
-                                         Company{"TightWithoutCache", 16, 64, 14, false},
-                                         Company{"SmallChunks", 7, 7, 40, true},
-                                         Company{"OneRow", 1, 1, 30, true}),
-                         [](const auto& info) { return info.param.name; });
 
 TEST_F(GenerateEngineTest, TheSeedDecidesTheTokens) {
   GenerateRequest request = Request(5, 1, 20);
