@@ -1,0 +1,96 @@
+#include "engine/lifecycle/model_pass.h"
+
+#include <numeric>
+
+#include "base/thread_pool.h"
+
+namespace assay {
+namespace {
+
+int64_t OutColumns(const ModelSpec& spec) {
+  switch (spec.task) {
+    case ModelTask::kGenerate:
+      return spec.vocab;
+    case ModelTask::kEmbed:
+      return spec.hidden;
+    case ModelTask::kClassify:
+      return spec.num_labels;
+  }
+  return 0;
+}
+
+}  // namespace
+
+ModelPass::ModelPass(const Model& model, const Size& size, ThreadPool& pool, Arena arena,
+                     Tensor out)
+    : model_(model),
+      size_(size),
+      pool_(pool),
+      arena_(std::move(arena)),
+      out_(std::move(out)),
+      out_columns_(OutColumns(model.spec())) {}
+
+absl::StatusOr<ModelPass> ModelPass::Create(const Model& model, const Size& size,
+                                            ThreadPool& pool) {
+  ASSIGN_OR_RETURN(
+      Arena arena,
+      Arena::Create(CpuDevice(), model.scratch_bytes(size.rows, size.out_rows, size.context)));
+  ASSIGN_OR_RETURN(
+      Tensor out,
+      Tensor::Create(CpuDevice(), {size.out_rows, OutColumns(model.spec())}, DType::kF32));
+  ModelPass pass(model, size, pool, std::move(arena), std::move(out));
+  if (model.spec().task == ModelTask::kGenerate) RETURN_IF_ERROR(pass.MakeKv());
+  return pass;
+}
+
+absl::Status ModelPass::MakeKv() {
+  const int per_sequence = (size_.context + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens;
+  ASSIGN_OR_RETURN(KvPool kv, KvPool::Create(CpuDevice(), model_.kv_layout(size_.kv_dtype),
+                                             size_.sequences * per_sequence));
+  kv_.emplace(std::move(kv));
+  blocks_.resize(static_cast<size_t>(size_.sequences));
+  int32_t next = 0;
+  for (std::vector<int32_t>& blocks : blocks_) {
+    blocks.resize(static_cast<size_t>(per_sequence));
+    std::iota(blocks.begin(), blocks.end(), next);
+    next += per_sequence;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> spans, bool logits,
+                                                          const LinearObserver* observer) {
+  tokens_.clear();
+  std::vector<SequenceSpan> sequences;
+  for (const Span& span : spans) {
+    SequenceSpan sequence;
+    sequence.first_row = static_cast<int32_t>(tokens_.size());
+    sequence.num_rows = static_cast<int32_t>(span.tokens.size());
+    sequence.start_position = span.start;
+    if (kv_.has_value()) {
+      const int end = span.start + sequence.num_rows;
+      const auto used =
+          static_cast<size_t>((end + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens);
+      sequence.blocks = std::span(blocks_[static_cast<size_t>(span.sequence)]).first(used);
+    }
+    sequences.push_back(sequence);
+    tokens_.insert(tokens_.end(), span.tokens.begin(), span.tokens.end());
+  }
+  size_t out_rows = spans.size();
+  logit_rows_.clear();
+  if (kv_.has_value()) {
+    logit_rows_.resize(logits ? tokens_.size() : 0);
+    std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
+    out_rows = logit_rows_.size();
+  }
+  const ForwardBatch batch{tokens_, sequences, logit_rows_, {}};
+  MutableView out = out_.mutable_view();
+  out.shape = Shape{static_cast<int64_t>(out_rows), out_columns_};
+  ComputeContext compute = context();
+  RETURN_IF_ERROR(model_.Forward(
+      {.batch = batch, .kv = kv_.has_value() ? &*kv_ : nullptr, .out = out, .observer = observer},
+      compute));
+  return std::span<const float>(out_.data<float>(), out_rows * static_cast<size_t>(out_columns_));
+}
+
+}  // namespace assay

@@ -1,0 +1,54 @@
+// Runs a model outside an engine: verification, warm-up. Owns the KV blocks and the scratch.
+#pragma once
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/arena.h"
+#include "engine/model/model.h"
+
+namespace assay {
+
+// One thread uses a ModelPass; the model and the pool outlive it.
+class ModelPass {
+ public:
+  struct Size {
+    int sequences = 1;     // decoders: live at once, each with its own KV blocks
+    int context = 0;       // tokens of a sequence
+    int64_t rows = 0;      // of one forward pass
+    int64_t out_rows = 0;  // logits, or pooled sequences
+    DType kv_dtype = DType::kF32;
+  };
+  // ResourceExhausted.
+  static absl::StatusOr<ModelPass> Create(const Model& model, const Size& size, ThreadPool& pool);
+
+  struct Span {
+    int sequence = 0;
+    int start = 0;
+    std::span<const int32_t> tokens;
+  };
+  // One forward pass. Decoders: logits of every row into `out` [rows, vocab] when `logits`, else
+  // nothing is computed above the last layer; encoders: one row per span. `out` is ours and valid
+  // until the next call.
+  absl::StatusOr<std::span<const float>> Forward(std::span<const Span> spans, bool logits = true,
+                                                 const LinearObserver* observer = nullptr);
+  int64_t out_columns() const { return out_columns_; }
+  ComputeContext context() { return {pool_, arena_}; }
+
+ private:
+  ModelPass(const Model& model, const Size& size, ThreadPool& pool, Arena arena, Tensor out);
+  absl::Status MakeKv();
+
+  const Model& model_;
+  const Size size_;
+  ThreadPool& pool_;
+  Arena arena_;
+  Tensor out_;
+  int64_t out_columns_ = 0;
+  std::optional<KvPool> kv_;
+  std::vector<std::vector<int32_t>> blocks_;  // by sequence
+  std::vector<int32_t> tokens_, logit_rows_;
+};
+
+}  // namespace assay

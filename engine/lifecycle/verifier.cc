@@ -1,0 +1,368 @@
+#include "engine/lifecycle/verifier.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/thread_pool.h"
+
+namespace assay {
+namespace {
+
+constexpr int kChunk = 128;        // rows of one forward pass: bounds the logits held at once
+constexpr int kEncoderBatch = 16;  // sentences of one forward pass
+constexpr int kLayerRows = 128;    // reference inputs on which a layer's output is compared
+
+// The decode path: so many documents side by side, after a prefix, step by step.
+constexpr int kDecodeDocuments = 4, kDecodePrefix = 16, kDecodeSteps = 16;
+// Kernels are batch-invariant, so the two paths agree bit for bit; what is allowed for is a backend
+// that sums in another order: logits off by 1e-4 give KL of about (1e-4)^2 / 2.
+constexpr double kMaxDecodeKl = 1e-6;
+
+int Longest(const EvaluationSet& set) {
+  size_t longest = 1;
+  for (const auto& document : set.documents) longest = std::max(longest, document.size());
+  return static_cast<int>(longest);
+}
+
+ModelPass::Size SizeFor(const Model& model, const EvaluationSet& set, DType kv_dtype) {
+  const int longest = Longest(set);
+  if (model.spec().task == ModelTask::kGenerate) {
+    return {.sequences = 1,
+            .context = longest,
+            .rows = std::min(kChunk, longest),
+            .out_rows = std::min(kChunk, longest),
+            .kv_dtype = kv_dtype};
+  }
+  return {.sequences = kEncoderBatch,
+          .context = longest,
+          .rows = int64_t{kEncoderBatch} * longest,
+          .out_rows = kEncoderBatch,
+          .kv_dtype = kv_dtype};
+}
+
+bool AllFinite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
+std::span<const float> Floats(TensorView view) {
+  return {view.as<float>(), static_cast<size_t>(view.shape.elements())};
+}
+
+// Row `i` of [rows, columns].
+std::span<const float> Row(std::span<const float> matrix, int64_t i, int64_t columns) {
+  return matrix.subspan(static_cast<size_t>(i * columns), static_cast<size_t>(columns));
+}
+
+int32_t ArgMax(std::span<const float> row) {
+  return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
+}
+
+void Fill(const DivergenceMeter::Summary& summary, VerificationResult& result) {
+  result.tokens = summary.tokens;
+  result.documents = summary.documents;
+  result.mean_kl = summary.mean_kl;
+  result.kl_p999 = summary.kl_p999;
+  result.kl_max = summary.kl_max;
+  result.top1_agreement = summary.top1;
+  result.perplexity_reference = summary.perplexity_reference;
+  result.perplexity = summary.perplexity;
+  result.perplexity_ratio = summary.perplexity_ratio;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Verifier>> Verifier::Create(const Model& reference,
+                                                           const EvaluationSet& set,
+                                                           ThreadPool& pool) {
+  std::unique_ptr<Verifier> verifier(new Verifier(reference, set, pool));
+  ASSIGN_OR_RETURN(ModelPass pass,
+                   ModelPass::Create(reference, SizeFor(reference, set, DType::kF32), pool));
+  verifier->pass_.emplace(std::move(pass));
+  return verifier;
+}
+
+absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate, DType kv_dtype,
+                                                     const Extent& extent,
+                                                     const Progress& progress) {
+  if (reference_.spec().task != ModelTask::kGenerate) {
+    return CompareEncoder(candidate, extent, progress);
+  }
+  ASSIGN_OR_RETURN(VerificationResult result,
+                   CompareDecoder(candidate, kv_dtype, extent, progress));
+  if (extent.decode_path && result.defects.empty()) {
+    RETURN_IF_ERROR(CompareDecodePath(candidate, kv_dtype, result));
+  }
+  return result;
+}
+
+absl::StatusOr<std::span<const float>> Verifier::ReferenceLogits(size_t document, int start,
+                                                                 int rows) {
+  const auto hidden = static_cast<size_t>(reference_.spec().hidden);
+  std::vector<float>& kept = kept_[document];
+  if (kept.size() >= static_cast<size_t>(start + rows) * hidden) {
+    return FromKept(document, start, rows);
+  }
+  kept.resize(static_cast<size_t>(start) * hidden);  // a shorter extent ended inside this chunk
+  const LinearObserver keep = [&](const LinearSlot& slot, TensorView x, TensorView) {
+    if (slot.shape[0] != reference_.spec().vocab) return;
+    head_ = reference_.linears().find(slot.name)->second.get();
+    const std::span<const float> inputs = Floats(x);
+    kept.insert(kept.end(), inputs.begin(), inputs.end());
+  };
+  const ModelPass::Span span{0, start,
+                             std::span(set_.documents[document])
+                                 .subspan(static_cast<size_t>(start), static_cast<size_t>(rows))};
+  return pass_->Forward(std::span(&span, 1), true, &keep);
+}
+
+absl::StatusOr<std::span<const float>> Verifier::FromKept(size_t document, int start, int rows) {
+  const int64_t hidden = reference_.spec().hidden, vocab = reference_.spec().vocab;
+  logits_.resize(static_cast<size_t>(rows * vocab));
+  const float* x = kept_[document].data() + start * hidden;
+  ComputeContext context = pass_->context();
+  const Arena::Scope scope(context.scratch);
+  head_->Forward(
+      {reinterpret_cast<const std::byte*>(x), {rows, hidden}, DType::kF32, &CpuDevice()},
+      {reinterpret_cast<std::byte*>(logits_.data()), {rows, vocab}, DType::kF32, &CpuDevice()},
+      context);
+  return std::span<const float>(logits_);
+}
+
+absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Model& candidate, DType kv_dtype,
+                                                            const Extent& extent,
+                                                            const Progress& progress) {
+  ASSIGN_OR_RETURN(ModelPass pass,
+                   ModelPass::Create(candidate, SizeFor(candidate, set_, kv_dtype), pool_));
+  const int64_t vocab = reference_.spec().vocab;
+  const size_t documents = std::min(set_.documents.size(), static_cast<size_t>(extent.documents));
+  DivergenceMeter meter;
+  std::vector<PositionScore> scores;
+  for (size_t d = 0; d < documents; ++d) {
+    const std::span<const int32_t> tokens = set_.documents[d];
+    const int length = std::min(static_cast<int>(tokens.size()), extent.tokens);
+    meter.BeginDocument();
+    for (int start = 0; start < length; start += kChunk) {
+      const int rows = std::min(kChunk, length - start);
+      ASSIGN_OR_RETURN(const std::span<const float> expected, ReferenceLogits(d, start, rows));
+      const ModelPass::Span span{
+          0, start, tokens.subspan(static_cast<size_t>(start), static_cast<size_t>(rows))};
+      ASSIGN_OR_RETURN(const std::span<const float> actual, pass.Forward(std::span(&span, 1)));
+      // The last token of a document predicts nothing that is known.
+      const int scored = std::min(rows, static_cast<int>(tokens.size()) - 1 - start);
+      scores.assign(static_cast<size_t>(std::max(scored, 0)), {});
+      pool_.ParallelFor(scored, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          scores[static_cast<size_t>(i)] =
+              ScorePosition(Row(expected, i, vocab), Row(actual, i, vocab),
+                            tokens[static_cast<size_t>(start + i + 1)]);
+        }
+      });
+      for (const PositionScore& score : scores) meter.Add(score);
+    }
+    if (progress) progress(static_cast<double>(d + 1) / static_cast<double>(documents));
+  }
+  const DivergenceMeter::Summary summary = meter.Finish();
+  VerificationResult result;
+  Fill(summary, result);
+  if (summary.not_finite > 0) {
+    result.defects.push_back(
+        absl::StrCat("logits are NaN or infinite: positions=", summary.not_finite));
+  }
+  return result;
+}
+
+absl::Status Verifier::CompareDecodePath(const Model& candidate, DType kv_dtype,
+                                         VerificationResult& result) {
+  std::vector<std::span<const int32_t>> documents;
+  for (const std::vector<int32_t>& document : set_.documents) {
+    if (document.size() < kDecodePrefix + 2 || documents.size() == kDecodeDocuments) continue;
+    const size_t length = std::min(document.size(), size_t{kDecodePrefix + kDecodeSteps});
+    documents.push_back(std::span(document).first(length));
+  }
+  if (documents.empty()) return absl::OkStatus();
+  const int64_t vocab = candidate.spec().vocab;
+  const auto count = static_cast<int>(documents.size());
+  const ModelPass::Size size{.sequences = count,
+                             .context = kDecodePrefix + kDecodeSteps,
+                             .rows = int64_t{count} * (kDecodePrefix + kDecodeSteps),
+                             .out_rows = int64_t{count} * (kDecodePrefix + kDecodeSteps),
+                             .kv_dtype = kv_dtype};
+  ASSIGN_OR_RETURN(ModelPass prefill, ModelPass::Create(candidate, size, pool_));
+  ASSIGN_OR_RETURN(ModelPass decode, ModelPass::Create(candidate, size, pool_));
+  std::vector<ModelPass::Span> whole, prefixes;
+  std::vector<int64_t> first_row;
+  int64_t rows = 0;
+  for (int d = 0; d < count; ++d) {
+    const std::span<const int32_t> tokens = documents[static_cast<size_t>(d)];
+    whole.push_back({d, 0, tokens});
+    prefixes.push_back({d, 0, tokens.first(kDecodePrefix)});
+    first_row.push_back(rows);
+    rows += static_cast<int64_t>(tokens.size());
+  }
+  ASSIGN_OR_RETURN(const std::span<const float> expected, prefill.Forward(whole));
+  RETURN_IF_ERROR(decode.Forward(prefixes, /*logits=*/false).status());
+  for (int step = kDecodePrefix; step < kDecodePrefix + kDecodeSteps; ++step) {
+    std::vector<ModelPass::Span> spans;  // one token of every document that goes on
+    for (int d = 0; d < count; ++d) {
+      const std::span<const int32_t> tokens = documents[static_cast<size_t>(d)];
+      if (static_cast<size_t>(step) < tokens.size()) {
+        spans.push_back({d, step, tokens.subspan(static_cast<size_t>(step), 1)});
+      }
+    }
+    if (spans.empty()) break;
+    ASSIGN_OR_RETURN(const std::span<const float> actual, decode.Forward(spans));
+    for (size_t i = 0; i < spans.size(); ++i) {
+      const int64_t row = first_row[static_cast<size_t>(spans[i].sequence)] + step;
+      const PositionScore score =
+          ScorePosition(Row(expected, row, vocab), Row(actual, static_cast<int64_t>(i), vocab), 0);
+      const double kl = score.finite ? score.kl : std::numeric_limits<double>::infinity();
+      result.decode_kl_max = std::max(result.decode_kl_max, kl);
+      ++result.decode_positions;
+    }
+  }
+  if (result.decode_kl_max > kMaxDecodeKl) {
+    result.defects.push_back(absl::StrFormat(
+        "decoding step by step disagrees with prefill: KL %.3g nats, at most %.3g expected",
+        result.decode_kl_max, kMaxDecodeKl));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<VerificationResult> Verifier::CompareEncoder(const Model& candidate,
+                                                            const Extent& extent,
+                                                            const Progress& progress) {
+  ASSIGN_OR_RETURN(ModelPass pass,
+                   ModelPass::Create(candidate, SizeFor(candidate, set_, DType::kF32), pool_));
+  const int64_t columns = pass.out_columns();
+  const size_t documents = std::min(set_.documents.size(), static_cast<size_t>(extent.documents));
+  VerificationResult result;
+  std::vector<double> cosines;
+  size_t same_label = 0, not_finite = 0;
+  for (size_t begin = 0; begin < documents; begin += kEncoderBatch) {
+    const size_t end = std::min(begin + kEncoderBatch, documents);
+    std::vector<ModelPass::Span> spans;
+    for (size_t d = begin; d < end; ++d) {
+      const std::span<const int32_t> tokens = set_.documents[d];
+      spans.push_back({static_cast<int>(d - begin), 0,
+                       tokens.first(std::min(tokens.size(), static_cast<size_t>(extent.tokens)))});
+      result.tokens += static_cast<int>(spans.back().tokens.size());
+    }
+    ASSIGN_OR_RETURN(const std::span<const float> expected, pass_->Forward(spans));
+    ASSIGN_OR_RETURN(const std::span<const float> actual, pass.Forward(spans));
+    for (size_t i = 0; i < spans.size(); ++i) {
+      const auto a = Row(expected, static_cast<int64_t>(i), columns);
+      const auto b = Row(actual, static_cast<int64_t>(i), columns);
+      if (!AllFinite(a) || !AllFinite(b)) {
+        ++not_finite;
+        continue;
+      }
+      cosines.push_back(Cosine(a, b));
+      same_label += ArgMax(a) == ArgMax(b) ? 1 : 0;
+    }
+    if (progress) progress(static_cast<double>(end) / static_cast<double>(documents));
+  }
+  result.documents = static_cast<int>(cosines.size());
+  result.cosine = EstimateMean(cosines);
+  if (!cosines.empty()) {
+    result.cosine_min = *std::min_element(cosines.begin(), cosines.end());
+    result.label_agreement = static_cast<double>(same_label) / static_cast<double>(cosines.size());
+  }
+  if (not_finite > 0) {
+    result.defects.push_back(absl::StrCat("outputs are NaN or infinite: documents=", not_finite));
+  }
+  return result;
+}
+
+absl::StatusOr<std::map<std::string, double>> Verifier::OutputSqnr(const LinearMap& candidate) {
+  size_t scratch = 0, outputs = 0;
+  for (const LinearSlot& slot : reference_.slots()) {
+    const QuantizedLinear& original = *reference_.linears().find(slot.name)->second;
+    scratch = std::max({scratch, original.scratch_bytes(kLayerRows),
+                        candidate.find(slot.name)->second->scratch_bytes(kLayerRows)});
+    outputs = std::max(outputs, static_cast<size_t>(slot.shape[0]) * kLayerRows);
+  }
+  ASSIGN_OR_RETURN(Arena arena, Arena::Create(CpuDevice(), scratch + 4096));
+  std::vector<float> expected(outputs), actual(outputs);
+  std::map<std::string, SignalNoise> powers;
+  const LinearObserver compare = [&](const LinearSlot& slot, TensorView x, TensorView) {
+    x.shape.dim[0] = std::min<int64_t>(x.shape[0], kLayerRows);
+    const Shape shape{x.shape[0], slot.shape[0]};
+    ComputeContext context{pool_, arena};
+    const auto run = [&](const LinearMap& linears, std::vector<float>& y) {
+      const Arena::Scope scope(arena);
+      linears.find(slot.name)->second->Forward(
+          x, {reinterpret_cast<std::byte*>(y.data()), shape, DType::kF32, &CpuDevice()}, context);
+    };
+    run(reference_.linears(), expected);
+    run(candidate, actual);
+    const auto elements = static_cast<size_t>(shape.elements());
+    powers[slot.name].Add(std::span(expected).first(elements), std::span(actual).first(elements));
+  };
+  const std::span<const int32_t> tokens = set_.documents.front();
+  const ModelPass::Span span{0, 0, tokens.first(std::min(tokens.size(), size_t{kLayerRows}))};
+  RETURN_IF_ERROR(pass_->Forward(std::span(&span, 1), true, &compare).status());
+  std::map<std::string, double> sqnr;
+  for (const auto& [name, power] : powers) sqnr[name] = power.sqnr_db();
+  return sqnr;
+}
+
+absl::StatusOr<std::string> Verifier::FindNotFinite(const Model& model) {
+  ASSIGN_OR_RETURN(ModelPass pass,
+                   ModelPass::Create(model, SizeFor(model, set_, DType::kF32), pool_));
+  std::string first;
+  const LinearObserver look = [&](const LinearSlot& slot, TensorView x, TensorView y) {
+    if (!first.empty()) return;
+    if (!AllFinite(Floats(x))) {
+      first = "input of " + slot.name;
+    } else if (!AllFinite(Floats(y))) {
+      first = "output of " + slot.name;
+    }
+  };
+  const std::span<const int32_t> tokens = set_.documents.front();
+  const ModelPass::Span span{0, 0, tokens.first(std::min(tokens.size(), size_t{kLayerRows}))};
+  RETURN_IF_ERROR(pass.Forward(std::span(&span, 1), true, &look).status());
+  return first;
+}
+
+std::vector<std::string> CheckBudget(const VerificationResult& result, const Budget& budget,
+                                     ModelTask task) {
+  std::vector<std::string> failures;
+  switch (task) {
+    case ModelTask::kGenerate:
+      // The upper end of the interval must hold: a mean from few documents proves little.
+      if (!(result.mean_kl.high <= budget.max_mean_kl)) {
+        failures.push_back(absl::StrFormat("mean KL %.5f nats (at most %.5f with 95 %%) > %.5f",
+                                           result.mean_kl.mean, result.mean_kl.high,
+                                           budget.max_mean_kl));
+      }
+      if (!(result.top1_agreement.mean >= budget.min_top1)) {
+        failures.push_back(absl::StrFormat("top-1 agreement %.2f %% < %.2f %%",
+                                           100 * result.top1_agreement.mean,
+                                           100 * budget.min_top1));
+      }
+      if (!(result.perplexity_ratio <= budget.max_perplexity_ratio)) {
+        failures.push_back(absl::StrFormat("perplexity ratio %.5f > %.5f", result.perplexity_ratio,
+                                           budget.max_perplexity_ratio));
+      }
+      break;
+    case ModelTask::kEmbed:
+      if (!(result.cosine.low >= budget.min_mean_cosine)) {
+        failures.push_back(absl::StrFormat("mean cosine %.6f (at least %.6f with 95 %%) < %.6f",
+                                           result.cosine.mean, result.cosine.low,
+                                           budget.min_mean_cosine));
+      }
+      break;
+    case ModelTask::kClassify:
+      if (!(result.label_agreement >= budget.min_label_agreement)) {
+        failures.push_back(absl::StrFormat("label agreement %.2f %% < %.2f %%",
+                                           100 * result.label_agreement,
+                                           100 * budget.min_label_agreement));
+      }
+      break;
+  }
+  return failures;
+}
+
+}  // namespace assay
