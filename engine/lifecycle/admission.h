@@ -43,8 +43,8 @@ struct AdmissionOptions {
 
 class AdmissionPipeline {
  public:
-  virtual ~AdmissionPipeline() =
-      default;  // finishes the running admission, drops the queue (FAILED: shutting down)
+  // Ends the running admission at its next stage and drops the queue (FAILED: shutting down).
+  virtual ~AdmissionPipeline() = default;
   static std::unique_ptr<AdmissionPipeline> Start(ModelRegistry& registry, ThreadPool& pool,
                                                   Metrics& metrics, const Clock& clock,
                                                   AdmissionOptions options);

@@ -1,0 +1,224 @@
+// Open: what the checkpoint is. Profile: what this machine is, which recipe it gets, and whether
+// the model fits before a byte of it is spent.
+#include <fnmatch.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/cpu_info.h"
+#include "engine/lifecycle/admission_stages.h"
+
+namespace assay {
+namespace {
+
+std::string_view TaskName(ModelTask task) {
+  switch (task) {
+    case ModelTask::kGenerate:
+      return "generate";
+    case ModelTask::kEmbed:
+      return "embed";
+    case ModelTask::kClassify:
+      return "classify";
+  }
+  return "unknown";
+}
+
+uint64_t SlotElements(const std::vector<LinearSlot>& slots) {
+  uint64_t total = 0;
+  for (const LinearSlot& slot : slots) total += static_cast<uint64_t>(slot.shape.elements());
+  return total;
+}
+
+// Elements of the checkpoint that are in no slot: norms, position tables, biases.
+uint64_t OtherElements(const Admission& a) {
+  uint64_t total = 0;
+  for (const CheckpointTensor& tensor : a.checkpoint->tensors()) {
+    total += static_cast<uint64_t>(tensor.shape.elements());
+  }
+  return total - std::min(total, SlotElements(a.slots));
+}
+
+bool Keeps(const Recipe& recipe, const LinearSlot& slot) {
+  for (const std::string& glob : recipe.keep) {
+    if (fnmatch(glob.c_str(), slot.name.c_str(), 0) == 0) return true;
+    for (const std::string& weight : slot.weights) {
+      if (fnmatch(glob.c_str(), weight.c_str(), 0) == 0) return true;
+    }
+  }
+  return false;
+}
+
+Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots) {
+  Plan plan;
+  for (const LinearSlot& slot : slots) {
+    const bool table = slot.kind == LinearSlot::Kind::kEmbedding;
+    SlotPlan one{.scheme = table ? recipe.embedding_scheme : recipe.scheme,
+                 .activation = recipe.activation,
+                 .why = "recipe " + recipe.name};
+    if (Keeps(recipe, slot)) {
+      one.scheme = recipe.fallback_scheme;
+      one.activation = recipe.fallback_activation;
+      one.why = "the recipe keeps it";
+    }
+    // Floating schemes multiply in floating point.
+    const absl::StatusOr<const QuantScheme*> scheme = FindScheme(one.scheme);
+    if (scheme.ok() && (*scheme)->is_floating()) one.activation = ActivationMode::kA16;
+    plan[slot.name] = std::move(one);
+  }
+  return plan;
+}
+
+// A recipe of one scheme that the request asked for; the budget stays the policy's.
+absl::Status Override(const std::string& scheme_name, PolicyDecision& decision) {
+  ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(scheme_name));
+  Recipe& recipe = decision.recipe;
+  recipe.name = "request";
+  recipe.scheme = recipe.embedding_scheme = scheme_name;
+  recipe.activation = scheme->is_floating() ? ActivationMode::kA16 : ActivationMode::kA8Token;
+  recipe.activation_name = std::string(Name(recipe.activation));
+  constexpr int64_t kTypicalSide = 4096;
+  recipe.bits_per_weight = scheme->bits_per_weight({kTypicalSide, kTypicalSide});
+  decision.trace.push_back("the request asks for scheme " + scheme_name);
+  return absl::OkStatus();
+}
+
+uint64_t WeightBytes(const Admission& a) {
+  double bytes = 0;
+  for (const LinearSlot& slot : a.slots) {
+    const SlotPlan& plan = a.plan.find(slot.name)->second;
+    const absl::StatusOr<const QuantScheme*> scheme = FindScheme(plan.scheme);
+    const double bits = scheme.ok() ? (*scheme)->bits_per_weight(slot.shape) : 32;
+    bytes += static_cast<double>(slot.shape.elements()) * bits / 8;
+  }
+  return static_cast<uint64_t>(bytes) + OtherElements(a) * 4;
+}
+
+// KV pool and scratch of the engine that will serve, from the sizes of the model.
+uint64_t EngineBytes(const Admission& a) {
+  const EngineOptions& engine = a.host.options.engine;
+  const ModelSpec& spec = a.spec;
+  const bool decoder = spec.task == ModelTask::kGenerate;
+  const auto rows =
+      static_cast<uint64_t>(decoder ? engine.max_step_tokens : engine.max_batch_tokens);
+  const uint64_t width = 2 * static_cast<uint64_t>(spec.hidden) +
+                         3 * static_cast<uint64_t>(spec.ffn) +
+                         static_cast<uint64_t>(spec.heads + 2 * spec.kv_heads) *
+                             static_cast<uint64_t>(spec.head_dim) * 2;
+  uint64_t bytes = rows * width * sizeof(float);
+  if (decoder) {
+    const auto sequences = static_cast<uint64_t>(engine.max_sequences);
+    bytes += sequences * static_cast<uint64_t>(spec.vocab) * sizeof(float);
+    bytes += engine.kv_bytes;
+  }
+  return bytes;
+}
+
+// Logits of one chunk under both models, twice the KV of one document.
+uint64_t VerificationBytes(const ModelSpec& spec) {
+  constexpr uint64_t kChunk = 128, kWindow = 512;
+  const uint64_t logits =
+      spec.task == ModelTask::kGenerate ? 3 * kChunk * static_cast<uint64_t>(spec.vocab) * 4 : 0;
+  const uint64_t kv = 2 * kWindow * 2 * static_cast<uint64_t>(spec.layers) *
+                      static_cast<uint64_t>(spec.kv_heads) * static_cast<uint64_t>(spec.head_dim) *
+                      4;
+  return logits + (spec.task == ModelTask::kGenerate ? kv : 0);
+}
+
+// The largest moment of the admission. While quantizing: what is done so far and three copies of
+// the widest layer (read, encoded, packed). While verifying: candidate and reference. While
+// serving: candidate and engine.
+uint64_t EstimatePeak(const Admission& a) {
+  uint64_t widest = 0;
+  for (const LinearSlot& slot : a.slots) {
+    widest = std::max(widest, static_cast<uint64_t>(slot.shape.elements()) * 4);
+  }
+  const uint64_t weights = WeightBytes(a);
+  const uint64_t verifying = weights + a.report.bytes_f32 + VerificationBytes(a.spec);
+  const uint64_t building_reference = weights + a.report.bytes_f32 + 2 * widest;
+  return std::max({weights + 3 * widest, verifying, building_reference, weights + EngineBytes(a)});
+}
+
+uint64_t AvailableBytes(const AdmissionOptions& options) {
+  const uint64_t free = CpuDevice().free_bytes();
+  if (options.memory_limit_bytes == 0) return free;
+  const uint64_t used = CpuDevice().allocated_bytes();
+  return std::min(free, options.memory_limit_bytes - std::min(options.memory_limit_bytes, used));
+}
+
+absl::Status CheckFits(Admission& a) {
+  a.report.estimated_peak_bytes = EstimatePeak(a);
+  const uint64_t available = AvailableBytes(a.host.options);
+  if (a.report.estimated_peak_bytes <= available) return absl::OkStatus();
+  const std::string reason = absl::StrFormat(
+      "does not fit: the admission needs up to %.1f MB (weights %.1f MB as %s, reference %.1f MB, "
+      "engine %.1f MB), %.1f MB are available",
+      a.report.estimated_peak_bytes / 1e6, WeightBytes(a) / 1e6, a.recipe().scheme,
+      a.report.bytes_f32 / 1e6, EngineBytes(a) / 1e6, available / 1e6);
+  a.report.verdict = "rejected";
+  a.report.reason = reason;
+  return absl::ResourceExhaustedError(reason);
+}
+
+absl::Status MakeEvaluation(Admission& a) {
+  const AdmissionOptions& options = a.host.options;
+  const EvaluationSize size = a.host.hooks.evaluation.value_or(EvaluationSize{});
+  std::string text;
+  std::string_view source = BundledEvaluationText();
+  std::string origin = "bundled extract of WikiText-2";
+  if (!options.evaluation_path.empty()) {
+    ASSIGN_OR_RETURN(text, ReadFile(options.evaluation_path));
+    source = text;
+    origin = options.evaluation_path;
+  }
+  ASSIGN_OR_RETURN(a.evaluation,
+                   MakeEvaluationSet(source, origin, a.tokenizer.get(), a.spec, size));
+  a.report.evaluation_set = a.evaluation.name;
+  a.report.evaluation_hash = a.evaluation.hash;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status OpenStage(Admission& a) {
+  ASSIGN_OR_RETURN(a.checkpoint, OpenCheckpoint(a.request.path));
+  ASSIGN_OR_RETURN(a.family, FamilyOf(*a.checkpoint));
+  ASSIGN_OR_RETURN(a.spec, a.family->parse(*a.checkpoint));
+  a.slots = a.family->slots(a.spec);
+  if (a.checkpoint->tokenizer().is_object() && !a.checkpoint->tokenizer().empty()) {
+    ASSIGN_OR_RETURN(a.tokenizer, MakeTokenizer(a.checkpoint->tokenizer()));
+  }
+  ASSIGN_OR_RETURN(a.report.source_hash, a.host.cache.ContentHash(*a.checkpoint, a.request.path));
+  a.report.source_format = std::string(a.checkpoint->format());
+  a.report.task = std::string(TaskName(a.spec.task));
+  a.report.bytes_f32 = (SlotElements(a.slots) + OtherElements(a)) * 4;
+  a.note = absl::StrCat(a.spec.architecture, ", ", a.checkpoint->tensors().size(), " tensors, ",
+                        absl::StrFormat("%.1f million weights", a.report.bytes_f32 / 4e6));
+  return absl::OkStatus();
+}
+
+absl::Status ProfileStage(Admission& a) {
+  a.report.hardware = ProbeHardware();
+  ASSIGN_OR_RETURN(a.report.decision,
+                   a.host.options.policy.Choose(a.report.hardware, a.report.bytes_f32, false));
+  if (!a.request.scheme.empty()) {
+    RETURN_IF_ERROR(Override(a.request.scheme, a.report.decision));
+  }
+  const DType kv = a.recipe().kv_dtype;
+  if (kv != DType::kF16 && kv != DType::kF32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the KV cache on the CPU is f16 or f32: kv=", std::string(Name(kv)),
+                     " recipe=", a.recipe().name));
+  }
+  a.plan = MakePlan(a.recipe(), a.slots);
+  RETURN_IF_ERROR(CheckFits(a));
+  RETURN_IF_ERROR(MakeEvaluation(a));
+  a.note =
+      absl::StrCat("rule ", a.report.decision.rule, ", recipe ", a.recipe().name, ", ",
+                   absl::StrFormat("peak %.1f MB estimated", a.report.estimated_peak_bytes / 1e6));
+  return absl::OkStatus();
+}
+
+}  // namespace assay

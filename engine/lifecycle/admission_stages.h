@@ -1,0 +1,116 @@
+// One admission and its stages (design.md section 5). Internal to engine/lifecycle and its tests.
+// Everything here runs on the admission thread.
+#pragma once
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "engine/lifecycle/admission.h"
+#include "engine/lifecycle/artifact_cache.h"
+#include "engine/lifecycle/evaluation.h"
+#include "engine/lifecycle/verifier.h"
+
+namespace assay {
+
+// What tests reach for: nothing in the product sets these.
+struct AdmissionHooks {
+  // Between quantization and everything that looks at its result.
+  std::function<void(const LinearSlot& slot, QuantizedTensor& tensor)> after_quantize;
+  std::optional<std::string> host_isa;       // instead of CpuInfo::isa() in certificates
+  std::optional<EvaluationSize> evaluation;  // instead of the default size
+};
+
+// What an admission works with; all of it outlives the admission.
+struct AdmissionHost {
+  ModelRegistry& registry;
+  ThreadPool& pool;
+  Metrics& metrics;
+  const Clock& clock;
+  const AdmissionOptions& options;
+  const AdmissionHooks& hooks;
+  ArtifactCache& cache;
+};
+
+struct Admission {
+  AdmissionHost host;
+  AdmissionRequest request;  // name and version are final
+  std::function<void(double fraction, const std::string& message)> progress;
+
+  // Open
+  std::unique_ptr<const Checkpoint> checkpoint;
+  const ModelFamily* family = nullptr;
+  ModelSpec spec;
+  std::vector<LinearSlot> slots;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<ModelMetrics> metrics;
+  // Profile
+  Plan plan;
+  EvaluationSet evaluation;
+  // LookUp
+  std::string artifact_key, certificate_key;
+  std::unique_ptr<ArtifactReader> stored;
+  std::unique_ptr<ArtifactWriter> writer;
+  bool certified = false;
+  // Load or Quantize
+  LinearMap linears;
+  std::map<std::string, std::string> integrity;  // slot -> what its stored numbers show
+  std::shared_ptr<const Model> candidate;
+  // Reference, Verify
+  std::unique_ptr<const Model> reference;
+  std::unique_ptr<Verifier> verifier;
+  std::map<std::string, double> weight_sqnr, output_sqnr;  // dB
+
+  AdmissionReport report;
+  std::string note;  // of the running stage
+  size_t allocated_before = 0;
+
+  Recipe& recipe() { return report.decision.recipe; }
+  // Notes how much memory is held just now.
+  void SamplePeak();
+};
+
+// Every stage leaves `admission` ready for the next one or returns why not: FailedPrecondition with
+// report.verdict "rejected" when the model is at fault, ResourceExhausted when it does not fit,
+// anything else when the admission failed.
+struct AdmissionStage {
+  const char* name;
+  absl::Status (*run)(Admission& admission);
+  bool (*wanted)(const Admission& admission);
+};
+std::span<const AdmissionStage> AdmissionStages();
+
+// admission_open.cc
+absl::Status OpenStage(Admission& admission);
+absl::Status ProfileStage(Admission& admission);
+// admission_weights.cc
+absl::Status LookUpStage(Admission& admission);
+absl::Status LoadStage(Admission& admission);
+absl::Status QuantizeStage(Admission& admission);
+absl::Status StoreStage(Admission& admission);
+// admission_verify.cc
+absl::Status ReferenceStage(Admission& admission);
+absl::Status VerifyStage(Admission& admission);
+absl::Status FallBackStage(Admission& admission);
+// admission_stages.cc
+absl::Status WarmStage(Admission& admission);
+absl::Status PublishStage(Admission& admission);
+
+// Quantizes one slot as the plan says, hands it to the writer and packs it. FailedPrecondition: the
+// checkpoint's numbers cannot be quantized.
+absl::Status QuantizeSlot(Admission& admission, const LinearSlot& slot);
+absl::Status BuildCandidate(Admission& admission);
+// Sets the verdict and the reason; FailedPrecondition.
+absl::Status Reject(Admission& admission, const std::string& reason);
+// Fills report.layers, bytes and fallback_fraction from plan, linears and measurements.
+void DescribeLayers(Admission& admission);
+std::string CertificateKey(const Admission& admission);
+
+// AdmissionPipeline::Start with hooks.
+std::unique_ptr<AdmissionPipeline> StartAdmissionPipeline(ModelRegistry& registry, ThreadPool& pool,
+                                                          Metrics& metrics, const Clock& clock,
+                                                          AdmissionOptions options,
+                                                          AdmissionHooks hooks);
+
+}  // namespace assay

@@ -1,0 +1,192 @@
+// Proof: the reference, the comparison, and the one way out when the comparison fails.
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "engine/lifecycle/admission_stages.h"
+#include "engine/lifecycle/fallback.h"
+#include "engine/lifecycle/layer_check.h"
+
+namespace assay {
+namespace {
+
+constexpr int kExactLayers = 12;      // measured one at a time before a fallback
+constexpr double kFallbackAim = 0.7;  // of the budget: a plan that barely passes is not one
+
+std::string Figures(const VerificationResult& v, ModelTask task) {
+  switch (task) {
+    case ModelTask::kGenerate:
+      return absl::StrFormat("mean KL %.5f nats, top-1 %.2f %%, perplexity ratio %.5f",
+                             v.mean_kl.mean, 100 * v.top1_agreement.mean, v.perplexity_ratio);
+    case ModelTask::kEmbed:
+      return absl::StrFormat("mean cosine %.6f", v.cosine.mean);
+    case ModelTask::kClassify:
+      return absl::StrFormat("label agreement %.2f %%", 100 * v.label_agreement);
+  }
+  return "";
+}
+
+// The stored weights against the checkpoint's, as they will be multiplied.
+absl::Status CheckWeights(Admission& a) {
+  std::vector<std::string> defects;
+  for (const auto& [name, linear] : a.linears) {
+    const QuantizedLinear& original = *a.reference->linears().find(name)->second;
+    ASSIGN_OR_RETURN(const WeightCheck check, CheckServedWeight(original, *linear, a.host.pool));
+    a.weight_sqnr[name] = check.sqnr_db;
+    const auto integrity = a.integrity.find(name);
+    if (!check.defect.empty()) {
+      defects.push_back(
+          absl::StrFormat("%s: %s (weight SQNR %.1f dB)", name, check.defect, check.sqnr_db));
+    } else if (integrity != a.integrity.end()) {
+      defects.push_back(absl::StrCat(name, ": ", integrity->second));
+    }
+  }
+  if (defects.empty()) return absl::OkStatus();
+  a.report.verification.defects = defects;
+  DescribeLayers(a);
+  return Reject(a, "defect in " + defects.front());
+}
+
+absl::Status Measure(Admission& a) {
+  const auto progress = [&](double fraction) {
+    a.SamplePeak();
+    a.progress(fraction, "comparing with the reference");
+  };
+  ASSIGN_OR_RETURN(a.report.verification,
+                   a.verifier->Compare(*a.candidate, a.recipe().kv_dtype, {}, progress));
+  VerificationResult& v = a.report.verification;
+  if (v.defects.empty()) {
+    v.failures = CheckBudget(v, a.report.decision.budget, a.spec.task);
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const std::string where, a.verifier->FindNotFinite(*a.candidate));
+  if (!where.empty()) v.defects.push_back("first value that is not finite: " + where);
+  DescribeLayers(a);
+  return Reject(a, "defect: " + absl::StrJoin(v.defects, "; "));
+}
+
+// Worst layers by measured output error, for the reason of a rejection.
+std::string LeastAccurate(const Admission& a) {
+  std::string worst;
+  double lowest = std::numeric_limits<double>::infinity();
+  for (const auto& [name, sqnr] : a.output_sqnr) {
+    if (sqnr < lowest) {
+      lowest = sqnr;
+      worst = name;
+    }
+  }
+  if (worst.empty()) return "";
+  return absl::StrFormat("; least accurate layer %s (output SQNR %.1f dB)", worst, lowest);
+}
+
+// The figure that the ranking explains, and where it should be.
+std::pair<double, double> LossAndTarget(const VerificationResult& v, const Budget& budget,
+                                        ModelTask task) {
+  switch (task) {
+    case ModelTask::kGenerate:
+      // Agreement and perplexity follow KL, but not by a formula: when they alone fail, halve it.
+      return {v.mean_kl.high, std::min(kFallbackAim * budget.max_mean_kl, v.mean_kl.high / 2)};
+    case ModelTask::kEmbed:
+      return {1 - v.cosine.low, kFallbackAim * (1 - budget.min_mean_cosine)};
+    case ModelTask::kClassify:
+      return {1 - v.label_agreement, kFallbackAim * (1 - budget.min_label_agreement)};
+  }
+  return {0, 0};
+}
+
+absl::Status KeepInHigherPrecision(Admission& a, const std::vector<LayerImpact>& ranking,
+                                   int count) {
+  for (const LinearSlot& slot : a.slots) {
+    const auto impact =
+        std::find_if(ranking.begin(), ranking.begin() + count,
+                     [&](const LayerImpact& layer) { return layer.slot == slot.name; });
+    SlotPlan& plan = a.plan.find(slot.name)->second;
+    if (impact == ranking.begin() + count || plan.fallback) continue;
+    plan.scheme = a.recipe().fallback_scheme;
+    plan.activation = a.recipe().fallback_activation;
+    plan.fallback = true;
+    plan.why = absl::StrFormat("quantized alone it costs %.5f (place %d of %d)", impact->loss,
+                               impact - ranking.begin() + 1, ranking.size());
+    RETURN_IF_ERROR(QuantizeSlot(a, slot));
+  }
+  return BuildCandidate(a);
+}
+
+// An artifact that came from the cache is rewritten whole once its plan changes.
+absl::Status StartNewArtifact(Admission& a) {
+  if (a.stored == nullptr || a.writer != nullptr) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<ArtifactWriter>> writer = a.host.cache.NewArtifact(a.artifact_key);
+  if (!writer.ok()) return absl::OkStatus();  // reported when it is stored
+  a.writer = *std::move(writer);
+  for (const LinearSlot& slot : a.slots) {
+    ASSIGN_OR_RETURN(const QuantizedTensor tensor, a.stored->Read(slot.name));
+    RETURN_IF_ERROR(a.writer->Add(slot.name, tensor, a.plan.find(slot.name)->second));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ReferenceStage(Admission& a) {
+  LinearOptions exact;  // f32, weight-only: the checkpoint as this engine computes it
+  ASSIGN_OR_RETURN(a.reference, BuildUniform(*a.checkpoint, "f32", exact));
+  a.SamplePeak();
+  ASSIGN_OR_RETURN(a.verifier, Verifier::Create(*a.reference, a.evaluation, a.host.pool));
+  a.note = absl::StrFormat("%.1f MB in f32", a.report.bytes_f32 / 1e6);
+  return absl::OkStatus();
+}
+
+absl::Status VerifyStage(Admission& a) {
+  RETURN_IF_ERROR(CheckWeights(a));
+  RETURN_IF_ERROR(Measure(a));
+  ASSIGN_OR_RETURN(a.output_sqnr, a.verifier->OutputSqnr(a.linears));
+  DescribeLayers(a);
+  const VerificationResult& v = a.report.verification;
+  a.note = absl::StrCat(v.tokens, " tokens: ", Figures(v, a.spec.task));
+  return absl::OkStatus();
+}
+
+absl::Status FallBackStage(Admission& a) {
+  const int limit = MaxFallbackLayers(a.slots, a.recipe().max_fallback_fraction);
+  const auto reject = [&] {
+    return Reject(a, absl::StrCat(absl::StrJoin(a.report.verification.failures, "; "),
+                                  LeastAccurate(a), " (", a.note, ")"));
+  };
+  if (limit == 0) {
+    a.note = "the recipe allows no fallback";
+    return reject();
+  }
+  ASSIGN_OR_RETURN(const std::vector<LayerImpact> ranking,
+                   RankLayers({*a.family, a.spec, *a.checkpoint, a.reference->linears(), a.linears,
+                               a.output_sqnr},
+                              *a.verifier, std::max(kExactLayers, limit), [&](double fraction) {
+                                a.SamplePeak();
+                                a.progress(fraction, "measuring layers one at a time");
+                              }));
+  for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
+  RETURN_IF_ERROR(StartNewArtifact(a));
+  const auto [loss, target] =
+      LossAndTarget(a.report.verification, a.report.decision.budget, a.spec.task);
+  const int most = std::min(limit, static_cast<int>(ranking.size()));
+  int kept = LayersToKeep(ranking, loss, target, most);
+  while (kept > 0 && !a.report.verification.failures.empty()) {
+    a.report.attempts.push_back(a.report.verification);
+    RETURN_IF_ERROR(KeepInHigherPrecision(a, ranking, kept));
+    RETURN_IF_ERROR(Measure(a));
+    a.note =
+        absl::StrFormat("%d of at most %d layers kept in %s: %s", kept, limit,
+                        a.recipe().fallback_scheme, Figures(a.report.verification, a.spec.task));
+    kept = kept == most ? 0 : most;  // the first choice, then all that is allowed
+  }
+  if (!ranking.empty()) {
+    ASSIGN_OR_RETURN(a.output_sqnr, a.verifier->OutputSqnr(a.linears));
+  }
+  RETURN_IF_ERROR(CheckWeights(a));
+  DescribeLayers(a);
+  if (ranking.empty()) a.note = "no layer is left to keep in higher precision";
+  return a.report.verification.failures.empty() ? absl::OkStatus() : reject();
+}
+
+}  // namespace assay

@@ -1,0 +1,283 @@
+// Where the quantized weights come from: the artifact cache, or the checkpoint, slot by slot.
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "base/log.h"
+#include "base/sha256.h"
+#include "engine/lifecycle/admission_stages.h"
+
+namespace assay {
+namespace {
+
+// Part of the artifact's key: bumped when the codes that a recipe gives change.
+constexpr char kQuantizer[] = "nearest-1";
+// Rows of the checkpoint read at a time when looking for numbers that are not finite.
+constexpr int64_t kScanElements = 1 << 20;
+
+std::string ArtifactKey(const Admission& a) {
+  nlohmann::json recipe = ToJson(a.report.decision.recipe);
+  recipe.erase("name");
+  recipe.erase("bits_per_weight");  // an estimate, not part of the result
+  recipe.erase("kv_dtype");         // the engine's business
+  return Sha256Hex(absl::StrCat(a.report.source_hash, "\n", recipe.dump(), "\n", kQuantizer));
+}
+
+// The rest of the model: norms, biases, tables. NaN there poisons everything behind it.
+absl::Status ScanTensor(Admission& a, const CheckpointTensor& tensor) {
+  if (tensor.shape.rank == 0 || tensor.shape.elements() == 0) return absl::OkStatus();
+  const int64_t columns = tensor.shape.elements() / tensor.shape[0];
+  const int64_t step = std::max<int64_t>(1, kScanElements / std::max<int64_t>(columns, 1));
+  std::vector<float> values;
+  for (int64_t row = 0; row < tensor.shape[0]; row += step) {
+    const int64_t rows = std::min(step, tensor.shape[0] - row);
+    values.resize(static_cast<size_t>(rows * columns));
+    // Integer tables (position ids) are not ours to read.
+    const absl::Status read = a.checkpoint->ReadRows(tensor.name, row, rows, values);
+    if (absl::IsUnimplemented(read)) return absl::OkStatus();
+    RETURN_IF_ERROR(read);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (std::isfinite(values[i])) continue;
+      return Reject(
+          a, absl::StrCat("defect in the checkpoint: ", tensor.name,
+                          " holds NaN or infinity: row=", row + static_cast<int64_t>(i) / columns));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ScanOthers(Admission& a) {
+  std::set<std::string> in_slots;
+  for (const LinearSlot& slot : a.slots) {
+    in_slots.insert(slot.weights.begin(), slot.weights.end());
+  }
+  for (const CheckpointTensor& tensor : a.checkpoint->tensors()) {
+    if (in_slots.contains(tensor.name)) continue;
+    RETURN_IF_ERROR(ScanTensor(a, tensor));
+  }
+  return absl::OkStatus();
+}
+
+// What the stored numbers show beyond what a fresh rounding of the checkpoint shows too.
+std::string IntegrityDefect(const QuantizedTensor& fresh_look, const IntegrityFinding& expected) {
+  const IntegrityFinding found = fresh_look.scheme->Inspect(fresh_look);
+  if (found.defect != expected.defect) return found.defect;
+  constexpr double kTooManySaturated = 0.5;
+  if (found.saturated_fraction > std::max(kTooManySaturated, 2 * expected.saturated_fraction)) {
+    return absl::StrFormat("%.1f %% of the codes are at the ends of their range",
+                           100 * found.saturated_fraction);
+  }
+  return "";
+}
+
+absl::Status Pack(Admission& a, const LinearSlot& slot, const QuantizedTensor& tensor) {
+  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(*a.checkpoint, slot));
+  ASSIGN_OR_RETURN(
+      QuantizedLinear linear,
+      QuantizedLinear::Create(tensor, std::move(bias),
+                              {.activation = a.plan.find(slot.name)->second.activation}));
+  a.linears[slot.name] = std::make_shared<const QuantizedLinear>(std::move(linear));
+  return absl::OkStatus();
+}
+
+absl::Status LoadSlots(Admission& a) {
+  const Manifest& manifest = a.stored->manifest();
+  for (size_t i = 0; i < a.slots.size(); ++i) {
+    const LinearSlot& slot = a.slots[i];
+    ASSIGN_OR_RETURN(const QuantizedTensor tensor, a.stored->Read(slot.name));
+    if (!(tensor.shape == slot.shape)) {
+      return absl::DataLossError(absl::StrCat(slot.name, ": stored shape is ",
+                                              ToString(tensor.shape), ", expected ",
+                                              ToString(slot.shape)));
+    }
+    a.plan[slot.name] = manifest.slots.find(slot.name)->second.plan;
+    absl::Status packed = Pack(a, slot, tensor);
+    if (absl::IsInvalidArgument(packed)) packed = absl::DataLossError(packed.message());
+    if (!packed.ok()) return Annotate(packed, slot.name);
+    a.SamplePeak();
+    a.progress(static_cast<double>(i + 1) / static_cast<double>(a.slots.size()), slot.name);
+  }
+  return absl::OkStatus();
+}
+
+void MoveToQuarantine(Admission& a, const absl::Status& why) {
+  a.host.metrics.ArtifactCache("corrupt");
+  Log(LogLevel::kWarning, "cached artifact cannot be used, quantizing again",
+      {{"model", a.request.name}, {"key", a.artifact_key}, {"error", why.ToString()}});
+  const absl::Status moved = a.host.cache.Quarantine(a.artifact_key);
+  if (!moved.ok()) {
+    Log(LogLevel::kWarning, "cannot quarantine an artifact", {{"error", moved.ToString()}});
+  }
+}
+
+// Takes over what an earlier admission measured; what belongs to this one stays.
+void AdoptCertificate(Admission& a, AdmissionReport earlier) {
+  earlier.model = a.report.model;
+  earlier.version = a.report.version;
+  earlier.source_path = a.report.source_path;
+  earlier.hardware = a.report.hardware;
+  earlier.decision = a.report.decision;
+  earlier.estimated_peak_bytes = a.report.estimated_peak_bytes;
+  earlier.measured_peak_bytes = a.report.measured_peak_bytes;
+  earlier.stages = std::move(a.report.stages);
+  earlier.artifact_cache_hit = true;
+  earlier.certificate_hit = true;
+  earlier.verdict.clear();  // set anew when this admission publishes
+  a.report = std::move(earlier);
+}
+
+}  // namespace
+
+absl::Status LookUpStage(Admission& a) {
+  a.artifact_key = ArtifactKey(a);
+  if (!a.host.cache.enabled()) {
+    a.note = "no cache directory";
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::unique_ptr<ArtifactReader>> found = a.host.cache.Find(a.artifact_key);
+  if (!found.ok()) {
+    MoveToQuarantine(a, found.status());
+    a.note = absl::StrCat("corrupt: ", found.status().message());
+    return absl::OkStatus();
+  }
+  a.stored = *std::move(found);
+  a.host.metrics.ArtifactCache(a.stored != nullptr ? "hit" : "miss");
+  a.note = absl::StrCat(a.stored != nullptr ? "hit " : "miss ", a.artifact_key.substr(0, 12));
+  return absl::OkStatus();
+}
+
+absl::Status LoadStage(Admission& a) {
+  absl::Status loaded = LoadSlots(a);
+  if (loaded.ok()) loaded = BuildCandidate(a);
+  if (absl::IsDataLoss(loaded) || absl::IsNotFound(loaded)) {
+    MoveToQuarantine(a, loaded);
+    a.stored.reset();
+    a.linears.clear();
+    a.candidate.reset();
+    a.note = absl::StrCat("corrupt, quantizing again: ", loaded.message());
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(loaded);
+  a.report.artifact_cache_hit = true;
+  a.report.artifact_hash = a.stored->manifest().artifact_hash;
+  a.certificate_key = CertificateKey(a);
+  std::optional<AdmissionReport> certificate =
+      a.host.cache.FindCertificate(a.artifact_key, a.certificate_key);
+  if (certificate.has_value()) {
+    AdoptCertificate(a, *std::move(certificate));
+    a.certified = true;
+  }
+  a.note = absl::StrCat(absl::StrFormat("%.1f MB, ", a.stored->manifest().weights_bytes / 1e6),
+                        a.certified ? "certified for this host" : "to be verified on this host");
+  return absl::OkStatus();
+}
+
+absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot) {
+  const SlotPlan& plan = a.plan.find(slot.name)->second;
+  ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(plan.scheme));
+  RETURN_IF_ERROR(scheme->Accepts(slot.shape));
+  absl::StatusOr<QuantizedTensor> encoded;
+  {
+    ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(*a.checkpoint, slot));
+    for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
+    encoded = scheme->Encode(weight.view());
+    a.SamplePeak();
+  }
+  if (absl::IsInvalidArgument(encoded.status())) {
+    return Reject(a, absl::StrCat("defect in ", slot.name, ": ", encoded.status().message(), " (",
+                                  absl::StrJoin(slot.weights, ", "), ")"));
+  }
+  RETURN_IF_ERROR(encoded.status());
+  const IntegrityFinding expected = scheme->Inspect(*encoded);
+  if (a.host.hooks.after_quantize) a.host.hooks.after_quantize(slot, *encoded);
+  const std::string defect = IntegrityDefect(*encoded, expected);
+  if (!defect.empty()) a.integrity[slot.name] = defect;
+  if (a.writer != nullptr) RETURN_IF_ERROR(a.writer->Add(slot.name, *encoded, plan));
+  return Pack(a, slot, *encoded);
+}
+
+absl::Status QuantizeStage(Admission& a) {
+  RETURN_IF_ERROR(ScanOthers(a));
+  if (a.host.cache.enabled()) {
+    absl::StatusOr<std::unique_ptr<ArtifactWriter>> writer =
+        a.host.cache.NewArtifact(a.artifact_key);
+    if (writer.ok()) {
+      a.writer = *std::move(writer);
+    } else {  // a cache that cannot be written costs time, not service
+      Log(LogLevel::kWarning, "cannot cache artifacts", {{"error", writer.status().ToString()}});
+    }
+  }
+  for (size_t i = 0; i < a.slots.size(); ++i) {
+    absl::Status status = QuantizeSlot(a, a.slots[i]);
+    if (absl::IsResourceExhausted(status) && a.writer != nullptr) {  // the disk is full
+      Log(LogLevel::kWarning, "cannot cache this artifact", {{"error", status.ToString()}});
+      a.writer.reset();
+      status = QuantizeSlot(a, a.slots[i]);
+    }
+    if (!status.ok()) {
+      return a.report.verdict.empty() ? Annotate(status, a.slots[i].name) : status;
+    }
+    a.SamplePeak();
+    a.progress(static_cast<double>(i + 1) / static_cast<double>(a.slots.size()),
+               absl::StrCat("layer ", i + 1, " of ", a.slots.size()));
+  }
+  a.note = absl::StrCat(a.slots.size(), " layers from ",
+                        absl::StrFormat("%.1f MB", a.checkpoint->file_bytes() / 1e6));
+  return BuildCandidate(a);
+}
+
+absl::Status BuildCandidate(Admission& a) {
+  ASSIGN_OR_RETURN(std::unique_ptr<const Model> model,
+                   a.family->build(a.spec, *a.checkpoint, a.linears));
+  a.candidate = std::move(model);
+  a.SamplePeak();
+  return absl::OkStatus();
+}
+
+// What the figures of a verification hold for. Any difference means: verify again.
+std::string CertificateKey(const Admission& a) {
+  nlohmann::json kernels = nlohmann::json::object();
+  for (const auto& [name, linear] : a.linears) kernels[name] = std::string(linear->kernel());
+  const nlohmann::json what = {{"artifact", a.report.artifact_hash},
+                               {"budget", ToJson(a.report.decision.budget)},
+                               {"evaluation", a.evaluation.hash},
+                               {"kernels", kernels},
+                               {"isa", a.host.hooks.host_isa.value_or(a.report.hardware.cpu_isa)},
+                               {"kv_dtype", std::string(Name(a.report.decision.recipe.kv_dtype))},
+                               {"assay", ASSAY_VERSION}};
+  return Sha256Hex(what.dump());
+}
+
+absl::Status StoreStage(Admission& a) {
+  absl::Status status;
+  if (a.writer != nullptr) {
+    for (const auto& [name, plan] : a.plan) RETURN_IF_ERROR(a.writer->SetPlan(name, plan));
+    absl::StatusOr<std::string> hash =
+        a.writer->Commit(a.artifact_key, a.report.source_hash, kQuantizer);
+    a.writer.reset();
+    status = hash.status();
+    if (hash.ok()) a.report.artifact_hash = *hash;
+  }
+  if (status.ok()) {
+    a.certificate_key = CertificateKey(a);
+    AdmissionReport certificate = a.report;
+    certificate.verdict = "admitted";
+    certificate.reason.clear();
+    status = a.host.cache.StoreCertificate(a.artifact_key, a.certificate_key, certificate);
+  }
+  if (!status.ok()) {  // serving does not depend on it
+    Log(LogLevel::kWarning, "cannot store the artifact",
+        {{"model", a.request.name}, {"error", status.ToString()}});
+    a.note = absl::StrCat("not stored: ", status.message());
+    return absl::OkStatus();
+  }
+  a.host.metrics.SetArtifactCacheBytes(static_cast<double>(a.host.cache.bytes()));
+  a.note = absl::StrCat("artifact ", a.report.artifact_hash.substr(0, 12));
+  return absl::OkStatus();
+}
+
+}  // namespace assay

@@ -1,0 +1,231 @@
+#include "engine/lifecycle/artifact.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "base/sha256.h"
+
+namespace assay {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kAlignment = 64;
+
+absl::Status SystemError(const std::string& what, const std::string& path) {
+  const std::string reason = std::strerror(errno);
+  const std::string message = absl::StrCat(what, ": path=", path, " error=", reason);
+  if (errno == ENOSPC || errno == EDQUOT) return absl::ResourceExhaustedError(message);
+  return absl::InternalError(message);
+}
+
+absl::Status SyncDirectory(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return SystemError("cannot open directory", path);
+  const int result = fsync(fd);
+  close(fd);
+  return result == 0 ? absl::OkStatus() : SystemError("cannot flush directory", path);
+}
+
+absl::Status WriteAll(int fd, const std::string& path, const char* data, size_t bytes) {
+  while (bytes > 0) {
+    const ssize_t written = write(fd, data, bytes);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return SystemError("cannot write", path);
+    data += written;
+    bytes -= static_cast<size_t>(written);
+  }
+  return absl::OkStatus();
+}
+
+std::string Temporary(const std::string& path) {
+  static std::atomic<int> counter{0};  // several writers of one process
+  return absl::StrCat(path, ".tmp.", getpid(), ".", counter.fetch_add(1));
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError("cannot read file: path=" + path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return std::move(text).str();
+}
+
+absl::Status WriteFileAtomically(const std::string& path, const std::string& text) {
+  const std::string temporary = Temporary(path);
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) return SystemError("cannot create file", temporary);
+  absl::Status status = WriteAll(fd, temporary, text.data(), text.size());
+  if (status.ok() && fsync(fd) != 0) status = SystemError("cannot flush", temporary);
+  close(fd);
+  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) {
+    status = SystemError("cannot rename to", path);
+  }
+  if (!status.ok()) unlink(temporary.c_str());
+  return status;
+}
+
+absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactWriter::Create(
+    std::string final_directory) {
+  std::string directory = Temporary(final_directory);
+  std::error_code error;
+  fs::create_directories(directory, error);
+  if (error) {
+    return absl::InternalError(
+        absl::StrCat("cannot create directory: path=", directory, " error=", error.message()));
+  }
+  const std::string path = directory + "/weights.bin";
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  std::unique_ptr<ArtifactWriter> writer(
+      new ArtifactWriter(std::move(final_directory), std::move(directory), fd));
+  if (fd < 0) return SystemError("cannot create file", path);
+  return writer;
+}
+
+ArtifactWriter::~ArtifactWriter() {
+  if (fd_ >= 0) close(fd_);
+  std::error_code ignored;  // gone already after Commit
+  fs::remove_all(directory_, ignored);
+}
+
+absl::Status ArtifactWriter::Write(const void* data, size_t bytes) {
+  RETURN_IF_ERROR(
+      WriteAll(fd_, directory_ + "/weights.bin", static_cast<const char*>(data), bytes));
+  manifest_.weights_bytes += bytes;
+  return absl::OkStatus();
+}
+
+absl::Status ArtifactWriter::Append(const Tensor& tensor, std::string role, StoredSlot& slot) {
+  if (tensor.empty()) return absl::OkStatus();
+  static constexpr char kZeros[kAlignment] = {};
+  const uint64_t misaligned = manifest_.weights_bytes % kAlignment;
+  if (misaligned != 0) RETURN_IF_ERROR(Write(kZeros, kAlignment - misaligned));
+  StoredTensor stored{.role = std::move(role),
+                      .dtype = tensor.dtype(),
+                      .shape = tensor.shape(),
+                      .offset = manifest_.weights_bytes,
+                      .bytes = tensor.bytes()};
+  Sha256 hash;
+  hash.Update({tensor.data<std::byte>(), tensor.bytes()});
+  stored.sha256 = hash.HexDigest();
+  RETURN_IF_ERROR(Write(tensor.data<std::byte>(), tensor.bytes()));
+  slot.tensors.push_back(std::move(stored));
+  return absl::OkStatus();
+}
+
+absl::Status ArtifactWriter::Add(const std::string& name, const QuantizedTensor& tensor,
+                                 SlotPlan plan) {
+  StoredSlot slot{.plan = std::move(plan), .shape = tensor.shape, .group = tensor.group};
+  RETURN_IF_ERROR(Append(tensor.codes, "codes", slot));
+  RETURN_IF_ERROR(Append(tensor.scales, "scales", slot));
+  RETURN_IF_ERROR(Append(tensor.zeros, "zeros", slot));
+  for (const auto& [role, extra] : tensor.extra) {
+    RETURN_IF_ERROR(Append(extra, "extra." + role, slot));
+  }
+  manifest_.slots[name] = std::move(slot);
+  return absl::OkStatus();
+}
+
+absl::Status ArtifactWriter::SetPlan(const std::string& name, const SlotPlan& plan) {
+  const auto it = manifest_.slots.find(name);
+  if (it == manifest_.slots.end()) {
+    return absl::InternalError("no such slot in the artifact: slot=" + name);
+  }
+  it->second.plan = plan;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ArtifactWriter::Commit(std::string key, std::string source_hash,
+                                                   std::string quantizer) {
+  manifest_.key = std::move(key);
+  manifest_.source_hash = std::move(source_hash);
+  manifest_.quantizer = std::move(quantizer);
+  manifest_.artifact_hash = ArtifactHash(manifest_);
+  if (fsync(fd_) != 0) return SystemError("cannot flush", directory_ + "/weights.bin");
+  close(fd_);
+  fd_ = -1;
+  RETURN_IF_ERROR(WriteFileAtomically(directory_ + "/manifest.json", ToJson(manifest_).dump(1)));
+  RETURN_IF_ERROR(SyncDirectory(directory_));
+  std::error_code error;
+  fs::remove_all(final_directory_, error);
+  if (rename(directory_.c_str(), final_directory_.c_str()) != 0) {
+    return SystemError("cannot rename to", final_directory_);
+  }
+  RETURN_IF_ERROR(SyncDirectory(fs::path(final_directory_).parent_path().string()));
+  return manifest_.artifact_hash;
+}
+
+absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactReader::Open(const std::string& directory) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(directory + "/manifest.json"));
+  auto reader = std::make_unique<ArtifactReader>();
+  ASSIGN_OR_RETURN(reader->manifest_, ManifestFromJson(text));
+  absl::StatusOr<std::shared_ptr<const MappedFile>> weights =
+      MappedFile::Open(directory + "/weights.bin");
+  if (!weights.ok()) return absl::DataLossError(weights.status().message());
+  reader->weights_ = *std::move(weights);
+  if (reader->weights_->bytes().size() != reader->manifest_.weights_bytes) {
+    return absl::DataLossError(
+        absl::StrCat("weights.bin has another size: bytes=", reader->weights_->bytes().size(),
+                     " expected=", reader->manifest_.weights_bytes, " directory=", directory));
+  }
+  return reader;
+}
+
+absl::StatusOr<Tensor> ArtifactReader::ReadTensor(const StoredTensor& stored) const {
+  const std::span<const std::byte> bytes =
+      weights_->bytes().subspan(stored.offset, stored.bytes);  // bounds: ManifestFromJson
+  Sha256 hash;
+  hash.Update(bytes);
+  if (hash.HexDigest() != stored.sha256) {
+    return absl::DataLossError(absl::StrCat("checksum is wrong: tensor=", stored.role));
+  }
+  ASSIGN_OR_RETURN(Tensor tensor, Tensor::Create(CpuDevice(), stored.shape, stored.dtype));
+  std::memcpy(tensor.data<std::byte>(), bytes.data(), bytes.size());
+  weights_->DropResident(stored.offset, stored.bytes);
+  return tensor;
+}
+
+absl::StatusOr<QuantizedTensor> ArtifactReader::Read(const std::string& name) const {
+  const auto it = manifest_.slots.find(name);
+  if (it == manifest_.slots.end()) {
+    return absl::NotFoundError("the artifact has no such slot: slot=" + name);
+  }
+  const StoredSlot& slot = it->second;
+  QuantizedTensor tensor;
+  const absl::StatusOr<const QuantScheme*> scheme = FindScheme(slot.plan.scheme);
+  if (!scheme.ok()) {
+    return absl::DataLossError(absl::StrCat(name, ": ", scheme.status().message()));
+  }
+  tensor.scheme = *scheme;
+  tensor.shape = slot.shape;
+  tensor.group = slot.group;
+  for (const StoredTensor& stored : slot.tensors) {
+    absl::StatusOr<Tensor> read = ReadTensor(stored);
+    if (!read.ok()) return Annotate(read.status(), name);
+    if (stored.role == "codes") {
+      tensor.codes = *std::move(read);
+    } else if (stored.role == "scales") {
+      tensor.scales = *std::move(read);
+    } else if (stored.role == "zeros") {
+      tensor.zeros = *std::move(read);
+    } else if (stored.role.rfind("extra.", 0) == 0) {
+      tensor.extra[stored.role.substr(6)] = *std::move(read);
+    } else {
+      return absl::DataLossError(absl::StrCat(name, ": unknown tensor: role=", stored.role));
+    }
+  }
+  return tensor;
+}
+
+}  // namespace assay

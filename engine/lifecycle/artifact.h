@@ -1,0 +1,97 @@
+// A quantized model on disk: manifest.json and weights.bin (docs/formats.md draws the bytes).
+// Written tensor by tensor, so quantization never holds a whole model; read likewise, with every
+// checksum verified.
+#pragma once
+#include <map>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "base/mapped_file.h"
+#include "engine/model/model.h"
+
+namespace assay {
+
+// How one slot is served: a row of the plan (design.md section 2).
+struct SlotPlan {
+  std::string scheme;
+  ActivationMode activation = ActivationMode::kA16;
+  bool fallback = false;       // kept in higher precision because the gate or the recipe asked
+  std::string why;             // why this precision
+  double kl_contribution = 0;  // as LayerReport
+};
+using Plan = std::map<std::string, SlotPlan, std::less<>>;
+
+// Where a tensor lies in weights.bin.
+struct StoredTensor {
+  std::string role;  // "codes", "scales", "zeros", or a name of QuantizedTensor::extra
+  DType dtype = DType::kF32;
+  Shape shape;
+  uint64_t offset = 0, bytes = 0;
+  std::string sha256;
+};
+struct StoredSlot {
+  SlotPlan plan;
+  Shape shape;
+  int64_t group = 0;
+  std::vector<StoredTensor> tensors;
+};
+struct Manifest {
+  std::string key, source_hash, quantizer, artifact_hash;
+  uint64_t weights_bytes = 0;
+  std::map<std::string, StoredSlot, std::less<>> slots;
+};
+nlohmann::json ToJson(const Manifest& manifest);
+// DataLoss: malformed, or the artifact hash does not cover what it says.
+absl::StatusOr<Manifest> ManifestFromJson(const std::string& text);
+// SHA-256 over the plan and the checksums of all tensors; independent of where they lie.
+std::string ArtifactHash(const Manifest& manifest);
+
+// Writes into a directory of its own next to the final one; gone with the writer unless committed.
+// One thread.
+class ArtifactWriter {
+ public:
+  // `final_directory` is where Commit moves the artifact. Internal: cannot write there.
+  static absl::StatusOr<std::unique_ptr<ArtifactWriter>> Create(std::string final_directory);
+  ~ArtifactWriter();
+  // Appends the tensors of a slot; a slot that was there already is replaced.
+  absl::Status Add(const std::string& slot, const QuantizedTensor& tensor, SlotPlan plan);
+  absl::Status SetPlan(const std::string& slot, const SlotPlan& plan);
+  // Manifest, fsync, rename, fsync of the directory; an artifact that is already there is replaced.
+  // Returns the artifact hash.
+  absl::StatusOr<std::string> Commit(std::string key, std::string source_hash,
+                                     std::string quantizer);
+  // Hash of what was added so far.
+  std::string hash() const { return ArtifactHash(manifest_); }
+
+ private:
+  ArtifactWriter(std::string final_directory, std::string directory, int fd)
+      : final_directory_(std::move(final_directory)), directory_(std::move(directory)), fd_(fd) {}
+  absl::Status Append(const Tensor& tensor, std::string role, StoredSlot& slot);
+  absl::Status Write(const void* data, size_t bytes);
+
+  const std::string final_directory_, directory_;
+  int fd_ = -1;
+  Manifest manifest_;
+};
+
+class ArtifactReader {
+ public:
+  // NotFound: no manifest there. DataLoss: manifest or weights.bin contradict themselves.
+  static absl::StatusOr<std::unique_ptr<ArtifactReader>> Open(const std::string& directory);
+  const Manifest& manifest() const { return manifest_; }
+  // The tensors of a slot. NotFound; DataLoss: checksum, size or scheme is wrong (names the slot).
+  absl::StatusOr<QuantizedTensor> Read(const std::string& slot) const;
+
+ private:
+  absl::StatusOr<Tensor> ReadTensor(const StoredTensor& stored) const;
+  Manifest manifest_;
+  std::shared_ptr<const MappedFile> weights_;
+};
+
+// Text into a new file at `path`, through a temporary name, fsync and rename.
+absl::Status WriteFileAtomically(const std::string& path, const std::string& text);
+absl::StatusOr<std::string> ReadFile(const std::string& path);  // NotFound
+
+}  // namespace assay

@@ -1,0 +1,72 @@
+#include "engine/lifecycle/fallback.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace assay {
+namespace {
+
+// Part of the set on which a single layer is measured: enough to rank, cheap enough to repeat.
+constexpr Verifier::Extent kExtent = {.documents = 2, .tokens = 128, .decode_path = false};
+
+bool IsLinear(const LinearSlot& slot) { return slot.kind != LinearSlot::Kind::kEmbedding; }
+
+double Loss(const VerificationResult& result, ModelTask task) {
+  switch (task) {
+    case ModelTask::kGenerate:
+      return result.mean_kl.mean;
+    case ModelTask::kEmbed:
+      return 1 - result.cosine.mean;
+    case ModelTask::kClassify:
+      return 1 - result.label_agreement;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int MaxFallbackLayers(const std::vector<LinearSlot>& slots, double fraction) {
+  const auto linear = std::count_if(slots.begin(), slots.end(), IsLinear);
+  // The small addend keeps 0.2 * 120 = 23.999... at 24.
+  return static_cast<int>(std::floor(fraction * static_cast<double>(linear) + 1e-9));
+}
+
+int LayersToKeep(const std::vector<LayerImpact>& ranking, double loss, double target, int limit) {
+  int count = 0;
+  for (const LayerImpact& impact : ranking) {
+    if (count >= limit || (count > 0 && loss <= target)) break;
+    loss -= impact.loss;
+    ++count;
+  }
+  return count;
+}
+
+absl::StatusOr<std::vector<LayerImpact>> RankLayers(const RankingInputs& inputs, Verifier& verifier,
+                                                    int exact, const Verifier::Progress& progress) {
+  std::vector<std::pair<double, std::string>> by_sqnr;
+  for (const LinearSlot& slot : inputs.family.slots(inputs.spec)) {
+    const QuantizedLinear& linear = *inputs.candidate.find(slot.name)->second;
+    const auto sqnr = inputs.output_sqnr.find(slot.name);
+    if (!IsLinear(slot) || linear.problem().scheme->is_floating()) continue;
+    by_sqnr.emplace_back(sqnr == inputs.output_sqnr.end() ? 0 : sqnr->second, slot.name);
+  }
+  std::sort(by_sqnr.begin(), by_sqnr.end());
+  by_sqnr.resize(std::min(by_sqnr.size(), static_cast<size_t>(std::max(exact, 0))));
+
+  std::vector<LayerImpact> ranking;
+  for (const auto& [sqnr, name] : by_sqnr) {
+    LinearMap one = inputs.reference;
+    one[name] = inputs.candidate.find(name)->second;
+    ASSIGN_OR_RETURN(const std::unique_ptr<const Model> model,
+                     inputs.family.build(inputs.spec, inputs.checkpoint, std::move(one)));
+    ASSIGN_OR_RETURN(const VerificationResult result,
+                     verifier.Compare(*model, DType::kF32, kExtent, nullptr));
+    ranking.push_back({name, Loss(result, inputs.spec.task)});
+    if (progress) progress(static_cast<double>(ranking.size()) / by_sqnr.size());
+  }
+  std::stable_sort(ranking.begin(), ranking.end(),
+                   [](const LayerImpact& a, const LayerImpact& b) { return a.loss > b.loss; });
+  return ranking;
+}
+
+}  // namespace assay
