@@ -1,0 +1,69 @@
+// One admission pipeline over a registry, synchronous for tests.
+#pragma once
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <future>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "base/thread_pool.h"
+#include "engine/lifecycle/admission_stages.h"
+#include "tests/support/golden.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+
+inline std::string Stories260k() {
+  return GoldenPath("../../data/stories260k/stories260K-f32.gguf");
+}
+
+class AdmissionFixture : public testing::Test {
+ protected:
+  // Starts (or restarts) the pipeline with these options and hooks.
+  void Start(AdmissionOptions options, AdmissionHooks hooks = {}) {
+    pipeline_.reset();
+    options.engine.max_sequences = 4;
+    options.engine.kv_bytes = 1 << 20;
+    const auto counted = hooks.after_quantize;
+    hooks.after_quantize = [this, counted](const LinearSlot& slot, QuantizedTensor& tensor) {
+      ++quantized_;
+      if (counted) counted(slot, tensor);
+    };
+    pipeline_ = StartAdmissionPipeline(registry_, pool_, metrics_, RealClock(), std::move(options),
+                                       std::move(hooks));
+  }
+  AdmissionOptions Cached() const {
+    AdmissionOptions options;
+    options.cache_dir = directory_.path() + "/cache";
+    return options;
+  }
+  // Admits and waits for the end.
+  AdmissionProgress Admit(AdmissionRequest request) {
+    quantized_ = 0;
+    stages_.clear();
+    std::promise<AdmissionProgress> end;
+    const absl::StatusOr<int64_t> version =
+        pipeline_->Enqueue(std::move(request), [&](const AdmissionProgress& progress) {
+          if (stages_.empty() || stages_.back() != progress.stage) {
+            stages_.push_back(progress.stage);
+          }
+          if (progress.done) end.set_value(progress);
+        });
+    EXPECT_OK(version);
+    if (!version.ok()) return {.status = version.status()};
+    return end.get_future().get();
+  }
+  AdmissionProgress AdmitStories() { return Admit({.name = "stories", .path = Stories260k()}); }
+
+  TempDir directory_;
+  ThreadPool pool_{{.num_threads = 2}};
+  Metrics metrics_{"test", "cpu"};
+  ModelRegistry registry_;
+  std::unique_ptr<AdmissionPipeline> pipeline_;  // last: stopped first
+  int quantized_ = 0;                            // layers that were quantized for the last Admit
+  std::vector<std::string> stages_;              // of the last Admit
+};
+
+}  // namespace assay

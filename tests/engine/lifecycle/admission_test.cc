@@ -1,0 +1,317 @@
+// The pipeline end to end on the bundled decoder.
+#include "engine/lifecycle/admission.h"
+
+#include <latch>
+
+#include "tests/engine/lifecycle/admission_fixture.h"
+
+namespace assay {
+namespace {
+
+using absl::StatusCode;
+using testing::AllOf;
+using testing::Contains;
+using testing::ElementsAre;
+using testing::Gt;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+
+using AdmissionTest = AdmissionFixture;
+
+// Asks a served decoder for some tokens and returns how many came.
+int Generate(Servable& servable, int max_tokens) {
+  std::promise<int> end;
+  int tokens = 0;
+  const absl::StatusOr<SequenceId> id = servable.generate->Submit(
+      {.prompt = servable.tokenizer->Encode("Once upon a time", true, false).value(),
+       .sampling = {.max_tokens = max_tokens, .ignore_eos = true}},
+      [&](TokenEvent&& event) {
+        tokens += event.kind == TokenEvent::Kind::kToken ? 1 : 0;
+        if (event.kind != TokenEvent::Kind::kEnd) return;
+        EXPECT_OK(event.status);
+        end.set_value(tokens);
+      });
+  EXPECT_OK(id);
+  return id.ok() ? end.get_future().get() : 0;
+}
+
+TEST_F(AdmissionTest, AdmitsTheBundledDecoderAndServesIt) {
+  Start({});
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_THAT(stages_, ElementsAre("open", "profile", "look_up", "quantize", "reference", "verify",
+                                   "warm", "publish", "done"));
+  ASSERT_NE(end.report, nullptr);
+  const AdmissionReport& report = *end.report;
+  EXPECT_EQ(report.verdict, "admitted");
+  EXPECT_EQ(report.task, "generate");
+  const VerificationResult& v = report.verification;
+  EXPECT_EQ(v.documents, 8);
+  EXPECT_GT(v.tokens, 2000);
+  EXPECT_GT(v.mean_kl.mean, 0);
+  EXPECT_LE(v.mean_kl.high, 0.01);
+  EXPECT_GE(v.top1_agreement.mean, 0.95);
+  EXPECT_LE(v.perplexity_ratio, 1.01);
+  EXPECT_GT(v.decode_positions, 0);
+  EXPECT_LE(v.decode_kl_max, 1e-6);
+  EXPECT_EQ(report.layers.size(), 21u);  // embedding, 5 x (qkv, o, gate_up, down)
+  for (const LayerReport& layer : report.layers) {
+    EXPECT_EQ(layer.scheme, "int8_channel") << layer.name;
+    EXPECT_GT(layer.weight_sqnr_db, 30) << layer.name;
+    EXPECT_GT(layer.output_sqnr_db, 20) << layer.name;
+    EXPECT_FALSE(layer.kernel.empty()) << layer.name;
+  }
+  EXPECT_GT(report.measured_peak_bytes, 0u);
+  EXPECT_LE(report.measured_peak_bytes, report.estimated_peak_bytes);
+
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire("stories"));
+  EXPECT_EQ(servable->version, 1);
+  EXPECT_EQ(Generate(*servable, 12), 12);
+}
+
+TEST_F(AdmissionTest, F32IsExactlyTheReference) {
+  Start({});
+  const AdmissionProgress end = Admit({.name = "stories", .path = Stories260k(), .scheme = "f32"});
+  ASSERT_OK(end.status);
+  // The KV cache is f16 in the candidate, f32 in the reference: nothing else differs.
+  EXPECT_LT(end.report->verification.mean_kl.mean, 1e-6);
+  EXPECT_EQ(end.report->layers[0].weight_sqnr_db, 200);
+}
+
+TEST_F(AdmissionTest, ADryRunReportsAndServesNothing) {
+  const size_t before = CpuDevice().allocated_bytes();
+  Start({});
+  const AdmissionProgress end = Admit({.name = "stories", .path = Stories260k(), .dry_run = true});
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->verdict, "admitted");
+  EXPECT_THAT(registry_.Acquire("stories"),
+              StatusIs(StatusCode::kUnavailable, HasSubstr("dry run")));
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST_F(AdmissionTest, UnloadingFreesAllMemory) {
+  const size_t before = CpuDevice().allocated_bytes();
+  Start({});
+  ASSERT_OK(AdmitStories().status);
+  EXPECT_GT(CpuDevice().allocated_bytes(), before);
+  ASSERT_OK(registry_.Unload("stories", 0));
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST_F(AdmissionTest, RefusesWhatDoesNotFitWithTheNumbersBeforeAnythingIsSpent) {
+  const size_t before = CpuDevice().allocated_bytes();
+  AdmissionOptions options;
+  options.memory_limit_bytes = before + (1 << 20);
+  Start(options);
+  const AdmissionProgress end = AdmitStories();
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kResourceExhausted,
+                                   AllOf(HasSubstr("needs up to"), HasSubstr("1.0 MB are"))));
+  EXPECT_THAT(stages_, ElementsAre("open", "profile", "done"));
+  ASSERT_NE(end.report, nullptr);
+  EXPECT_EQ(end.report->verdict, "rejected");
+  EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kRejected);
+  EXPECT_THAT(metrics_.Scrape(), HasSubstr("rejected_size"));
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST_F(AdmissionTest, ThePreviousVersionKeepsServingWhenTheNewOneIsRejected) {
+  bool sabotage = false;
+  AdmissionHooks hooks;
+  hooks.after_quantize = [&](const LinearSlot&, QuantizedTensor& tensor) {
+    if (sabotage) tensor.scales.data<float>()[0] *= 2;
+  };
+  Start({}, hooks);
+  ASSERT_OK(AdmitStories().status);
+  sabotage = true;
+  const AdmissionProgress end = AdmitStories();
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition));
+  EXPECT_EQ(end.version, 2);
+  EXPECT_EQ(registry_.Find("stories", 2)->state, VersionState::kRejected);
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> servable, registry_.Acquire("stories"));
+  EXPECT_EQ(servable->version, 1);
+  EXPECT_EQ(Generate(*servable, 4), 4);
+  servable.reset();
+  sabotage = false;
+  ASSERT_OK(AdmitStories().status);
+  ASSERT_OK_AND_ASSIGN(servable, registry_.Acquire("stories"));
+  EXPECT_EQ(servable->version, 3);
+  EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kRetired);
+}
+
+TEST_F(AdmissionTest, RefusesBadRequestsAtOnce) {
+  Start({});
+  EXPECT_THAT(pipeline_->Enqueue({.name = "a"}, nullptr),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("path")));
+  EXPECT_THAT(pipeline_->Enqueue({.path = "/nowhere/at/all"}, nullptr),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("/nowhere/at/all")));
+  EXPECT_THAT(pipeline_->Enqueue({.name = "a b", .path = Stories260k()}, nullptr),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("name=a b")));
+  EXPECT_THAT(pipeline_->Enqueue({.name = "a", .version = -1, .path = Stories260k()}, nullptr),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("version=-1")));
+  EXPECT_THAT(pipeline_->Enqueue({.path = Stories260k(), .scheme = "int9"}, nullptr),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("int9")));
+  EXPECT_THAT(registry_.List(), IsEmpty());
+}
+
+TEST_F(AdmissionTest, AVersionThatServesCannotBeAdmittedAgain) {
+  Start({});
+  ASSERT_OK(Admit({.name = "stories", .version = 7, .path = Stories260k()}).status);
+  EXPECT_THAT(pipeline_->Enqueue({.name = "stories", .version = 7, .path = Stories260k()}, nullptr),
+              StatusIs(StatusCode::kAlreadyExists, HasSubstr("serving")));
+  const AdmissionProgress next = AdmitStories();
+  EXPECT_EQ(next.version, 8);
+}
+
+TEST_F(AdmissionTest, TakesTheNameFromThePath) {
+  Start({});
+  const AdmissionProgress end = Admit({.path = Stories260k(), .dry_run = true});
+  EXPECT_EQ(end.name, "stories260K-f32");
+}
+
+TEST_F(AdmissionTest, ABrokenFileFailsAndIsNotARejection) {
+  Start({});
+  const std::string path = directory_.Write("broken.gguf", "GGUF but not really");
+  const AdmissionProgress end = Admit({.path = path});
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kDataLoss));
+  EXPECT_EQ(end.report, nullptr);
+  EXPECT_EQ(registry_.Find("broken", 1)->state, VersionState::kFailed);
+}
+
+TEST_F(AdmissionTest, TheQueueIsBoundedAndShutdownDropsIt) {
+  // The first admission waits inside its first layer until the queue has been filled.
+  std::latch in_first(1), filled(1);
+  bool first = true;
+  AdmissionHooks hooks;
+  hooks.after_quantize = [&](const LinearSlot&, QuantizedTensor&) {
+    if (!first) return;
+    first = false;
+    in_first.count_down();
+    filled.wait();
+  };
+  AdmissionOptions options;
+  options.max_queue = 2;
+  Start(options, hooks);
+  std::vector<absl::Status> ends(3);
+  const auto enqueue = [&](size_t i) {
+    return pipeline_->Enqueue({.name = "m" + std::to_string(i), .path = Stories260k()},
+                              [&ends, i](const AdmissionProgress& progress) {
+                                if (progress.done) ends[i] = progress.status;
+                              });
+  };
+  ASSERT_OK(enqueue(0));
+  in_first.wait();
+  ASSERT_OK(enqueue(1));
+  ASSERT_OK(enqueue(2));
+  EXPECT_EQ(pipeline_->in_progress(), 3);
+  EXPECT_THAT(pipeline_->Enqueue({.name = "m3", .path = Stories260k()}, nullptr),
+              StatusIs(StatusCode::kResourceExhausted, HasSubstr("max_queue=2")));
+  EXPECT_EQ(registry_.Find("m2", 1)->state, VersionState::kQueued);
+  std::thread shutdown([&] { pipeline_.reset(); });
+  filled.count_down();
+  shutdown.join();
+  EXPECT_THAT(ends[2], StatusIs(StatusCode::kUnavailable, HasSubstr("shutting down")));
+  EXPECT_EQ(registry_.Find("m2", 1)->state, VersionState::kFailed);
+}
+
+Policy WithBudget(const std::string& budget, double max_fraction) {
+  return Policy::Parse(
+             "version: 1\nrecipes:\n  int8:\n    scheme: int8_channel\n"
+             "    embedding: bf16\n    kv: f32\n"
+             "    fallback: {scheme: bf16, activation: a16, max_fraction: " +
+                 std::to_string(max_fraction) + "}\nbudgets:\n  b: {" + budget +
+                 "}\nrules:\n  - name: only\n    reason: test\n"
+                 "    when: {device: cpu}\n    recipe: int8\n    budget: b\n",
+             "test")
+      .value();
+}
+
+TEST_F(AdmissionTest, FallsBackToSixteenBitsWhereTheBudgetDemandsIt) {
+  AdmissionOptions options;
+  options.policy = WithBudget("mean_kl: 100, top1: 0, perplexity_ratio: 1000", 0);
+  Start(options);
+  const AdmissionProgress plain = AdmitStories();
+  ASSERT_OK(plain.status);
+  const double kl = plain.report->verification.mean_kl.high;
+  // A budget that the plain plan misses by a third.
+  options.policy = WithBudget(
+      "mean_kl: " + std::to_string(kl * 0.66) + ", top1: 0, perplexity_ratio: 1000", 0.5);
+  Start(options);
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_THAT(stages_, Contains("fall_back"));
+  const AdmissionReport& report = *end.report;
+  EXPECT_LE(report.verification.mean_kl.high, kl * 0.66);
+  EXPECT_GT(report.fallback_fraction, 0);
+  EXPECT_LE(report.fallback_fraction, 0.5);
+  ASSERT_THAT(report.attempts, Not(IsEmpty()));
+  EXPECT_NEAR(report.attempts[0].mean_kl.high, kl, 1e-12);
+  int kept = 0;
+  for (const LayerReport& layer : report.layers) {
+    if (!layer.fallback) continue;
+    ++kept;
+    EXPECT_EQ(layer.scheme, "bf16");
+    EXPECT_GT(layer.kl_contribution, 0);
+    EXPECT_THAT(layer.why, HasSubstr("quantized alone"));
+  }
+  EXPECT_NEAR(report.fallback_fraction, kept / 20.0, 1e-12);
+}
+
+TEST_F(AdmissionTest, RejectsWhatTheFallbackMayNotRepairAndNamesTheWorstLayer) {
+  for (const double fraction : {0.0, 0.05}) {
+    AdmissionOptions options;
+    options.policy = WithBudget("mean_kl: 0.0000001", fraction);
+    Start(options);
+    const AdmissionProgress end = AdmitStories();
+    EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition,
+                                     AllOf(HasSubstr("mean KL"), HasSubstr("model.layers."))));
+    ASSERT_NE(end.report, nullptr);
+    EXPECT_EQ(end.report->verdict, "rejected");
+    EXPECT_LE(end.report->fallback_fraction, fraction);
+    EXPECT_THAT(end.report->verification.failures, Not(IsEmpty()));
+  }
+}
+
+TEST_F(AdmissionTest, RecipesCanKeepLayersByName) {
+  AdmissionOptions options;
+  options.policy =
+      Policy::Parse(
+          "version: 1\nrecipes:\n  int8: {keep: [\"*.down_proj\"]}\nbudgets:\n  b: {}\n"
+          "rules:\n  - name: only\n    reason: test\n    when: {device: cpu}\n"
+          "    recipe: int8\n    budget: b\n",
+          "test")
+          .value();
+  Start(options);
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  for (const LayerReport& layer : end.report->layers) {
+    const bool down = layer.name.find("down_proj") != std::string::npos;
+    EXPECT_EQ(layer.scheme, down ? "bf16" : "int8_channel") << layer.name;
+  }
+}
+
+TEST_F(AdmissionTest, AdmitsEncodersByCosineAndClassifiersByLabel) {
+  AdmissionOptions options;
+  Start(options);
+  for (const char* model : {"bert_mean", "distilbert", "roberta_classifier"}) {
+    const AdmissionProgress end =
+        Admit({.path = GoldenPath(std::string("models/") + model), .scheme = "f32"});
+    ASSERT_OK(end.status) << model;
+    EXPECT_GT(end.report->verification.documents, 10) << model;
+    EXPECT_NEAR(end.report->verification.cosine.mean, 1, 1e-9) << model;
+  }
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire("bert_mean"));
+  EXPECT_NE(servable->encode, nullptr);
+}
+
+TEST_F(AdmissionTest, MetricsTellWhatHappened) {
+  Start(Cached());
+  ASSERT_OK(AdmitStories().status);
+  const std::string text = metrics_.Scrape();
+  EXPECT_THAT(text, HasSubstr("assay_admission_total{model=\"stories\",outcome=\"admitted\""));
+  EXPECT_THAT(text, HasSubstr("assay_artifact_cache_requests_total{result=\"miss\"} 1"));
+  EXPECT_THAT(text, HasSubstr("assay_quantization_layers"));
+}
+
+}  // namespace
+}  // namespace assay

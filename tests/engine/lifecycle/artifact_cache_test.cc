@@ -1,0 +1,319 @@
+#include "engine/lifecycle/artifact_cache.h"
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/engine/lifecycle/admission_fixture.h"
+#include "tests/support/random_tensor.h"
+
+namespace assay {
+namespace {
+
+namespace fs = std::filesystem;
+using absl::StatusCode;
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
+
+// ---- the bytes of one artifact ----
+
+QuantizedTensor Encode(const std::string& scheme, uint64_t seed) {
+  return FindScheme(scheme).value()->Encode(RandomTensor({6, 40}, seed).view()).value();
+}
+
+class ArtifactTest : public testing::Test {
+ protected:
+  std::string Directory() const { return directory_.path() + "/artifact"; }
+  std::string Write() {
+    auto writer = ArtifactWriter::Create(Directory()).value();
+    EXPECT_OK(writer->Add("a", Encode("int8_channel", 1),
+                          {.scheme = "int8_channel", .activation = ActivationMode::kA8Token}));
+    EXPECT_OK(writer->Add("b", Encode("bf16", 2), {.scheme = "bf16", .fallback = true}));
+    return writer->Commit("key", "source", "nearest-1").value();
+  }
+  void Rewrite(const std::string& name, const std::string& bytes) {
+    std::ofstream(Directory() + "/" + name, std::ios::binary | std::ios::trunc) << bytes;
+  }
+  std::string Bytes(const std::string& name) { return ReadFile(Directory() + "/" + name).value(); }
+  TempDir directory_;
+};
+
+TEST_F(ArtifactTest, ReadsBackWhatWasWritten) {
+  const std::string hash = Write();
+  ASSERT_OK_AND_ASSIGN(const auto reader, ArtifactReader::Open(Directory()));
+  EXPECT_EQ(reader->manifest().artifact_hash, hash);
+  EXPECT_EQ(reader->manifest().key, "key");
+  EXPECT_TRUE(reader->manifest().slots.at("b").plan.fallback);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor read, reader->Read("a"));
+  const QuantizedTensor expected = Encode("int8_channel", 1);
+  ASSERT_EQ(read.codes.bytes(), expected.codes.bytes());
+  EXPECT_EQ(
+      std::memcmp(read.codes.data<char>(), expected.codes.data<char>(), expected.codes.bytes()), 0);
+  EXPECT_EQ(
+      std::memcmp(read.scales.data<char>(), expected.scales.data<char>(), expected.scales.bytes()),
+      0);
+  EXPECT_THAT(reader->Read("c"), StatusIs(StatusCode::kNotFound, HasSubstr("slot=c")));
+}
+
+TEST_F(ArtifactTest, TensorsLieOnMultiplesOf64Bytes) {
+  Write();
+  ASSERT_OK_AND_ASSIGN(const auto reader, ArtifactReader::Open(Directory()));
+  for (const auto& [name, slot] : reader->manifest().slots) {
+    for (const StoredTensor& tensor : slot.tensors) EXPECT_EQ(tensor.offset % 64, 0u) << name;
+  }
+}
+
+TEST_F(ArtifactTest, TheSameContentGivesTheSameHashAndOtherContentAnother) {
+  const std::string hash = Write();
+  EXPECT_EQ(Write(), hash);
+  auto writer = ArtifactWriter::Create(Directory()).value();
+  ASSERT_OK(writer->Add("a", Encode("int8_channel", 3), {.scheme = "int8_channel"}));
+  EXPECT_NE(writer->Commit("key", "source", "nearest-1").value(), hash);
+}
+
+TEST_F(ArtifactTest, ReplacingASlotMakesTheHashOfTheLastPlan) {
+  auto replaced = ArtifactWriter::Create(directory_.path() + "/replaced").value();
+  ASSERT_OK(replaced->Add("a", Encode("int8_channel", 1), {.scheme = "int8_channel"}));
+  ASSERT_OK(replaced->Add("a", Encode("bf16", 1), {.scheme = "bf16", .fallback = true}));
+  auto direct = ArtifactWriter::Create(directory_.path() + "/direct").value();
+  ASSERT_OK(direct->Add("a", Encode("bf16", 1), {.scheme = "bf16", .fallback = true}));
+  EXPECT_EQ(replaced->hash(), direct->hash());
+}
+
+TEST_F(ArtifactTest, AnUncommittedArtifactLeavesNothing) {
+  {
+    auto writer = ArtifactWriter::Create(Directory()).value();
+    ASSERT_OK(writer->Add("a", Encode("bf16", 1), {.scheme = "bf16"}));
+  }
+  EXPECT_TRUE(fs::is_empty(directory_.path()));
+}
+
+TEST_F(ArtifactTest, EveryFlippedByteOfTheWeightsIsFound) {
+  Write();
+  const std::string good = Bytes("weights.bin");
+  ASSERT_OK_AND_ASSIGN(const auto manifest, ManifestFromJson(Bytes("manifest.json")));
+  size_t found = 0, covered = 0;
+  for (const auto& [name, slot] : manifest.slots) {
+    for (const StoredTensor& tensor : slot.tensors) covered += tensor.bytes;
+  }
+  for (size_t i = 0; i < good.size(); ++i) {
+    std::string bad = good;
+    bad[i] = static_cast<char>(bad[i] ^ 0x10);
+    Rewrite("weights.bin", bad);
+    ASSERT_OK_AND_ASSIGN(const auto reader, ArtifactReader::Open(Directory()));
+    for (const char* slot : {"a", "b"}) {
+      if (absl::IsDataLoss(reader->Read(slot).status())) ++found;
+    }
+  }
+  EXPECT_EQ(found, covered);  // all but the padding
+}
+
+TEST_F(ArtifactTest, ManifestTruncatedAtEveryByteIsDataLoss) {
+  Write();
+  const std::string good = Bytes("manifest.json");
+  for (size_t length = 0; length < good.size(); ++length) {
+    EXPECT_THAT(ManifestFromJson(good.substr(0, length)), StatusIs(StatusCode::kDataLoss));
+  }
+}
+
+TEST_F(ArtifactTest, EveryFlippedByteOfTheManifestIsFoundOrHarmless) {
+  const std::string hash = Write();
+  const std::string good = Bytes("manifest.json");
+  for (size_t i = 0; i < good.size(); ++i) {
+    std::string bad = good;
+    bad[i] = static_cast<char>(bad[i] ^ 0x01);
+    const absl::StatusOr<Manifest> manifest = ManifestFromJson(bad);
+    // What still parses describes the same plan: only offsets, words and key texts may differ.
+    if (manifest.ok()) {
+      EXPECT_EQ(ArtifactHash(*manifest), hash);
+    }
+  }
+}
+
+TEST_F(ArtifactTest, HostileManifestsAreDataLoss) {
+  Write();
+  const nlohmann::json good = nlohmann::json::parse(Bytes("manifest.json"));
+  const auto expect_loss = [](nlohmann::json bad, const char* what) {
+    EXPECT_THAT(ManifestFromJson(bad.dump()), StatusIs(StatusCode::kDataLoss, HasSubstr(what)));
+  };
+  nlohmann::json bad = good;
+  bad["slots"]["a"]["tensors"][0]["offset"] = uint64_t{1} << 40;
+  expect_loss(bad, "outside weights.bin");
+  bad = good;
+  bad["slots"]["a"]["tensors"][0]["shape"] = {uint64_t{1} << 40, uint64_t{1} << 40};
+  expect_loss(bad, "out of range");
+  bad = good;
+  bad["slots"]["a"]["tensors"][0]["shape"] = {-1, 4};
+  expect_loss(bad, "out of range");
+  bad = good;
+  bad["slots"]["a"]["scheme"] = "bf16";
+  expect_loss(bad, "artifact_hash");
+  bad = good;
+  bad["slots"]["a"]["tensors"][0]["dtype"] = "x";
+  expect_loss(bad, "dtype");
+  bad = good;
+  bad["format_version"] = 2;
+  expect_loss(bad, "unknown format");
+  bad = good;
+  bad.erase("slots");
+  expect_loss(bad, "slots");
+}
+
+TEST_F(ArtifactTest, AWeightsFileOfAnotherSizeIsDataLoss) {
+  Write();
+  Rewrite("weights.bin", Bytes("weights.bin") + "x");
+  EXPECT_THAT(ArtifactReader::Open(Directory()), StatusIs(StatusCode::kDataLoss));
+  fs::remove(Directory() + "/weights.bin");
+  EXPECT_THAT(ArtifactReader::Open(Directory()), StatusIs(StatusCode::kDataLoss));
+}
+
+TEST(ArtifactCacheTest, RemembersContentHashesUntilTheFileChanges) {
+  TempDir directory;
+  ASSERT_OK_AND_ASSIGN(const std::string bytes, ReadFile(Stories260k()));
+  const std::string path = directory.Write("model.gguf", bytes);
+  ASSERT_OK_AND_ASSIGN(const auto checkpoint, OpenCheckpoint(path));
+  ArtifactCache cache(directory.path() + "/cache");
+  ASSERT_OK_AND_ASSIGN(const std::string hash, cache.ContentHash(*checkpoint, path));
+  EXPECT_EQ(hash, checkpoint->ContentHash().value());
+  // A remembered value is used: put another one in its place.
+  const std::string file = directory.path() + "/cache/checkpoints.json";
+  nlohmann::json known = nlohmann::json::parse(ReadFile(file).value());
+  ASSERT_EQ(known.size(), 1u);
+  known.begin().value() = "remembered";
+  ASSERT_OK(WriteFileAtomically(file, known.dump()));
+  EXPECT_THAT(cache.ContentHash(*checkpoint, path), IsOkAndHolds("remembered"));
+  fs::last_write_time(path, fs::last_write_time(path) + std::chrono::seconds(1));
+  EXPECT_THAT(cache.ContentHash(*checkpoint, path), IsOkAndHolds(hash));
+}
+
+TEST(ArtifactCacheTest, ACertificateThatWasChangedIsNotOne) {
+  TempDir directory;
+  const ArtifactCache cache(directory.path());
+  AdmissionReport report;
+  report.verification.mean_kl.mean = 0.002;
+  ASSERT_OK(cache.StoreCertificate("key", "c", report));
+  ASSERT_TRUE(cache.FindCertificate("key", "c").has_value());
+  EXPECT_EQ(cache.FindCertificate("key", "c")->verification.mean_kl.mean, 0.002);
+  EXPECT_FALSE(cache.FindCertificate("key", "d").has_value());
+  const std::string path = directory.path() + "/artifacts/key/certificates/c.json";
+  std::string text = ReadFile(path).value();
+  text.replace(text.find("0.002"), 5, "0.001");
+  ASSERT_OK(WriteFileAtomically(path, text));
+  EXPECT_FALSE(cache.FindCertificate("key", "c").has_value());
+}
+
+// ---- admissions that meet the cache ----
+
+class CachedAdmissionTest : public AdmissionFixture {
+ protected:
+  std::string ArtifactDirectory() const {
+    std::string found;
+    for (const auto& entry : fs::directory_iterator(directory_.path() + "/cache/artifacts")) {
+      EXPECT_EQ(found, "");
+      found = entry.path().string();
+    }
+    return found;
+  }
+  AdmissionReport AdmitOnce() {
+    const AdmissionProgress end = AdmitStories();
+    EXPECT_OK(end.status);
+    return end.report == nullptr ? AdmissionReport() : *end.report;
+  }
+};
+
+TEST_F(CachedAdmissionTest, TheSecondAdmissionIsALoad) {
+  Start(Cached());
+  const AdmissionReport first = AdmitOnce();
+  EXPECT_EQ(quantized_, 21);
+  EXPECT_FALSE(first.artifact_cache_hit);
+  Start(Cached());  // as after a restart
+  const AdmissionReport second = AdmitOnce();
+  EXPECT_EQ(quantized_, 0);
+  EXPECT_TRUE(second.artifact_cache_hit);
+  EXPECT_TRUE(second.certificate_hit);
+  EXPECT_THAT(stages_,
+              ElementsAre("open", "profile", "look_up", "load", "warm", "publish", "done"));
+  EXPECT_EQ(second.artifact_hash, first.artifact_hash);
+  EXPECT_EQ(second.verification.mean_kl.mean, first.verification.mean_kl.mean);
+  EXPECT_EQ(second.bytes, first.bytes);
+  EXPECT_EQ(second.layers.size(), first.layers.size());
+  EXPECT_EQ(second.version, 2);
+  EXPECT_OK(registry_.Acquire("stories", 2));
+}
+
+TEST_F(CachedAdmissionTest, TwoAdmissionsOfTheSameInputGiveTheSameArtifact) {
+  AdmissionOptions options = Cached();
+  Start(options);
+  const std::string first = AdmitOnce().artifact_hash;
+  options.cache_dir += "-other";
+  Start(options);
+  EXPECT_EQ(AdmitOnce().artifact_hash, first);
+  EXPECT_EQ(quantized_, 21);
+}
+
+TEST_F(CachedAdmissionTest, AnotherInstructionSetVerifiesAgainAndDoesNotQuantize) {
+  Start(Cached());
+  AdmitOnce();
+  Start(Cached(), {.host_isa = "some_other_isa"});
+  const AdmissionReport other = AdmitOnce();
+  EXPECT_EQ(quantized_, 0);
+  EXPECT_TRUE(other.artifact_cache_hit);
+  EXPECT_FALSE(other.certificate_hit);
+  EXPECT_THAT(stages_, Contains("verify"));
+  AdmitOnce();
+  EXPECT_THAT(stages_, Not(Contains("verify")));  // certified for that host, too
+}
+
+TEST_F(CachedAdmissionTest, AnotherBudgetVerifiesAgain) {
+  AdmissionOptions options = Cached();
+  Start(options);
+  AdmitOnce();
+  const std::string stricter =
+      "version: 1\nrecipes:\n  int8: {}\nbudgets:\n  b: {mean_kl: 0.009}\nrules:\n"
+      "  - name: only\n    reason: test\n    when: {device: cpu}\n    recipe: int8\n    budget: "
+      "b\n";
+  options.policy = Policy::Parse(stricter, "test").value();
+  Start(options);
+  const AdmissionReport report = AdmitOnce();
+  EXPECT_TRUE(report.artifact_cache_hit);
+  EXPECT_FALSE(report.certificate_hit);
+  EXPECT_THAT(stages_, Contains("verify"));
+}
+
+TEST_F(CachedAdmissionTest, ACorruptArtifactIsQuarantinedAndQuantizedAgain) {
+  Start(Cached());
+  const std::string hash = AdmitOnce().artifact_hash;
+  for (const char* name : {"/weights.bin", "/manifest.json"}) {
+    const std::string path = ArtifactDirectory() + name;
+    std::string bytes = ReadFile(path).value();
+    bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 0x40);
+    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+    const AdmissionReport report = AdmitOnce();
+    EXPECT_EQ(quantized_, 21) << name;
+    EXPECT_FALSE(report.artifact_cache_hit) << name;
+    EXPECT_EQ(report.artifact_hash, hash) << name;
+    AdmitOnce();
+    EXPECT_EQ(quantized_, 0) << name;
+  }
+  EXPECT_THAT(metrics_.Scrape(),
+              HasSubstr("assay_artifact_cache_requests_total{result=\"corrupt\"} 2"));
+  size_t quarantined = 0;
+  for (const auto& entry : fs::directory_iterator(directory_.path() + "/cache/quarantine")) {
+    quarantined += entry.is_directory() ? 1 : 0;
+  }
+  EXPECT_EQ(quarantined, 2u);
+}
+
+TEST_F(CachedAdmissionTest, ACacheThatCannotBeWrittenCostsTimeAndNotService) {
+  AdmissionOptions options = Cached();
+  options.cache_dir = directory_.Write("a_file_in_the_way", "x");
+  Start(options);
+  const AdmissionProgress end = AdmitStories();
+  EXPECT_OK(end.status);
+  EXPECT_OK(registry_.Acquire("stories"));
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,162 @@
+#include "engine/lifecycle/verifier.h"
+
+#include "engine/lifecycle/fallback.h"
+#include "engine/lifecycle/layer_check.h"
+#include "tests/engine/lifecycle/admission_fixture.h"
+#include "tests/support/random_tensor.h"
+
+namespace assay {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+class VerifierTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK_AND_ASSIGN(checkpoint_, OpenCheckpoint(Stories260k()));
+    ASSERT_OK_AND_ASSIGN(tokenizer_, MakeTokenizer(checkpoint_->tokenizer()));
+    ASSERT_OK_AND_ASSIGN(reference_, BuildUniform(*checkpoint_, "f32", {}));
+    ASSERT_OK_AND_ASSIGN(set_,
+                         MakeEvaluationSet(BundledEvaluationText(), "bundled", tokenizer_.get(),
+                                           reference_->spec(), {.documents = 3, .window = 150}));
+    ASSERT_OK_AND_ASSIGN(verifier_, Verifier::Create(*reference_, set_, pool_));
+  }
+  std::unique_ptr<const Model> Int8() {
+    return BuildUniform(*checkpoint_, "int8_channel", {.activation = ActivationMode::kA8Token})
+        .value();
+  }
+  ThreadPool pool_{{.num_threads = 2}};
+  std::unique_ptr<const Checkpoint> checkpoint_;
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<const Model> reference_;
+  EvaluationSet set_;
+  std::unique_ptr<Verifier> verifier_;
+};
+
+TEST_F(VerifierTest, TheReferenceEqualsItself) {
+  ASSERT_OK_AND_ASSIGN(const VerificationResult result,
+                       verifier_->Compare(*reference_, DType::kF32, {}, nullptr));
+  EXPECT_EQ(result.documents, 3);
+  EXPECT_EQ(result.tokens, 3 * 149);
+  EXPECT_LT(result.kl_max, 1e-12);
+  EXPECT_EQ(result.top1_agreement.mean, 1);
+  EXPECT_EQ(result.perplexity_ratio, 1);
+  EXPECT_EQ(result.decode_kl_max, 0);  // batch-invariant kernels
+  EXPECT_THAT(result.defects, IsEmpty());
+}
+
+TEST_F(VerifierTest, WhatTheReferenceComputedOnceIsUsedAgain) {
+  const auto int8 = Int8();
+  // A short extent first, so that the kept part ends inside a chunk.
+  ASSERT_OK(verifier_->Compare(*int8, DType::kF32, {.documents = 1, .tokens = 70}, nullptr));
+  ASSERT_OK_AND_ASSIGN(const VerificationResult first,
+                       verifier_->Compare(*int8, DType::kF32, {}, nullptr));
+  ASSERT_OK_AND_ASSIGN(const VerificationResult second,
+                       verifier_->Compare(*int8, DType::kF32, {}, nullptr));
+  EXPECT_GT(first.mean_kl.mean, 0);
+  EXPECT_EQ(first.mean_kl.mean, second.mean_kl.mean);
+  EXPECT_EQ(first.perplexity_reference, second.perplexity_reference);
+  auto fresh = Verifier::Create(*reference_, set_, pool_).value();
+  ASSERT_OK_AND_ASSIGN(const VerificationResult third,
+                       fresh->Compare(*int8, DType::kF32, {}, nullptr));
+  EXPECT_EQ(first.mean_kl.mean, third.mean_kl.mean);
+}
+
+TEST_F(VerifierTest, OutputSqnrIsMeasuredForEverySlot) {
+  ASSERT_OK_AND_ASSIGN(const auto sqnr, verifier_->OutputSqnr(Int8()->linears()));
+  EXPECT_EQ(sqnr.size(), reference_->slots().size());
+  for (const auto& [name, db] : sqnr) {
+    EXPECT_GT(db, 20) << name;  // 8 bits: about 40 dB; far less would be a broken layer
+    EXPECT_LT(db, 60) << name;
+  }
+  ASSERT_OK_AND_ASSIGN(const auto exact, verifier_->OutputSqnr(reference_->linears()));
+  for (const auto& [name, db] : exact) EXPECT_EQ(db, 200) << name;
+}
+
+TEST_F(VerifierTest, SingleLayersCostLessThanAllOfThem) {
+  const auto int8 = Int8();
+  const ModelFamily* family = FamilyOf(*checkpoint_).value();
+  ASSERT_OK_AND_ASSIGN(const auto sqnr, verifier_->OutputSqnr(int8->linears()));
+  ASSERT_OK_AND_ASSIGN(const auto ranking,
+                       RankLayers({*family, reference_->spec(), *checkpoint_, reference_->linears(),
+                                   int8->linears(), sqnr},
+                                  *verifier_, 6, nullptr));
+  ASSERT_THAT(ranking, SizeIs(6));
+  ASSERT_OK_AND_ASSIGN(const VerificationResult all,
+                       verifier_->Compare(*int8, DType::kF32, {}, nullptr));
+  for (size_t i = 0; i < ranking.size(); ++i) {
+    EXPECT_GT(ranking[i].loss, 0);
+    EXPECT_LT(ranking[i].loss, all.mean_kl.mean);
+    if (i > 0) {
+      EXPECT_LE(ranking[i].loss, ranking[i - 1].loss);
+    }
+  }
+}
+
+TEST(BudgetTest, EveryFigureOutsideIsASentence) {
+  VerificationResult result;
+  result.mean_kl = {0.02, 0.01, 0.03};
+  result.top1_agreement = {0.9, 0.9, 0.9};
+  result.perplexity_ratio = 1.2;
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate),
+              ElementsAre(HasSubstr("mean KL 0.02"), HasSubstr("top-1 agreement 90"),
+                          HasSubstr("perplexity ratio 1.2")));
+  result.mean_kl = {0.008, 0.007, 0.0099};
+  result.top1_agreement = {0.96, 0.9, 1};
+  result.perplexity_ratio = 1.001;
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate), IsEmpty());
+  result.mean_kl = {0.008, 0.005, 0.011};  // the mean is inside, its interval is not
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate), SizeIs(1));
+  result.mean_kl.high = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate), SizeIs(1));
+  result.cosine = {0.996, 0.9955, 0.9965};
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kEmbed), IsEmpty());
+  result.cosine.low = 0.994;
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kEmbed), SizeIs(1));
+  result.label_agreement = 0.98;
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kClassify), SizeIs(1));
+}
+
+TEST(FallbackTest, KeepsTheFewestLayersThatSuffice) {
+  const std::vector<LayerImpact> ranking = {{"a", 0.5}, {"b", 0.3}, {"c", 0.1}};
+  EXPECT_EQ(LayersToKeep(ranking, 1.0, 0.6, 3), 1);
+  EXPECT_EQ(LayersToKeep(ranking, 1.0, 0.4, 3), 2);
+  EXPECT_EQ(LayersToKeep(ranking, 1.0, 0.0, 3), 3);
+  EXPECT_EQ(LayersToKeep(ranking, 1.0, 0.0, 2), 2);  // never above the limit
+  EXPECT_EQ(LayersToKeep(ranking, 0.1, 0.5, 3), 1);  // something failed: at least one
+  EXPECT_EQ(LayersToKeep({}, 1.0, 0.0, 3), 0);
+}
+
+TEST(FallbackTest, TheLimitCountsLinearLayersOnly) {
+  std::vector<LinearSlot> slots(121);
+  slots[0].kind = LinearSlot::Kind::kEmbedding;
+  EXPECT_EQ(MaxFallbackLayers(slots, 0.2), 24);
+  EXPECT_EQ(MaxFallbackLayers(slots, 0), 0);
+  EXPECT_EQ(MaxFallbackLayers(slots, 1), 120);
+}
+
+QuantizedLinear Linear(const QuantizedTensor& tensor) {
+  return QuantizedLinear::Create(tensor, Tensor(), {}).value();
+}
+
+TEST(WeightCheckTest, AcceptsEverySchemeAndFindsOneWrongCode) {
+  ThreadPool pool({.num_threads = 2});
+  const Tensor weight = RandomTensor({130, 96}, 7);
+  const QuantizedLinear exact = Linear(FindScheme("f32").value()->Encode(weight.view()).value());
+  for (const QuantScheme* scheme : AllSchemes()) {
+    QuantizedTensor tensor = scheme->Encode(weight.view()).value();
+    ASSERT_OK_AND_ASSIGN(const WeightCheck good, CheckServedWeight(exact, Linear(tensor), pool));
+    EXPECT_EQ(good.defect, "") << std::string(scheme->name());
+    EXPECT_GT(good.sqnr_db, 30) << std::string(scheme->name());
+  }
+  QuantizedTensor tensor = FindScheme("int8_channel").value()->Encode(weight.view()).value();
+  tensor.codes.data<int8_t>()[97 * 96 + 5] ^= 0x08;
+  ASSERT_OK_AND_ASSIGN(const WeightCheck bad, CheckServedWeight(exact, Linear(tensor), pool));
+  EXPECT_THAT(bad.defect, HasSubstr("row=97"));
+}
+
+}  // namespace
+}  // namespace assay
