@@ -18,6 +18,7 @@ namespace assay {
 namespace {
 
 constexpr size_t kMaxNameBytes = 128;
+constexpr size_t kMaxEnded = 32;  // versions that did not go into service and keep their series
 
 // The last component of a path without the ending of its container.
 std::string NameFromPath(const std::string& path) {
@@ -104,7 +105,10 @@ class Pipeline final : public AdmissionPipeline {
   std::deque<Job> queue_ ABSL_GUARDED_BY(mu_);
   std::set<std::pair<std::string, int64_t>> pending_ ABSL_GUARDED_BY(mu_);  // queued or running
   std::map<std::string, int64_t> newest_ ABSL_GUARDED_BY(mu_);  // versions handed out, by name
-  std::thread worker_;                                          // last: it uses all of the above
+  // Series of versions that did not go into service would vanish with their admission: the latest
+  // stay visible. Worker thread only.
+  std::deque<std::shared_ptr<ModelMetrics>> ended_;
+  std::thread worker_;  // last: it uses all of the above
 };
 
 void Tell(const ProgressSink& sink, const AdmissionProgress& progress) {
@@ -290,6 +294,8 @@ AdmissionProgress Pipeline::Conclude(Admission& admission, const absl::Status& s
     admission.metrics->SetState("serving");
     return outcome;  // Publish has told the registry
   }
+  ended_.push_back(admission.metrics);
+  if (ended_.size() > kMaxEnded) ended_.pop_front();
   const bool rejected = admission.report.verdict == "rejected";
   if (status.ok()) {
     registry_.SetState(request.name, request.version, VersionState::kRetired, "",

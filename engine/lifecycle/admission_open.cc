@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "base/cpu_info.h"
 #include "engine/lifecycle/admission_stages.h"
+#include "engine/ops/ops.h"
 
 namespace assay {
 namespace {
@@ -96,24 +97,35 @@ uint64_t WeightBytes(const Admission& a) {
   return static_cast<uint64_t>(bytes) + OtherElements(a) * 4;
 }
 
-// KV pool and scratch of the engine that will serve, from the sizes of the model.
+// Scratch of one forward pass: activations, attention, and a quantized copy of the widest input.
+uint64_t ScratchBytes(const ModelSpec& spec, uint64_t rows, int context) {
+  const uint64_t heads = static_cast<uint64_t>(spec.heads + 2 * spec.kv_heads);
+  const uint64_t width = 3 * static_cast<uint64_t>(spec.hidden) +
+                         3 * static_cast<uint64_t>(spec.ffn) +
+                         2 * heads * static_cast<uint64_t>(spec.head_dim);
+  uint64_t bytes = rows * width * sizeof(float) +
+                   2 * rows * static_cast<uint64_t>(std::max(spec.ffn, spec.hidden));
+  const absl::StatusOr<const Ops*> ops = OpsFor(CpuDevice());
+  if (ops.ok()) {
+    bytes += (*ops)->attention_scratch_bytes(static_cast<int64_t>(rows), context, spec.heads,
+                                             spec.head_dim);
+  }
+  return bytes;
+}
+
+// KV pool, scratch and logits of the engine that will serve.
 uint64_t EngineBytes(const Admission& a) {
   const EngineOptions& engine = a.host.options.engine;
   const ModelSpec& spec = a.spec;
-  const bool decoder = spec.task == ModelTask::kGenerate;
-  const auto rows =
-      static_cast<uint64_t>(decoder ? engine.max_step_tokens : engine.max_batch_tokens);
-  const uint64_t width = 2 * static_cast<uint64_t>(spec.hidden) +
-                         3 * static_cast<uint64_t>(spec.ffn) +
-                         static_cast<uint64_t>(spec.heads + 2 * spec.kv_heads) *
-                             static_cast<uint64_t>(spec.head_dim) * 2;
-  uint64_t bytes = rows * width * sizeof(float);
-  if (decoder) {
-    const auto sequences = static_cast<uint64_t>(engine.max_sequences);
-    bytes += sequences * static_cast<uint64_t>(spec.vocab) * sizeof(float);
-    bytes += engine.kv_bytes;
+  const int context =
+      engine.max_context > 0 ? std::min(engine.max_context, spec.max_context) : spec.max_context;
+  if (spec.task != ModelTask::kGenerate) {
+    return ScratchBytes(spec, static_cast<uint64_t>(engine.max_batch_tokens), context);
   }
-  return bytes;
+  const uint64_t logits = static_cast<uint64_t>(engine.max_sequences) *
+                          static_cast<uint64_t>(spec.vocab) * sizeof(float);
+  return ScratchBytes(spec, static_cast<uint64_t>(engine.max_step_tokens), context) + logits +
+         engine.kv_bytes;
 }
 
 // Logits of one chunk under both models, twice the KV of one document.

@@ -85,7 +85,7 @@ absl::Status Pack(Admission& a, const LinearSlot& slot, const QuantizedTensor& t
 }
 
 absl::Status LoadSlots(Admission& a) {
-  const Manifest& manifest = a.stored->manifest();
+  const ArtifactManifest& manifest = a.stored->manifest();
   for (size_t i = 0; i < a.slots.size(); ++i) {
     const LinearSlot& slot = a.slots[i];
     ASSIGN_OR_RETURN(const QuantizedTensor tensor, a.stored->Read(slot.name));

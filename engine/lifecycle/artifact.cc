@@ -106,16 +106,16 @@ absl::Status ArtifactWriter::Write(const void* data, size_t bytes) {
   return absl::OkStatus();
 }
 
-absl::Status ArtifactWriter::Append(const Tensor& tensor, std::string role, StoredSlot& slot) {
+absl::Status ArtifactWriter::Append(const Tensor& tensor, std::string role, ArtifactSlot& slot) {
   if (tensor.empty()) return absl::OkStatus();
   static constexpr char kZeros[kAlignment] = {};
   const uint64_t misaligned = manifest_.weights_bytes % kAlignment;
   if (misaligned != 0) RETURN_IF_ERROR(Write(kZeros, kAlignment - misaligned));
-  StoredTensor stored{.role = std::move(role),
-                      .dtype = tensor.dtype(),
-                      .shape = tensor.shape(),
-                      .offset = manifest_.weights_bytes,
-                      .bytes = tensor.bytes()};
+  ArtifactTensor stored{.role = std::move(role),
+                        .dtype = tensor.dtype(),
+                        .shape = tensor.shape(),
+                        .offset = manifest_.weights_bytes,
+                        .bytes = tensor.bytes()};
   Sha256 hash;
   hash.Update({tensor.data<std::byte>(), tensor.bytes()});
   stored.sha256 = hash.HexDigest();
@@ -126,7 +126,7 @@ absl::Status ArtifactWriter::Append(const Tensor& tensor, std::string role, Stor
 
 absl::Status ArtifactWriter::Add(const std::string& name, const QuantizedTensor& tensor,
                                  SlotPlan plan) {
-  StoredSlot slot{.plan = std::move(plan), .shape = tensor.shape, .group = tensor.group};
+  ArtifactSlot slot{.plan = std::move(plan), .shape = tensor.shape, .group = tensor.group};
   RETURN_IF_ERROR(Append(tensor.codes, "codes", slot));
   RETURN_IF_ERROR(Append(tensor.scales, "scales", slot));
   RETURN_IF_ERROR(Append(tensor.zeros, "zeros", slot));
@@ -169,7 +169,7 @@ absl::StatusOr<std::string> ArtifactWriter::Commit(std::string key, std::string 
 absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactReader::Open(const std::string& directory) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(directory + "/manifest.json"));
   auto reader = std::make_unique<ArtifactReader>();
-  ASSIGN_OR_RETURN(reader->manifest_, ManifestFromJson(text));
+  ASSIGN_OR_RETURN(reader->manifest_, ArtifactManifestFromJson(text));
   absl::StatusOr<std::shared_ptr<const MappedFile>> weights =
       MappedFile::Open(directory + "/weights.bin");
   if (!weights.ok()) return absl::DataLossError(weights.status().message());
@@ -182,9 +182,9 @@ absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactReader::Open(const std::
   return reader;
 }
 
-absl::StatusOr<Tensor> ArtifactReader::ReadTensor(const StoredTensor& stored) const {
+absl::StatusOr<Tensor> ArtifactReader::ReadTensor(const ArtifactTensor& stored) const {
   const std::span<const std::byte> bytes =
-      weights_->bytes().subspan(stored.offset, stored.bytes);  // bounds: ManifestFromJson
+      weights_->bytes().subspan(stored.offset, stored.bytes);  // bounds: ArtifactManifestFromJson
   Sha256 hash;
   hash.Update(bytes);
   if (hash.HexDigest() != stored.sha256) {
@@ -201,7 +201,7 @@ absl::StatusOr<QuantizedTensor> ArtifactReader::Read(const std::string& name) co
   if (it == manifest_.slots.end()) {
     return absl::NotFoundError("the artifact has no such slot: slot=" + name);
   }
-  const StoredSlot& slot = it->second;
+  const ArtifactSlot& slot = it->second;
   QuantizedTensor tensor;
   const absl::StatusOr<const QuantScheme*> scheme = FindScheme(slot.plan.scheme);
   if (!scheme.ok()) {
@@ -210,7 +210,7 @@ absl::StatusOr<QuantizedTensor> ArtifactReader::Read(const std::string& name) co
   tensor.scheme = *scheme;
   tensor.shape = slot.shape;
   tensor.group = slot.group;
-  for (const StoredTensor& stored : slot.tensors) {
+  for (const ArtifactTensor& stored : slot.tensors) {
     absl::StatusOr<Tensor> read = ReadTensor(stored);
     if (!read.ok()) return Annotate(read.status(), name);
     if (stored.role == "codes") {

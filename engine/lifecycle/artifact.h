@@ -24,29 +24,29 @@ struct SlotPlan {
 using Plan = std::map<std::string, SlotPlan, std::less<>>;
 
 // Where a tensor lies in weights.bin.
-struct StoredTensor {
+struct ArtifactTensor {
   std::string role;  // "codes", "scales", "zeros", or a name of QuantizedTensor::extra
   DType dtype = DType::kF32;
   Shape shape;
   uint64_t offset = 0, bytes = 0;
   std::string sha256;
 };
-struct StoredSlot {
+struct ArtifactSlot {
   SlotPlan plan;
   Shape shape;
   int64_t group = 0;
-  std::vector<StoredTensor> tensors;
+  std::vector<ArtifactTensor> tensors;
 };
-struct Manifest {
+struct ArtifactManifest {
   std::string key, source_hash, quantizer, artifact_hash;
   uint64_t weights_bytes = 0;
-  std::map<std::string, StoredSlot, std::less<>> slots;
+  std::map<std::string, ArtifactSlot, std::less<>> slots;
 };
-nlohmann::json ToJson(const Manifest& manifest);
+nlohmann::json ToJson(const ArtifactManifest& manifest);
 // DataLoss: malformed, or the artifact hash does not cover what it says.
-absl::StatusOr<Manifest> ManifestFromJson(const std::string& text);
+absl::StatusOr<ArtifactManifest> ArtifactManifestFromJson(const std::string& text);
 // SHA-256 over the plan and the checksums of all tensors; independent of where they lie.
-std::string ArtifactHash(const Manifest& manifest);
+std::string ArtifactHash(const ArtifactManifest& manifest);
 
 // Writes into a directory of its own next to the final one; gone with the writer unless committed.
 // One thread.
@@ -58,8 +58,8 @@ class ArtifactWriter {
   // Appends the tensors of a slot; a slot that was there already is replaced.
   absl::Status Add(const std::string& slot, const QuantizedTensor& tensor, SlotPlan plan);
   absl::Status SetPlan(const std::string& slot, const SlotPlan& plan);
-  // Manifest, fsync, rename, fsync of the directory; an artifact that is already there is replaced.
-  // Returns the artifact hash.
+  // ArtifactManifest, fsync, rename, fsync of the directory; an artifact that is already there is
+  // replaced. Returns the artifact hash.
   absl::StatusOr<std::string> Commit(std::string key, std::string source_hash,
                                      std::string quantizer);
   // Hash of what was added so far.
@@ -68,25 +68,25 @@ class ArtifactWriter {
  private:
   ArtifactWriter(std::string final_directory, std::string directory, int fd)
       : final_directory_(std::move(final_directory)), directory_(std::move(directory)), fd_(fd) {}
-  absl::Status Append(const Tensor& tensor, std::string role, StoredSlot& slot);
+  absl::Status Append(const Tensor& tensor, std::string role, ArtifactSlot& slot);
   absl::Status Write(const void* data, size_t bytes);
 
   const std::string final_directory_, directory_;
   int fd_ = -1;
-  Manifest manifest_;
+  ArtifactManifest manifest_;
 };
 
 class ArtifactReader {
  public:
   // NotFound: no manifest there. DataLoss: manifest or weights.bin contradict themselves.
   static absl::StatusOr<std::unique_ptr<ArtifactReader>> Open(const std::string& directory);
-  const Manifest& manifest() const { return manifest_; }
+  const ArtifactManifest& manifest() const { return manifest_; }
   // The tensors of a slot. NotFound; DataLoss: checksum, size or scheme is wrong (names the slot).
   absl::StatusOr<QuantizedTensor> Read(const std::string& slot) const;
 
  private:
-  absl::StatusOr<Tensor> ReadTensor(const StoredTensor& stored) const;
-  Manifest manifest_;
+  absl::StatusOr<Tensor> ReadTensor(const ArtifactTensor& stored) const;
+  ArtifactManifest manifest_;
   std::shared_ptr<const MappedFile> weights_;
 };
 

@@ -41,9 +41,9 @@ absl::StatusOr<Shape> ShapeFromJson(const json& dims, const std::string& where) 
 }
 
 // The part of a slot that its hash covers: everything but the place in the file and the words.
-json PlanToJson(const StoredSlot& slot) {
+json PlanToJson(const ArtifactSlot& slot) {
   json tensors = json::array();
-  for (const StoredTensor& tensor : slot.tensors) {
+  for (const ArtifactTensor& tensor : slot.tensors) {
     tensors.push_back({{"role", tensor.role},
                        {"dtype", std::string(Name(tensor.dtype))},
                        {"shape", ShapeToJson(tensor.shape)},
@@ -75,9 +75,9 @@ absl::StatusOr<T> Get(const json& object, const char* key, const std::string& wh
   return it->template get<T>();
 }
 
-absl::StatusOr<StoredTensor> TensorFromJson(const json& object, const std::string& where) {
+absl::StatusOr<ArtifactTensor> TensorFromJson(const json& object, const std::string& where) {
   if (!object.is_object()) return Lost(where + " expected an object");
-  StoredTensor tensor;
+  ArtifactTensor tensor;
   ASSIGN_OR_RETURN(tensor.role, Get<std::string>(object, "role", where));
   ASSIGN_OR_RETURN(const std::string dtype, Get<std::string>(object, "dtype", where));
   const std::optional<DType> known = FindDType(dtype);
@@ -93,9 +93,9 @@ absl::StatusOr<StoredTensor> TensorFromJson(const json& object, const std::strin
   return tensor;
 }
 
-absl::StatusOr<StoredSlot> SlotFromJson(const json& object, const std::string& where) {
+absl::StatusOr<ArtifactSlot> SlotFromJson(const json& object, const std::string& where) {
   if (!object.is_object()) return Lost(where + " expected an object");
-  StoredSlot slot;
+  ArtifactSlot slot;
   ASSIGN_OR_RETURN(slot.plan.scheme, Get<std::string>(object, "scheme", where));
   ASSIGN_OR_RETURN(const std::string mode, Get<std::string>(object, "activation", where));
   const std::optional<ActivationMode> activation = FindActivationMode(mode);
@@ -118,13 +118,13 @@ absl::StatusOr<StoredSlot> SlotFromJson(const json& object, const std::string& w
 
 }  // namespace
 
-std::string ArtifactHash(const Manifest& manifest) {
+std::string ArtifactHash(const ArtifactManifest& manifest) {
   json slots = json::object();
   for (const auto& [name, slot] : manifest.slots) slots[name] = PlanToJson(slot);
   return Sha256Hex(slots.dump());
 }
 
-json ToJson(const Manifest& manifest) {
+json ToJson(const ArtifactManifest& manifest) {
   json slots = json::object();
   for (const auto& [name, slot] : manifest.slots) {
     json object = PlanToJson(slot);
@@ -146,10 +146,10 @@ json ToJson(const Manifest& manifest) {
           {"slots", slots}};
 }
 
-absl::StatusOr<Manifest> ManifestFromJson(const std::string& text) {
+absl::StatusOr<ArtifactManifest> ArtifactManifestFromJson(const std::string& text) {
   const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (object.is_discarded() || !object.is_object()) return Lost("not a JSON object");
-  Manifest manifest;
+  ArtifactManifest manifest;
   ASSIGN_OR_RETURN(const std::string format, Get<std::string>(object, "format", ""));
   ASSIGN_OR_RETURN(const int version, Get<int>(object, "format_version", ""));
   if (format != "assay-artifact" || version != kFormatVersion) {
@@ -163,8 +163,8 @@ absl::StatusOr<Manifest> ManifestFromJson(const std::string& text) {
   const auto slots = object.find("slots");
   if (slots == object.end() || !slots->is_object()) return Lost("slots expected an object");
   for (const auto& [name, slot] : slots->items()) {
-    ASSIGN_OR_RETURN(StoredSlot stored, SlotFromJson(slot, "slots." + name));
-    for (const StoredTensor& tensor : stored.tensors) {
+    ASSIGN_OR_RETURN(ArtifactSlot stored, SlotFromJson(slot, "slots." + name));
+    for (const ArtifactTensor& tensor : stored.tensors) {
       if (tensor.offset > manifest.weights_bytes ||
           tensor.bytes > manifest.weights_bytes - tensor.offset) {
         return Lost(

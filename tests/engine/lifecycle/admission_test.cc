@@ -74,8 +74,9 @@ TEST_F(AdmissionTest, F32IsExactlyTheReference) {
   Start({});
   const AdmissionProgress end = Admit({.name = "stories", .path = Stories260k(), .scheme = "f32"});
   ASSERT_OK(end.status);
-  // The KV cache is f16 in the candidate, f32 in the reference: nothing else differs.
-  EXPECT_LT(end.report->verification.mean_kl.mean, 1e-6);
+  // The KV cache is f16 in the candidate, f32 in the reference: nothing else differs. 11 bits of
+  // significand perturb logits by a few 1e-3, KL is half the square of that.
+  EXPECT_LT(end.report->verification.mean_kl.mean, 5e-5);
   EXPECT_EQ(end.report->layers[0].weight_sqnr_db, 200);
 }
 
@@ -171,7 +172,8 @@ TEST_F(AdmissionTest, TakesTheNameFromThePath) {
 
 TEST_F(AdmissionTest, ABrokenFileFailsAndIsNotARejection) {
   Start({});
-  const std::string path = directory_.Write("broken.gguf", "GGUF but not really");
+  const std::string path =
+      directory_.Write("broken.gguf", ReadFile(Stories260k())->substr(0, 500000));
   const AdmissionProgress end = Admit({.path = path});
   EXPECT_THAT(end.status, StatusIs(StatusCode::kDataLoss));
   EXPECT_EQ(end.report, nullptr);

@@ -61,7 +61,7 @@ TEST_F(ArtifactTest, TensorsLieOnMultiplesOf64Bytes) {
   Write();
   ASSERT_OK_AND_ASSIGN(const auto reader, ArtifactReader::Open(Directory()));
   for (const auto& [name, slot] : reader->manifest().slots) {
-    for (const StoredTensor& tensor : slot.tensors) EXPECT_EQ(tensor.offset % 64, 0u) << name;
+    for (const ArtifactTensor& tensor : slot.tensors) EXPECT_EQ(tensor.offset % 64, 0u) << name;
   }
 }
 
@@ -93,10 +93,10 @@ TEST_F(ArtifactTest, AnUncommittedArtifactLeavesNothing) {
 TEST_F(ArtifactTest, EveryFlippedByteOfTheWeightsIsFound) {
   Write();
   const std::string good = Bytes("weights.bin");
-  ASSERT_OK_AND_ASSIGN(const auto manifest, ManifestFromJson(Bytes("manifest.json")));
+  ASSERT_OK_AND_ASSIGN(const auto manifest, ArtifactManifestFromJson(Bytes("manifest.json")));
   size_t found = 0, covered = 0;
   for (const auto& [name, slot] : manifest.slots) {
-    for (const StoredTensor& tensor : slot.tensors) covered += tensor.bytes;
+    for (const ArtifactTensor& tensor : slot.tensors) covered += tensor.bytes;
   }
   for (size_t i = 0; i < good.size(); ++i) {
     std::string bad = good;
@@ -114,7 +114,7 @@ TEST_F(ArtifactTest, ManifestTruncatedAtEveryByteIsDataLoss) {
   Write();
   const std::string good = Bytes("manifest.json");
   for (size_t length = 0; length < good.size(); ++length) {
-    EXPECT_THAT(ManifestFromJson(good.substr(0, length)), StatusIs(StatusCode::kDataLoss));
+    EXPECT_THAT(ArtifactManifestFromJson(good.substr(0, length)), StatusIs(StatusCode::kDataLoss));
   }
 }
 
@@ -124,7 +124,7 @@ TEST_F(ArtifactTest, EveryFlippedByteOfTheManifestIsFoundOrHarmless) {
   for (size_t i = 0; i < good.size(); ++i) {
     std::string bad = good;
     bad[i] = static_cast<char>(bad[i] ^ 0x01);
-    const absl::StatusOr<Manifest> manifest = ManifestFromJson(bad);
+    const absl::StatusOr<ArtifactManifest> manifest = ArtifactManifestFromJson(bad);
     // What still parses describes the same plan: only offsets, words and key texts may differ.
     if (manifest.ok()) {
       EXPECT_EQ(ArtifactHash(*manifest), hash);
@@ -136,7 +136,8 @@ TEST_F(ArtifactTest, HostileManifestsAreDataLoss) {
   Write();
   const nlohmann::json good = nlohmann::json::parse(Bytes("manifest.json"));
   const auto expect_loss = [](nlohmann::json bad, const char* what) {
-    EXPECT_THAT(ManifestFromJson(bad.dump()), StatusIs(StatusCode::kDataLoss, HasSubstr(what)));
+    EXPECT_THAT(ArtifactManifestFromJson(bad.dump()),
+                StatusIs(StatusCode::kDataLoss, HasSubstr(what)));
   };
   nlohmann::json bad = good;
   bad["slots"]["a"]["tensors"][0]["offset"] = uint64_t{1} << 40;
