@@ -27,6 +27,15 @@ std::string_view TaskName(ModelTask task) {
   return "unknown";
 }
 
+// Checkpoint::tokenizer() describes what the container holds, which may be nothing.
+bool HasTokenizer(const nlohmann::json& spec) {
+  for (const char* part : {"tokenizer", "metadata"}) {
+    const auto it = spec.is_object() ? spec.find(part) : spec.end();
+    if (it != spec.end() && it->is_object() && !it->empty()) return true;
+  }
+  return false;
+}
+
 uint64_t SlotElements(const std::vector<LinearSlot>& slots) {
   uint64_t total = 0;
   for (const LinearSlot& slot : slots) total += static_cast<uint64_t>(slot.shape.elements());
@@ -139,18 +148,26 @@ uint64_t VerificationBytes(const ModelSpec& spec) {
   return logits + (spec.task == ModelTask::kGenerate ? kv : 0);
 }
 
+// Tables of rotary angles that every built model has of its own.
+uint64_t RotaryBytes(const ModelSpec& spec) {
+  if (spec.task != ModelTask::kGenerate) return 0;
+  return static_cast<uint64_t>(spec.max_context) * static_cast<uint64_t>(spec.head_dim) * 4;
+}
+
 // The largest moment of the admission. While quantizing: what is done so far and three copies of
 // the widest layer (read, encoded, packed). While verifying: candidate and reference. While
 // serving: candidate and engine.
 uint64_t EstimatePeak(const Admission& a) {
+  constexpr uint64_t kSmallBuffers = 256 << 10;  // of all the steps that have no term of their own
   uint64_t widest = 0;
   for (const LinearSlot& slot : a.slots) {
     widest = std::max(widest, static_cast<uint64_t>(slot.shape.elements()) * 4);
   }
-  const uint64_t weights = WeightBytes(a);
-  const uint64_t verifying = weights + a.report.bytes_f32 + VerificationBytes(a.spec);
-  const uint64_t building_reference = weights + a.report.bytes_f32 + 2 * widest;
-  return std::max({weights + 3 * widest, verifying, building_reference, weights + EngineBytes(a)});
+  const uint64_t weights = WeightBytes(a) + RotaryBytes(a.spec);
+  const uint64_t reference = a.report.bytes_f32 + RotaryBytes(a.spec);
+  return std::max({weights + 3 * widest, weights + reference + VerificationBytes(a.spec),
+                   weights + reference + 2 * widest, weights + EngineBytes(a)}) +
+         kSmallBuffers;
 }
 
 uint64_t AvailableBytes(const AdmissionOptions& options) {
@@ -199,7 +216,7 @@ absl::Status OpenStage(Admission& a) {
   ASSIGN_OR_RETURN(a.family, FamilyOf(*a.checkpoint));
   ASSIGN_OR_RETURN(a.spec, a.family->parse(*a.checkpoint));
   a.slots = a.family->slots(a.spec);
-  if (a.checkpoint->tokenizer().is_object() && !a.checkpoint->tokenizer().empty()) {
+  if (HasTokenizer(a.checkpoint->tokenizer())) {
     ASSIGN_OR_RETURN(a.tokenizer, MakeTokenizer(a.checkpoint->tokenizer()));
   }
   ASSIGN_OR_RETURN(a.report.source_hash, a.host.cache.ContentHash(*a.checkpoint, a.request.path));
