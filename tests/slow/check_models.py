@@ -91,7 +91,7 @@ def check_embeddings(tool, model_path, text):
     return len(chosen) == SENTENCES and cosine.min().item() >= LEAST_COSINE
 
 
-def main():
+def main():  # OMP_NUM_THREADS=1 helps the reference on a busy machine
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tool", type=pathlib.Path)
     parser.add_argument("models", type=pathlib.Path)
