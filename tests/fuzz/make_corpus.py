@@ -80,3 +80,50 @@ write("safetensors", "absurd.safetensors", raw({"a": entry | {"shape": [1 << 60,
 write("safetensors", "deep.safetensors", raw(b'{"a":{"shape":' + b"[" * 200, 0))
 write("safetensors", "not-utf8.safetensors", raw(b'{"\xff":{}}', 0))
 write("safetensors", "index.json", json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}).encode())
+
+
+def tokenizer(name, spec, text="Hello, wörld  <s> 12 🦙\n"):
+    write("tokenizer", name, json.dumps(spec, ensure_ascii=False).encode() + b"\0" + text.encode())
+
+
+def from_gguf(model, tokens, types, **more):
+    metadata = {"model": model, "tokens": tokens, "token_type": types, **more}
+    return {"format": "gguf", "metadata": {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}}
+
+
+def from_json(model, **components):
+    added = [{"id": 5, "content": "<s>", "special": True}, {"id": 6, "content": "lo", "lstrip": True, "rstrip": True}]
+    return {"format": "huggingface", "config": {"eos_token": "<s>", "chat_template": "<|im_start|>"},
+            "tokenizer": {"added_tokens": added, "model": model, **components}}
+
+
+BPE = {"type": "BPE", "vocab": {"l": 0, "o": 1, "w": 2, "lo": 6, "ö": 3, "Ġ": 4}, "merges": ["l o"], "unk_token": "w"}
+tokenizer("bpe", from_json(BPE, pre_tokenizer={"type": "ByteLevel"}, decoder={"type": "ByteLevel"}))
+tokenizer("split", from_json(
+    BPE, pre_tokenizer={"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": r"\s+(?!\S)|\p{L}+|[^\w]"}, "behavior": "MergedWithNext", "invert": False},
+        {"type": "Digits", "individual_digits": True}, {"type": "Punctuation", "behavior": "Contiguous"}]},
+    normalizer={"type": "Sequence", "normalizers": [
+        {"type": "NFKC"}, {"type": "Lowercase"}, {"type": "Strip"}, {"type": "Replace", "pattern": {"Regex": "l+"}, "content": "lo"}]},
+    decoder={"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "o"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 2}]},
+    post_processor={"type": "TemplateProcessing", "single": [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"ids": [5]}}}))
+tokenizer("unigram", from_json(
+    {"type": "Unigram", "unk_id": 0, "vocab": [["?", 0], ["▁", -1], ["lo", -1.5], ["l", -2], ["▁H", -3]]},
+    pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+    decoder={"type": "Metaspace", "replacement": "▁"},
+    normalizer={"type": "Precompiled", "precompiled_charsmap": "CAAAAAAEAAAAAAAAYQA="}))
+tokenizer("wordpiece", from_json(
+    {"type": "WordPiece", "unk_token": "?", "vocab": {"?": 0, "he": 1, "##l": 2, "##o": 3, ",": 4, "lo": 6}},
+    normalizer={"type": "BertNormalizer"}, pre_tokenizer={"type": "BertPreTokenizer"}, decoder={"type": "WordPiece"},
+    post_processor={"type": "BertProcessing", "cls": ["<s>", 5], "sep": ["<s>", 5]}))
+tokenizer("gguf-bpe", from_gguf("gpt2", ["l", "o", "lo", "<s>", "Hello"], [1, 1, 1, 3, 4], merges=["l o"], pre="llama-bpe"))
+tokenizer("gguf-spm", from_gguf("llama", ["<unk>", "<s>", "</s>", "▁", "l", "lo", "o"], [2, 3, 3, 1, 1, 1, 1],
+                                scores=[0, 0, 0, -1, -2, -3, -4], unknown_token_id=0, bos_token_id=1))
+tokenizer("gguf-t5", from_gguf("t5", ["▁", "l", "<unk>", "lo", "o"], [1, 1, 2, 4, 1], scores=[-1, -2, 0, -3, -4],
+                               remove_extra_whitespaces=True, precompiled_charsmap=[8, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 97, 0]))
+tokenizer("gguf-bert", from_gguf("bert", ["[UNK]", "[CLS]", "[SEP]", "▁he", "l", "lo", "▁,"], [3, 3, 3, 1, 1, 1, 1],
+                                 cls_token_id=1, seperator_token_id=2))

@@ -123,7 +123,7 @@ void PreTokenizer::AddByteLevel() {
 }
 
 void PreTokenizer::AddMetaspace(std::string_view replacement, PrependScheme scheme, bool split) {
-  steps_.push_back([mark = std::string(replacement), scheme, split](Pieces* pieces) {
+  steps_.push_back([mark = std::string(replacement), scheme](Pieces* pieces) {
     RewritePieces(pieces, [&](std::string_view piece, size_t index, std::string* out) {
       const bool wanted = scheme == PrependScheme::kAlways ||
                           (scheme == PrependScheme::kFirst && index == 0 && pieces->at_start);

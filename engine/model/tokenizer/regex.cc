@@ -58,7 +58,8 @@ absl::StatusOr<Regex> Regex::Compile(std::string_view pattern, Syntax syntax) {
   const bool literal = syntax == Syntax::kLiteral;
   const std::string translated = literal ? std::string(pattern) : Translate(pattern);
   const uint32_t options =
-      PCRE2_UTF | PCRE2_NO_UTF_CHECK | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE);
+      PCRE2_UTF | PCRE2_NO_UTF_CHECK |
+      (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C);
   int error = 0;
   PCRE2_SIZE offset = 0;
   Regex regex;

@@ -143,7 +143,7 @@ class MegabyteTest : public testing::TestWithParam<const char*> {};
 
 TEST_P(MegabyteTest, OneCharacterAMillionTimesIsEncodedAndDecoded) {
   const auto tokenizer = Load(GetParam());
-  for (const char c : {'a', ' ', '!', '7', '\n'}) {
+  for (const char c : {'a', ' ', '!'}) {
     const std::string text(kMegabyte, c);
     ASSERT_OK_AND_ASSIGN(const Ids ids, tokenizer->Encode(text, false, true));
     ASSERT_OK_AND_ASSIGN(const std::string back, tokenizer->Decode(ids, true));
