@@ -18,6 +18,19 @@ constexpr const char* kFooter =
     "or failed; 3 the accuracy gate rejected an admission.\n"
     "Environment: ASSAY_SERVER (as --server), NO_COLOR.";
 
+// A command's own help ends with its examples; the overview shows its first line only.
+void MoveExamplesToFooter(CLI::App& app) {
+  for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) {
+    const std::string description = command->get_description();
+    const size_t end = description.find("\n\n");
+    if (end != std::string::npos) {
+      command->description(description.substr(0, end));
+      command->footer(description.substr(end + 2));
+    }
+    MoveExamplesToFooter(*command);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -39,6 +52,7 @@ int main(int argc, char** argv) {
                          assay::AddHealth, assay::AddVersion}) {
     add(app, line);
   }
+  MoveExamplesToFooter(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -4,6 +4,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "proto/assay/v1/assay.pb.h"
 #include "proto/health/v1/health.pb.h"
@@ -57,10 +58,7 @@ class RpcObserver final : public grpc::experimental::Interceptor {
     method_ = path.substr(slash + 1);
     metrics_.RpcStarted(service_, method_, type_);
   }
-  ~RpcObserver() override {
-    metrics_.RpcMessages(service_, method_, type_, received_, sent_);
-    metrics_.RpcDone(service_, method_, type_, code_, clock_.Now() - begin_);
-  }
+  ~RpcObserver() override { Done("Canceled"); }  // what never sent a status was cut
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
@@ -69,19 +67,26 @@ class RpcObserver final : public grpc::experimental::Interceptor {
     }
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) ++sent_;
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
-      code_ = CodeName(methods->GetSendStatus().error_code());
+      Done(CodeName(methods->GetSendStatus().error_code()));
     }
     methods->Proceed();
   }
 
  private:
+  // Counted before the status goes out: who has the answer sees the count.
+  void Done(std::string_view code) {
+    if (std::exchange(done_, true)) return;
+    metrics_.RpcMessages(service_, method_, type_, received_, sent_);
+    metrics_.RpcDone(service_, method_, type_, code, clock_.Now() - begin_);
+  }
+
   Metrics& metrics_;
   const Clock& clock_;
   const std::string_view type_;
   const absl::Time begin_;
-  std::string_view service_, method_;   // of the registered method: gRPC keeps the text
-  std::string_view code_ = "Canceled";  // what never sent a status was cut
+  std::string_view service_, method_;  // of the registered method: gRPC keeps the text
   int received_ = 0, sent_ = 0;
+  bool done_ = false;
 };
 
 class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {
