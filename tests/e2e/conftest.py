@@ -104,8 +104,8 @@ class Assay:
         self.service = pool.FindServiceByName("assay.v1.AssayService")
         self._message = lambda name: GetMessageClass(pool.FindMessageTypeByName("assay.v1." + name))
 
-    def message(self, name, **fields):
-        return self._message(name)(**fields)
+    def message(self, message_type, /, **fields):
+        return self._message(message_type)(**fields)
 
     def call(self, method, request, timeout=120):
         """A unary answer, or the iterator of a stream."""
