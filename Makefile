@@ -5,7 +5,7 @@ JOBS  := $(or $(JOBS),$(shell nproc))
 # Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
 INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
 .DEFAULT_GOAL := help
-.PHONY: help serve build test sanitize check check-slow format fuzz bench clean setup
+.PHONY: help serve build test sanitize check check-slow soak format fuzz bench clean setup
 .PRECIOUS: build/%/build.ninja
 
 help: ## This list
@@ -51,6 +51,10 @@ check-slow: setup build/dev/build.ninja ## Real models against transformers, min
 	@cmake --build build/dev --target model_eval -j $(JOBS)
 	@$(CACHE)/venv-slow/bin/python tests/slow/check_models.py build/dev/tests/slow/model_eval \
 	  $(or $(ASSAY_MODELS),$(CACHE)/models) $(TEXT) --windows $(or $(WINDOWS),0)
+
+soak: setup build/dev/build.ninja ## 64 streaming clients for a minute, cancellations, deadlines, then SIGTERM under load
+	@scripts/build dev $(JOBS)
+	@ASSAY_BUILD_DIR=$(CURDIR)/build/dev $(CACHE)/venv/bin/python loadtest/soak.py
 
 bench: setup ## Build the benchmarks: build/bench/tests/bench (kernels), build/bench/loadtest (engine, server)
 	@$(MAKE) -s --no-print-directory build/bench/build.ninja
