@@ -147,6 +147,7 @@ GenerateLoop::~GenerateLoop() {
 }
 
 absl::Status GenerateLoop::StartThread() {
+  Publish();  // the gauges exist before the first request
   try {
     loop_ = std::thread([this] { Loop(); });
   } catch (const std::system_error& error) {
