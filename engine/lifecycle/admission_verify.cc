@@ -114,6 +114,25 @@ absl::Status KeepInHigherPrecision(Admission& a, const std::vector<LayerImpact>&
   return BuildCandidate(a);
 }
 
+// The first rung: the same codes, activations as the recipe's fallback has them. No weight
+// leaves its scheme; rounding activations to 8 bit is most of the error of W8A8.
+// False when the recipe has no such rung.
+absl::StatusOr<bool> WidenActivations(Admission& a) {
+  const ActivationMode wide = a.recipe().fallback_activation;
+  bool any = false;
+  for (const LinearSlot& slot : a.slots) {
+    SlotPlan& plan = a.plan.find(slot.name)->second;
+    ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(plan.scheme));
+    if (scheme->is_floating() || plan.activation == wide) continue;
+    plan.why = absl::StrCat(std::string(Name(plan.activation)), " did not keep to the budget");
+    plan.activation = wide;
+    RETURN_IF_ERROR(QuantizeSlot(a, slot));
+    any = true;
+  }
+  if (any) RETURN_IF_ERROR(BuildCandidate(a));
+  return any;
+}
+
 // An artifact that came from the cache is rewritten whole once its plan changes.
 absl::Status StartNewArtifact(Admission& a) {
   if (a.stored == nullptr || a.writer != nullptr) return absl::OkStatus();
@@ -124,6 +143,39 @@ absl::Status StartNewArtifact(Admission& a) {
     ASSIGN_OR_RETURN(const QuantizedTensor tensor, a.stored->Read(slot.name));
     RETURN_IF_ERROR(a.writer->Add(slot.name, tensor, a.plan.find(slot.name)->second));
   }
+  return absl::OkStatus();
+}
+
+// The second rung: the layers that hurt most, in the recipe's fallback scheme, as many as it
+// allows.
+absl::Status KeepLayers(Admission& a) {
+  const int limit = MaxFallbackLayers(a.slots, a.recipe().max_fallback_fraction);
+  if (limit == 0) {
+    a.note = "the recipe allows no fallback";
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const std::vector<LayerImpact> ranking,
+                   RankLayers({*a.family, a.spec, *a.checkpoint, a.reference->linears(), a.linears,
+                               a.output_sqnr},
+                              *a.verifier, std::max(kExactLayers, limit), [&](double fraction) {
+                                a.SamplePeak();
+                                a.progress(fraction, "measuring layers one at a time");
+                              }));
+  for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
+  const auto [loss, target] =
+      LossAndTarget(a.report.verification, a.report.decision.budget, a.spec.task);
+  const int most = std::min(limit, static_cast<int>(ranking.size()));
+  int kept = LayersToKeep(ranking, loss, target, most);
+  while (kept > 0 && !a.report.verification.failures.empty()) {
+    a.report.attempts.push_back(a.report.verification);
+    RETURN_IF_ERROR(KeepInHigherPrecision(a, ranking, kept));
+    RETURN_IF_ERROR(Measure(a));
+    a.note =
+        absl::StrFormat("%d of at most %d layers kept in %s: %s", kept, limit,
+                        a.recipe().fallback_scheme, Figures(a.report.verification, a.spec.task));
+    kept = kept == most ? 0 : most;  // the first choice, then all that is allowed
+  }
+  if (ranking.empty()) a.note = "no layer is left to keep in higher precision";
   return absl::OkStatus();
 }
 
@@ -149,44 +201,22 @@ absl::Status VerifyStage(Admission& a) {
 }
 
 absl::Status FallBackStage(Admission& a) {
-  const int limit = MaxFallbackLayers(a.slots, a.recipe().max_fallback_fraction);
-  const auto reject = [&] {
-    return Reject(a, absl::StrCat(absl::StrJoin(a.report.verification.failures, "; "),
-                                  LeastAccurate(a), " (", a.note, ")"));
-  };
-  if (limit == 0) {
-    a.note = "the recipe allows no fallback";
-    return reject();
-  }
-  ASSIGN_OR_RETURN(const std::vector<LayerImpact> ranking,
-                   RankLayers({*a.family, a.spec, *a.checkpoint, a.reference->linears(), a.linears,
-                               a.output_sqnr},
-                              *a.verifier, std::max(kExactLayers, limit), [&](double fraction) {
-                                a.SamplePeak();
-                                a.progress(fraction, "measuring layers one at a time");
-                              }));
-  for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
   RETURN_IF_ERROR(StartNewArtifact(a));
-  const auto [loss, target] =
-      LossAndTarget(a.report.verification, a.report.decision.budget, a.spec.task);
-  const int most = std::min(limit, static_cast<int>(ranking.size()));
-  int kept = LayersToKeep(ranking, loss, target, most);
-  while (kept > 0 && !a.report.verification.failures.empty()) {
-    a.report.attempts.push_back(a.report.verification);
-    RETURN_IF_ERROR(KeepInHigherPrecision(a, ranking, kept));
+  const VerificationResult first = a.report.verification;
+  ASSIGN_OR_RETURN(const bool widened, WidenActivations(a));
+  if (widened) {
+    a.report.attempts.push_back(first);
     RETURN_IF_ERROR(Measure(a));
-    a.note =
-        absl::StrFormat("%d of at most %d layers kept in %s: %s", kept, limit,
-                        a.recipe().fallback_scheme, Figures(a.report.verification, a.spec.task));
-    kept = kept == most ? 0 : most;  // the first choice, then all that is allowed
+    a.note = absl::StrCat("activations in ", std::string(Name(a.recipe().fallback_activation)),
+                          ": ", Figures(a.report.verification, a.spec.task));
   }
-  if (!ranking.empty()) {
-    ASSIGN_OR_RETURN(a.output_sqnr, a.verifier->OutputSqnr(a.linears));
-  }
+  if (!a.report.verification.failures.empty()) RETURN_IF_ERROR(KeepLayers(a));
+  ASSIGN_OR_RETURN(a.output_sqnr, a.verifier->OutputSqnr(a.linears));
   RETURN_IF_ERROR(CheckWeights(a));
   DescribeLayers(a);
-  if (ranking.empty()) a.note = "no layer is left to keep in higher precision";
-  return a.report.verification.failures.empty() ? absl::OkStatus() : reject();
+  if (a.report.verification.failures.empty()) return absl::OkStatus();
+  return Reject(a, absl::StrCat(absl::StrJoin(a.report.verification.failures, "; "),
+                                LeastAccurate(a), " (", a.note, ")"));
 }
 
 }  // namespace assay

@@ -216,15 +216,17 @@ TEST_F(AdmissionTest, TheQueueIsBoundedAndShutdownDropsIt) {
   EXPECT_EQ(registry_.Find("m2", 1)->state, VersionState::kFailed);
 }
 
-Policy WithBudget(const std::string& budget, double max_fraction) {
-  return Policy::Parse(
-             "version: 1\nrecipes:\n  int8:\n    scheme: int8_channel\n"
-             "    embedding: bf16\n    kv: f32\n"
-             "    fallback: {scheme: bf16, activation: a16, max_fraction: " +
-                 std::to_string(max_fraction) + "}\nbudgets:\n  b: {" + budget +
-                 "}\nrules:\n  - name: only\n    reason: test\n"
-                 "    when: {device: cpu}\n    recipe: int8\n    budget: b\n",
-             "test")
+Policy WithBudget(const std::string& budget, double max_fraction,
+                  const std::string& activation = "a16") {
+  return Policy::Parse("version: 1\nrecipes:\n  int8:\n    scheme: int8_channel\n    activation: " +
+                           activation +
+                           "\n"
+                           "    embedding: bf16\n    kv: f32\n"
+                           "    fallback: {scheme: bf16, activation: a16, max_fraction: " +
+                           std::to_string(max_fraction) + "}\nbudgets:\n  b: {" + budget +
+                           "}\nrules:\n  - name: only\n    reason: test\n"
+                           "    when: {device: cpu}\n    recipe: int8\n    budget: b\n",
+                       "test")
       .value();
 }
 
@@ -259,10 +261,35 @@ TEST_F(AdmissionTest, FallsBackToSixteenBitsWhereTheBudgetDemandsIt) {
   EXPECT_NEAR(report.fallback_fraction, kept / 20.0, 1e-12);
 }
 
+TEST_F(AdmissionTest, WidensActivationsBeforeAnyLayerIsKeptInSixteenBits) {
+  AdmissionOptions options;
+  const std::string lax = ", top1: 0, perplexity_ratio: 1000";
+  options.policy = WithBudget("mean_kl: 100" + lax, 0.5, "a8_token");
+  Start(options);
+  const AdmissionProgress plain = AdmitStories();
+  ASSERT_OK(plain.status);
+  const double kl = plain.report->verification.mean_kl.high;
+  // Rounding activations is most of the error, so half of it is out of reach for a8_token alone.
+  options.policy = WithBudget("mean_kl: " + std::to_string(kl / 2) + lax, 0.5, "a8_token");
+  Start(options);
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_THAT(stages_, Contains("fall_back"));
+  EXPECT_EQ(end.report->fallback_fraction, 0);
+  EXPECT_LE(end.report->verification.mean_kl.high, kl / 2);
+  ASSERT_EQ(end.report->attempts.size(), 1u);
+  EXPECT_NEAR(end.report->attempts[0].mean_kl.high, kl, 1e-12);
+  for (const LayerReport& layer : end.report->layers) {
+    if (layer.name == "model.embed_tokens") continue;
+    EXPECT_EQ(layer.scheme, "int8_channel") << layer.name;
+    EXPECT_EQ(layer.activation, "a16") << layer.name;
+  }
+}
+
 TEST_F(AdmissionTest, RejectsWhatTheFallbackMayNotRepairAndNamesTheWorstLayer) {
   for (const double fraction : {0.0, 0.05}) {
     AdmissionOptions options;
-    options.policy = WithBudget("mean_kl: 0.0000001", fraction);
+    options.policy = WithBudget("mean_kl: 0.0000001", fraction, "a8_token");
     Start(options);
     const AdmissionProgress end = AdmitStories();
     EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition,
