@@ -17,17 +17,20 @@ namespace {
 
 // k * 255 * 127 must fit 32 bit.
 constexpr int64_t kMaxK = (int64_t{1} << 31) / (255 * 127) - 1;
-// From this many rows on the bounded product is the faster one (docs/performance.md).
-constexpr int64_t kBoundedFromRows = 20;
+// The bounded product pays from about so many rows on; a larger excess asks for more of them
+// (docs/performance.md): 16 + 400 * (excess / weights).
+constexpr int64_t kBoundedFromRows = 16;
+constexpr double kRowsPerExcess = 400;
 // Rows of x that one task multiplies by a panel before it takes the next panel.
 constexpr int64_t kTaskBytes = 256 << 10;
 constexpr int64_t kTaskChunks = 2;
 
 struct Packed final : PackedWeight {
   int64_t n = 0, k = 0;
-  Tensor panels;  // s8 [num_panels, groups, 128]
+  Tensor panels;  // s8 [num_panels, 4 groups, 16, 2]
   Tensor scales;  // f32 [num_panels * 16]
   std::optional<Int8Excess> excess;
+  int64_t bounded_from_rows = 0;
 
   size_t bytes() const override {
     return panels.bytes() + scales.bytes() + (excess ? excess->bytes() : 0);
@@ -97,12 +100,17 @@ class Avx2Int8 final : public LinearKernel {
     ASSIGN_OR_RETURN(packed->scales, Tensor::Create(CpuDevice(), {panels * 16}, DType::kF32));
     RETURN_IF_ERROR(PackPanels(w, *packed));
     ASSIGN_OR_RETURN(packed->excess, Int8Excess::Find(w.codes.data<int8_t>(), w.shape));
+    if (packed->excess) {
+      packed->bounded_from_rows =
+          kBoundedFromRows +
+          static_cast<int64_t>(kRowsPerExcess * packed->excess->fraction(w.shape));
+    }
     return packed;
   }
 
   size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
     const int64_t padded_k = (p.shape[1] + kInt8PanelGroup - 1) / kInt8PanelGroup * kInt8PanelGroup;
-    int64_t bytes = m * (padded_k + 4) + 256;
+    int64_t bytes = m * (padded_k * 2 + 4) + 256;
     if (m >= kBoundedFromRows) {
       bytes += ChunksOf(m).count * padded_k * kBoundedRows * 2;
       bytes += MaxPanelWorkers() * WorkerBytes(padded_k);
@@ -113,7 +121,7 @@ class Avx2Int8 final : public LinearKernel {
   void Run(const PackedWeight& w, const LinearArgs& args, ComputeContext& context) const override {
     const auto& packed = static_cast<const Packed&>(w);
     const Arena::Scope scope(context.scratch);
-    if (args.x.shape[0] >= kBoundedFromRows && packed.excess) {
+    if (packed.excess && args.x.shape[0] >= packed.bounded_from_rows) {
       RunBounded(packed, args, context);
     } else {
       RunExact(packed, args, context);
@@ -153,7 +161,7 @@ class Avx2Int8 final : public LinearKernel {
 
   static void RunExact(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
     const int64_t m = args.x.shape[0], k = packed.k, padded_k = packed.padded_k();
-    auto* codes = context.scratch.Allocate<int8_t>(static_cast<size_t>(m * padded_k));
+    auto* codes = context.scratch.Allocate<int16_t>(static_cast<size_t>(m * padded_k));
     auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
     const float* x = args.x.as<float>();
     // About 0.1 us per thousand elements: small batches are not worth a fork of their own.
@@ -161,8 +169,9 @@ class Avx2Int8 final : public LinearKernel {
       for (int64_t row = begin; row < end; ++row)
         scales[row] = Avx2QuantizeA8Token(x + row * k, k, codes + row * padded_k);
     });
-    const PanelGrid grid = {m, packed.num_panels(), std::max<int64_t>(12, kTaskBytes / padded_k),
-                            12, Work(packed, m)};
+    const PanelGrid grid = {m, packed.num_panels(),
+                            std::max<int64_t>(12, kTaskBytes / (padded_k * 2)), 12,
+                            Work(packed, m)};
     ForPanelTasks(context.pool, grid, [&](int, const PanelTask& task) {
       Avx2Int8Panels(Job(packed, args, scales, task.row, task.row_end), codes + task.row * padded_k,
                      task.panel, task.panel_end);

@@ -152,17 +152,24 @@ void RunTile(const Int8BoundedJob& job, const int8_t* w, const int32_t* start, I
 void Avx2BoundPanel(const Int8PanelJob& job, const Int8ExcessView& excess, int64_t panel,
                     int8_t* bounded) {
   const int8_t* w = job.panels + panel * job.groups * 128;
-  for (int64_t i = 0; i < job.groups * 128; i += 32) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + i + 2048), _MM_HINT_T0);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(bounded + i),
-                       _mm256_load_si256(reinterpret_cast<const __m256i*>(w + i)));
+  for (int64_t j = 0; j < job.groups; ++j) {
+    for (int64_t half = 0; half < 2; ++half) {  // 4 inputs: two pairs of all channels
+      const auto* from = reinterpret_cast<const __m256i*>(w + j * 128 + half * 64);
+      _mm_prefetch(reinterpret_cast<const char*>(from) + 2048, _MM_HINT_T0);
+      const __m256i a = _mm256_load_si256(from), b = _mm256_load_si256(from + 1);
+      const __m256i low = _mm256_unpacklo_epi16(a, b);   // channels 0-3 and 8-11
+      const __m256i high = _mm256_unpackhi_epi16(a, b);  // channels 4-7 and 12-15
+      auto* to = reinterpret_cast<__m256i*>(bounded + j * 128 + half * 32);
+      _mm256_store_si256(to, _mm256_permute2x128_si256(low, high, 0x20));
+      _mm256_store_si256(to + 2, _mm256_permute2x128_si256(low, high, 0x31));
+    }
   }
   for (int64_t c = 0; c < kInt8PanelColumns; ++c) {
-    int8_t* channel = bounded + Int8PanelOffset(c, 0);
+    int8_t* channel = bounded + c / 8 * 64 + c % 8 * 4;
     const int64_t row = panel * kInt8PanelColumns + c;
     const int32_t end = excess.first[row + 1];
     for (int32_t entry = excess.first[row]; entry < end; ++entry) {
-      const uint32_t i = excess.index[entry];  // Int8PanelOffset(0, i), without divisions
+      const uint32_t i = excess.index[entry];
       channel[(i >> 3 << 7) + ((i & 4) << 3) + (i & 3)] -= excess.value[entry];
     }
   }

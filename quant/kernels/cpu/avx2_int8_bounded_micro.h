@@ -25,7 +25,14 @@ struct Int8ExcessView {
   const int32_t* offsets;
 };
 
-// `bounded` [groups * 128] = panel `panel` without its excess.
+// Panel `panel` without its excess, in the order of vpmaddubsw. The 128 bytes of 8 inputs:
+//
+//   byte 0         32            64            96            128
+//        | c 0..7   | c 0..7      | c 8..15     | c 8..15     |
+//        | k 0..3   | k 4..7      | k 0..3      | k 4..7      |
+//        each 32 bytes: 4 codes of the first channel, 4 of the second, ...
+//
+// `bounded` is s8 scratch [groups * 128], 32-byte aligned.
 void Avx2BoundPanel(const Int8PanelJob& job, const Int8ExcessView& excess, int64_t panel,
                     int8_t* bounded);
 // y of one chunk and one panel. `sums` is scratch s32 [2 * kBoundedRows * 16].

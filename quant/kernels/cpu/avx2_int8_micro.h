@@ -1,15 +1,13 @@
 // The inner loops of avx2_int8, compiled for AVX2. Enter only where HostCpu().avx2 holds. This
 // header includes nothing that instantiates inline code in the AVX2 translation units. Pure.
 //
-// Weights, packed once: panels of 16 output channels, k in groups of 8 (n padded to 16 with zero
-// channels, k padded to 8 with zero codes). The 128 bytes of group j of panel p:
+// Weights, packed once: panels of 16 output channels, k in pairs (n padded to 16 with zero
+// channels, k padded to 8 with zero codes):
 //
-//   byte 0         32            64            96            128
-//        | c 0..7   | c 0..7      | c 8..15     | c 8..15     |   c = channel 16 p + c
-//        | k 0..3   | k 4..7      | k 0..3      | k 4..7      |   k = 8 j + k
-//        each 32 bytes: 4 codes of the first channel, 4 of the second, ...
+//   panel p, pair j, channel c, i in {0, 1}:
+//   byte  ((p * pairs + j) * 16 + c) * 2 + i  =  code of W[16 p + c, 2 j + i]
 //
-// so that 4 broadcast activations meet 8 channels in one vpmaddubsw.
+// so 16 bytes, widened to s16, meet one broadcast pair of activations in vpmaddwd.
 #pragma once
 #include <cstdint>
 
@@ -20,13 +18,11 @@ inline constexpr int64_t kInt8PanelGroup = 8;
 
 // Where the code of channel c in [0, 16) and input i lies in a panel. (static: each translation
 // unit keeps the copy compiled for its own instruction set.)
-static inline int64_t Int8PanelOffset(int64_t c, int64_t i) {
-  return i / 8 * 128 + c / 8 * 64 + i % 8 / 4 * 32 + c % 8 * 4 + i % 4;
-}
+static inline int64_t Int8PanelOffset(int64_t c, int64_t i) { return i / 2 * 32 + c * 2 + i % 2; }
 
 // What both products below share.
 struct Int8PanelJob {
-  const int8_t* panels;        // [num_panels, groups, 128]
+  const int8_t* panels;        // [num_panels, 4 groups, 16, 2]
   const float* weight_scales;  // [num_panels * 16]
   int64_t groups;              // of 8 inputs
   const float* x_scales;       // [m]
@@ -38,13 +34,13 @@ struct Int8PanelJob {
 };
 
 // y[:, 16 panel_begin .. 16 panel_end) = (s_x * s_w) * f32(exact integer dot) (+ bias) (+ y), each
-// step rounded once, as in the reference kernel. x: codes s8 [m, 8 groups].
-void Avx2Int8Panels(const Int8PanelJob& job, const int8_t* x, int64_t panel_begin,
+// step rounded once, as in the reference kernel. x: codes as s16 [m, 8 groups].
+void Avx2Int8Panels(const Int8PanelJob& job, const int16_t* x, int64_t panel_begin,
                     int64_t panel_end);
 
-// quant/kernels/a8_token.h, bit for bit. Codes are padded with zero codes to a multiple of 8.
-// Returns the scale.
-float Avx2QuantizeA8Token(const float* x, int64_t k, int8_t* codes);
+// quant/kernels/a8_token.h, bit for bit, as s16. Codes are padded with zero codes to a multiple
+// of 8. Returns the scale.
+float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes);
 // Likewise, with code + 128 as u8, padded with 128 if `padded`.
 float Avx2QuantizeA8TokenU8(const float* x, int64_t k, uint8_t* codes, bool padded);
 
