@@ -49,8 +49,16 @@ std::string StartBanner(const ServerConfig& config, const Policy& policy, int th
     absl::StrAppend(&out, "  policy    ", policy.origin(), ": rule '", decision->rule, "' -> ",
                     decision->recipe.scheme, "/", std::string(Name(decision->recipe.activation)),
                     " on ", decision->device, "\n");
-    for (const std::string& line : decision->trace)
-      absl::StrAppend(&out, "            ", line, "\n");
+    size_t no_gpu = 0;  // rules for GPUs: one line for all of them
+    for (const std::string& line : decision->trace) {
+      if (absl::EndsWith(line, ": no CUDA device here")) {
+        ++no_gpu;
+      } else {
+        absl::StrAppend(&out, "            ", line, "\n");
+      }
+    }
+    if (no_gpu > 0)
+      absl::StrAppend(&out, "            ", no_gpu, " GPU rules: no CUDA device here\n");
   } else {
     absl::StrAppend(&out, "  policy    ", policy.origin(), ": ",
                     std::string(decision.status().message()), "\n");
