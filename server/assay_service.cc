@@ -37,8 +37,7 @@ assay::v1::ModelSummary Summarize(const ModelRegistry& registry, const VersionIn
   out.set_running(info.load.running);
   out.set_changed(absl::FormatTime(absl::RFC3339_sec, info.changed, absl::UTCTimeZone()));
   if (info.report != nullptr) {
-    const Recipe& recipe = info.report->decision.recipe;
-    out.set_precision(absl::StrCat(recipe.scheme, "/", std::string(Name(recipe.activation))));
+    out.set_precision(ServedPrecision(*info.report));
     out.set_bytes_f32(info.report->bytes_f32);
     out.set_fallback_fraction(info.report->fallback_fraction);
   }

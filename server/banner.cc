@@ -79,10 +79,9 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
   }
   const AdmissionReport& report = *progress.report;
   const Recipe& recipe = report.decision.recipe;
-  std::string out =
-      absl::StrCat(name, progress.status.ok() ? "SERVING" : "REJECTED", " after ", seconds, ": ",
-                   recipe.scheme, "/", std::string(Name(recipe.activation)), ", weights ",
-                   Mebibytes(report.bytes_f32), " -> ", Mebibytes(report.bytes));
+  std::string out = absl::StrCat(name, progress.status.ok() ? "SERVING" : "REJECTED", " after ",
+                                 seconds, ": ", ServedPrecision(report), ", weights ",
+                                 Mebibytes(report.bytes_f32), " -> ", Mebibytes(report.bytes));
   if (report.bytes_f32 > 0) {
     absl::StrAppend(&out, absl::StrFormat(" (%.0f %%)", 100.0 * static_cast<double>(report.bytes) /
                                                             static_cast<double>(report.bytes_f32)));

@@ -16,11 +16,6 @@ inference::DataType ConfigType(std::string_view datatype) {
   return inference::TYPE_FP32;
 }
 
-std::string PrecisionOf(const AdmissionReport& report) {
-  return absl::StrCat(report.decision.recipe.scheme, "/",
-                      std::string(Name(report.decision.recipe.activation)));
-}
-
 }  // namespace
 
 std::string_view Name(ModelTask task) {
@@ -62,7 +57,7 @@ std::vector<std::pair<std::string, std::string>> DescribeQuantization(const Serv
   std::vector<std::pair<std::string, std::string>> out{
       {"assay.task", std::string(Name(servable.spec.task))},
       {"assay.architecture", servable.spec.architecture},
-      {"assay.precision", PrecisionOf(report)},
+      {"assay.precision", ServedPrecision(report)},
       {"assay.scheme", report.decision.recipe.scheme},
       {"assay.policy_rule", report.decision.rule},
       {"assay.verdict", report.verdict},

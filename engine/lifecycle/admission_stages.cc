@@ -63,8 +63,7 @@ void PublishMetrics(const Servable& servable, const Admission& a) {
 std::string AdmittedReason(const Admission& a) {
   const AdmissionReport& report = a.report;
   const VerificationResult& v = report.verification;
-  const std::string subject = absl::StrCat(report.decision.recipe.scheme, ", activations ",
-                                           report.decision.recipe.activation_name, ": ");
+  const std::string subject = absl::StrCat(ServedPrecision(report), ": ");
   switch (a.spec.task) {
     case ModelTask::kGenerate:
       return absl::StrFormat("%smean KL %.5f nats of %.4g allowed, top-1 agreement %.2f %%",

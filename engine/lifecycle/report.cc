@@ -1,6 +1,8 @@
 #include "engine/lifecycle/report.h"
 
+#include <algorithm>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -322,6 +324,17 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   ReadParts(f, report, status);
   RETURN_IF_ERROR(status);
   return report;
+}
+
+std::string ServedPrecision(const AdmissionReport& report) {
+  std::map<std::string, uint64_t> bytes;
+  for (const LayerReport& layer : report.layers) {
+    bytes[absl::StrCat(layer.scheme, "/", layer.activation)] += layer.bytes_f32;
+  }
+  const auto most = std::max_element(
+      bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  if (most != bytes.end()) return most->first;
+  return absl::StrCat(report.decision.recipe.scheme, "/", report.decision.recipe.activation_name);
 }
 
 }  // namespace assay
