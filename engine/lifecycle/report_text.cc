@@ -130,12 +130,14 @@ void AccuracySection(Page& page, const AdmissionReport& r) {
   }
   for (const std::string& defect : v.defects) page.Paragraph("DEFECT " + defect);
   if (!r.attempts.empty()) {
-    page.Paragraph(absl::StrFormat(
-        "before layers were kept in %s: mean KL %.5f, top-1 %.2f %%, perplexity ratio %.5f, "
-        "cosine %.6f",
-        r.decision.recipe.fallback_scheme, r.attempts.front().mean_kl.mean,
-        100 * r.attempts.front().top1_agreement.mean, r.attempts.front().perplexity_ratio,
-        r.attempts.front().cosine.mean));
+    const VerificationResult& plain = r.attempts.front();
+    page.Paragraph(r.task == "generate"
+                       ? absl::StrFormat("before the fallback: mean KL %.5f, top-1 %.2f %%, "
+                                         "perplexity ratio %.5f",
+                                         plain.mean_kl.mean, 100 * plain.top1_agreement.mean,
+                                         plain.perplexity_ratio)
+                       : absl::StrFormat("before the fallback: cosine %.6f, same label %.2f %%",
+                                         plain.cosine.mean, 100 * plain.label_agreement));
   }
 }
 
