@@ -67,8 +67,11 @@ absl::StatusOr<std::string> ArtifactCache::ContentHash(const Checkpoint& checkpo
   ASSIGN_OR_RETURN(const std::string hash, checkpoint.ContentHash());
   if (known.size() >= kMaxRemembered) known = json::object();
   known[identity] = hash;
-  RETURN_IF_ERROR(MakeDirectory(root_));
-  RETURN_IF_ERROR(WriteFileAtomically(file, known.dump(1)));
+  absl::Status stored = MakeDirectory(root_);
+  if (stored.ok()) stored = WriteFileAtomically(file, known.dump(1));
+  if (!stored.ok()) {  // the hash is right; the next start computes it again
+    Log(LogLevel::kWarning, "cannot remember a checkpoint's hash", {{"error", stored.ToString()}});
+  }
   return hash;
 }
 
