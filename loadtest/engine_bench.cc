@@ -1,11 +1,15 @@
-// Throughput of the engine without the network: prefill and decode tokens per second, embeddings per second.
+// Throughput of the engine without the network: prefill and decode tokens per second, embeddings
+// per second.
 //
-//   engine_bench --model FILE [--scheme int8_channel] [--activation a8_token] [--threads N] [--streams 1,8,32]
+//   engine_bench --model FILE [--scheme int8_channel] [--activation a8_token] [--threads N]
+//   [--streams 1,8,32]
 //                [--prompt 512] [--generate 64] [--repeat 3]
 //
-// Prints one JSON object per measurement, so that compare_llama_cpp.py can run it next to a peer. Prefill: one request of
-// --prompt tokens, tokens divided by the time to its first token. Decode: N requests of 16 prompt tokens each; tokens that
-// arrived after the last stream's first token, divided by the time from that moment to the last token.
+// Prints one JSON object per measurement, so that compare_llama_cpp.py can run it next to a peer.
+// Prefill: one request of
+// --prompt tokens, tokens divided by the time to its first token. Decode: N requests of 16 prompt
+// tokens each; tokens that arrived after the last stream's first token, divided by the time from
+// that moment to the last token.
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -27,7 +31,9 @@ struct Options {
 
 using Instant = std::chrono::steady_clock::time_point;
 
-double Seconds(Instant from, Instant to) { return std::chrono::duration<double>(to - from).count(); }
+double Seconds(Instant from, Instant to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 // Arrival times of all tokens of one run.
 class Recorder {
@@ -75,7 +81,8 @@ std::vector<int32_t> Prompt(int tokens, int stream, int vocab) {
   return ids;
 }
 
-absl::StatusOr<std::vector<std::vector<Instant>>> Generate(GenerateEngine& engine, const ModelSpec& spec, int streams,
+absl::StatusOr<std::vector<std::vector<Instant>>> Generate(GenerateEngine& engine,
+                                                           const ModelSpec& spec, int streams,
                                                            int prompt, int generate, int salt) {
   Recorder recorder(streams);
   for (int stream = 0; stream < streams; ++stream) {
@@ -95,14 +102,17 @@ absl::Status Prefill(GenerateEngine& engine, const ModelSpec& spec, const Option
     const Instant start = std::chrono::steady_clock::now();
     ASSIGN_OR_RETURN(const auto arrivals, Generate(engine, spec, 1, options.prompt, 1, run + 1));
     const double rate = options.prompt / Seconds(start, arrivals[0].at(0));
-    std::cout << nlohmann::json{{"what", "prefill"}, {"streams", 1}, {"tokens_per_s", rate}} << std::endl;
+    std::cout << nlohmann::json{{"what", "prefill"}, {"streams", 1}, {"tokens_per_s", rate}}
+              << std::endl;
   }
   return absl::OkStatus();
 }
 
-absl::Status Decode(GenerateEngine& engine, const ModelSpec& spec, const Options& options, int streams) {
+absl::Status Decode(GenerateEngine& engine, const ModelSpec& spec, const Options& options,
+                    int streams) {
   for (int run = 0; run < options.repeat; ++run) {
-    ASSIGN_OR_RETURN(const auto arrivals, Generate(engine, spec, streams, 16, options.generate, 100 + run));
+    ASSIGN_OR_RETURN(const auto arrivals,
+                     Generate(engine, spec, streams, 16, options.generate, 100 + run));
     Instant all_started{}, end{};
     for (const auto& times : arrivals) {
       all_started = std::max(all_started, times.front());
@@ -113,7 +123,8 @@ absl::Status Decode(GenerateEngine& engine, const ModelSpec& spec, const Options
       for (Instant time : times) tokens += time > all_started ? 1 : 0;
     }
     const double rate = tokens / Seconds(all_started, end);
-    std::cout << nlohmann::json{{"what", "decode"}, {"streams", streams}, {"tokens_per_s", rate}} << std::endl;
+    std::cout << nlohmann::json{{"what", "decode"}, {"streams", streams}, {"tokens_per_s", rate}}
+              << std::endl;
   }
   return absl::OkStatus();
 }
@@ -140,8 +151,10 @@ absl::Status Encode(EncodeEngine& engine, const ModelSpec& spec, const Options& 
     while (open > 0) done.Wait(mu);
     RETURN_IF_ERROR(status);
     const double seconds = Seconds(start, std::chrono::steady_clock::now());
-    std::cout << nlohmann::json{{"what", "encode"}, {"sequence_tokens", kTokens},
-                                {"sequences_per_s", kRequests / seconds}, {"tokens_per_s", kRequests * kTokens / seconds}}
+    std::cout << nlohmann::json{{"what", "encode"},
+                                {"sequence_tokens", kTokens},
+                                {"sequences_per_s", kRequests / seconds},
+                                {"tokens_per_s", kRequests * kTokens / seconds}}
               << std::endl;
   }
   return absl::OkStatus();
@@ -154,7 +167,8 @@ absl::Status Run(const Options& options) {
   }
   ASSIGN_OR_RETURN(const auto checkpoint, OpenCheckpoint(options.model));
   ASSIGN_OR_RETURN(std::shared_ptr<const Model> model,
-                   BuildUniform(*checkpoint, options.scheme, {.activation = *activation, .kernel = options.kernel}));
+                   BuildUniform(*checkpoint, options.scheme,
+                                {.activation = *activation, .kernel = options.kernel}));
   ThreadPool pool({.num_threads = options.threads});
   Metrics metrics("bench", "cpu");
   const EngineHost host{pool, RealClock(), metrics.ForModel("bench", 1)};
@@ -164,11 +178,14 @@ absl::Status Run(const Options& options) {
     ASSIGN_OR_RETURN(const auto engine, EncodeEngine::Start(model, engine_options, host));
     return Encode(*engine, model->spec(), options);
   }
-  ASSIGN_OR_RETURN(std::shared_ptr<const Tokenizer> tokenizer, MakeTokenizer(checkpoint->tokenizer()));
-  ASSIGN_OR_RETURN(const auto engine, GenerateEngine::Start(model, tokenizer, engine_options, host));
+  ASSIGN_OR_RETURN(std::shared_ptr<const Tokenizer> tokenizer,
+                   MakeTokenizer(checkpoint->tokenizer()));
+  ASSIGN_OR_RETURN(const auto engine,
+                   GenerateEngine::Start(model, tokenizer, engine_options, host));
   RETURN_IF_ERROR(Generate(*engine, model->spec(), 2, 64, 4, 0).status());  // warm-up
   RETURN_IF_ERROR(Prefill(*engine, model->spec(), options));
-  for (int streams : options.streams) RETURN_IF_ERROR(Decode(*engine, model->spec(), options, streams));
+  for (int streams : options.streams)
+    RETURN_IF_ERROR(Decode(*engine, model->spec(), options, streams));
   return absl::OkStatus();
 }
 
@@ -182,10 +199,14 @@ int main(int argc, char** argv) {
   app.add_option("--scheme", options.scheme, "scheme of every linear layer")->capture_default_str();
   app.add_option("--activation", options.activation, "activation mode")->capture_default_str();
   app.add_option("--kernel", options.kernel, "pin one kernel by name");
-  app.add_option("--threads", options.threads, "compute threads, 0 = all cores")->capture_default_str();
-  app.add_option("--streams", options.streams, "concurrent streams of the decode runs")->delimiter(',');
-  app.add_option("--prompt", options.prompt, "prompt tokens of the prefill run")->capture_default_str();
-  app.add_option("--generate", options.generate, "tokens per stream of the decode runs")->capture_default_str();
+  app.add_option("--threads", options.threads, "compute threads, 0 = all cores")
+      ->capture_default_str();
+  app.add_option("--streams", options.streams, "concurrent streams of the decode runs")
+      ->delimiter(',');
+  app.add_option("--prompt", options.prompt, "prompt tokens of the prefill run")
+      ->capture_default_str();
+  app.add_option("--generate", options.generate, "tokens per stream of the decode runs")
+      ->capture_default_str();
   app.add_option("--repeat", options.repeat, "runs of each measurement")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = assay::Run(options);
