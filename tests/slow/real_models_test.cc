@@ -30,6 +30,7 @@ std::string ModelPath(std::initializer_list<const char*> candidates) {
 
 class RealModelsTest : public AdmissionFixture {
  protected:
+  void SetUp() override { verbose_ = true; }
   static double CacheLoadSeconds(const AdmissionReport& report) {
     absl::Duration total;
     for (const StageReport& stage : report.stages) total += stage.elapsed;

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <future>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <string>
@@ -49,6 +50,11 @@ class AdmissionFixture : public testing::Test {
           if (stages_.empty() || stages_.back() != progress.stage) {
             stages_.push_back(progress.stage);
           }
+          if (verbose_) {
+            std::cerr << absl::FormatTime("%H:%M:%S ", absl::Now(), absl::UTCTimeZone())
+                      << progress.stage << " " << progress.fraction << " " << progress.message
+                      << "\n";
+          }
           if (progress.done) end.set_value(progress);
         });
     EXPECT_OK(version);
@@ -62,6 +68,7 @@ class AdmissionFixture : public testing::Test {
   Metrics metrics_{"test", "cpu"};
   ModelRegistry registry_;
   std::unique_ptr<AdmissionPipeline> pipeline_;  // last: stopped first
+  bool verbose_ = false;                         // print the progress
   int quantized_ = 0;                            // layers that were quantized for the last Admit
   std::vector<std::string> stages_;              // of the last Admit
 };
