@@ -112,7 +112,7 @@ tokenizer("split", from_json(
         {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "special_tokens": {"<s>": {"ids": [5]}}}))
 tokenizer("unigram", from_json(
-    {"type": "Unigram", "unk_id": 0, "vocab": [["?", 0], ["▁", -1], ["lo", -1.5], ["l", -2], ["▁H", -3]]},
+    {"type": "Unigram", "unk_id": 0, "vocab": [["?", 0], ["▁", -1], ["ll", -1.5], ["l", -2], ["▁H", -3]]},
     pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
     decoder={"type": "Metaspace", "replacement": "▁"},
     normalizer={"type": "Precompiled", "precompiled_charsmap": "CAAAAAAEAAAAAAAAYQA="}))
