@@ -73,8 +73,8 @@ nlohmann::json ToJson(const AdmissionReport& report);
 absl::StatusOr<AdmissionReport> ReportFromJson(
     const nlohmann::json& json);  // DataLoss names the key
 // Verdict first; plain ASCII/UTF-8, no colour codes. Lines are at most max(columns, 80) wide.
-// What most of the weights really are, by bytes at f32: "int8_channel/a16". The recipe's words before
-// there are layers. The fallback may have widened activations, so the recipe does not tell.
+// What most of the weights really are, by bytes at f32: "int8_channel/a16". The recipe's words
+// before there are layers. The fallback may have widened activations, so the recipe does not tell.
 std::string ServedPrecision(const AdmissionReport& report);
 std::string ToTerminalText(const AdmissionReport& report, int columns);
 

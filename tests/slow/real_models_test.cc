@@ -22,9 +22,9 @@ std::string ModelPath(std::initializer_list<const char*> candidates) {
   return "";
 }
 
-#define REQUIRE_MODEL(path)                                                     \
-  if (path.empty()) {                                                           \
-    std::cerr << "SKIPPED LOUDLY: this model is not below $ASSAY_MODELS\n";     \
+#define REQUIRE_MODEL(path)                                                      \
+  if (path.empty()) {                                                            \
+    std::cerr << "SKIPPED LOUDLY: this model is not below $ASSAY_MODELS\n";      \
     GTEST_SKIP() << "set ASSAY_MODELS to the folder that holds the demo models"; \
   }
 
