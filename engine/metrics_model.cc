@@ -182,6 +182,7 @@ class PrometheusModelMetrics final : public ModelMetrics {
   void SetQuantization(const std::vector<std::pair<std::string, int>>& layers_by_precision,
                        double compression_ratio) override {
     std::vector<NewSeries> series;
+    series.reserve(layers_by_precision.size() + 1);
     for (const auto& [precision, layers] : layers_by_precision) {
       series.push_back({"assay_quantization_layers", "Linear layers by chosen precision",
                         With(m_, "precision", precision), static_cast<double>(layers)});

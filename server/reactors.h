@@ -14,7 +14,7 @@ class SelfOwned : public Reactor {
   void OnDone() override { delete this; }
 
  protected:
-  virtual ~SelfOwned() = default;
+  ~SelfOwned() override = default;
 };
 
 // A unary RPC that is answered at once.

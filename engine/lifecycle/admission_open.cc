@@ -108,7 +108,8 @@ uint64_t WeightBytes(const Admission& a) {
 
 // Scratch of one forward pass: activations, attention, and a quantized copy of the widest input.
 uint64_t ScratchBytes(const ModelSpec& spec, uint64_t rows, int context) {
-  const uint64_t heads = static_cast<uint64_t>(spec.heads + 2 * spec.kv_heads);
+  const uint64_t heads =
+      static_cast<uint64_t>(spec.heads) + 2 * static_cast<uint64_t>(spec.kv_heads);
   const uint64_t width = 3 * static_cast<uint64_t>(spec.hidden) +
                          3 * static_cast<uint64_t>(spec.ffn) +
                          2 * heads * static_cast<uint64_t>(spec.head_dim);
