@@ -33,7 +33,8 @@ struct QuantizedTensor {
 
 // How x enters the product y = x W^T. Names as in recipes: "a16", "a8_token".
 enum class ActivationMode {
-  kA16,      // weight-only: x stays in floating point
+  kA16,      // weight-only: x in f32, or rounded per row to codes of 13 to 16 bits (a kernel that
+             // does so says it)
   kA8Token,  // x quantized symmetrically to int8 per row at run time: s = absmax / 127, round half
              // to even
 };

@@ -88,6 +88,37 @@ std::vector<float> Magnitudes(const QuantizedTensor& w, TensorView x) {
   return sums;
 }
 
+// avx2_int8 with a16, from its definition (the head of its file), in 64-bit integers: y of `call`.
+std::vector<float> IntegerA16(const QuantizedTensor& w, TensorView x, const Call& call) {
+  const int64_t n = w.shape[0], k = w.shape[1];
+  const int8_t* codes = w.codes.data<int8_t>();
+  int64_t largest = 1;
+  for (int64_t c = 0; c < n; ++c) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += std::abs(codes[c * k + i]);
+    largest = std::max(largest, sum);
+  }
+  const auto max_code = static_cast<float>(std::min<int64_t>(32767, INT32_MAX / largest));
+  const Tensor bias = RandomTensor({n}, 5), old_y = RandomTensor({call.m, n}, 6);
+  std::vector<float> y;
+  for (int64_t r = 0; r < call.m; ++r) {
+    const float* row = x.as<float>() + r * k;
+    float absmax = 0;
+    for (int64_t i = 0; i < k; ++i) absmax = std::max(absmax, std::fabs(row[i]));
+    const float inverse = absmax == 0 ? 0 : max_code / absmax;
+    for (int64_t c = 0; c < n; ++c) {
+      int64_t sum = 0;
+      for (int64_t i = 0; i < k; ++i)
+        sum += static_cast<int64_t>(std::nearbyint(row[i] * inverse)) * codes[c * k + i];
+      EXPECT_LE(std::abs(sum), INT32_MAX);
+      float v = absmax / max_code * w.scales.data<float>()[c] * static_cast<float>(sum);
+      if (call.bias) v += bias.data<float>()[c];
+      y.push_back(call.accumulate ? old_y.data<float>()[r * n + c] + v : v);
+    }
+  }
+  return y;
+}
+
 // Number of outputs that differ from the reference by more than the formats explain. Integer
 // products are exact and share the epilogue's order: no difference is allowed. f32 dot products of
 // length k carry at most k + 3 roundings on either side (k products and sums, scale, bias, y), each
@@ -95,11 +126,14 @@ std::vector<float> Magnitudes(const QuantizedTensor& w, TensorView x) {
 int64_t CountWrong(const Variant& v, const QuantizedTensor& w, TensorView x, const Call& call,
                    const std::vector<float>& y) {
   const Variant reference = {&ReferenceKernel(), v.scheme, v.activation};
+  const bool integer_a16 = v.kernel == &Avx2Int8Kernel() && v.activation == ActivationMode::kA16;
   const std::vector<float> expected =
-      Forward(Make(reference, w, call.bias), x,
-              {.m = call.m, .bias = call.bias, .accumulate = call.accumulate, .threads = 1});
+      integer_a16
+          ? IntegerA16(w, x, call)
+          : Forward(Make(reference, w, call.bias), x,
+                    {.m = call.m, .bias = call.bias, .accumulate = call.accumulate, .threads = 1});
   int64_t wrong = 0;
-  if (v.activation == ActivationMode::kA8Token) {
+  if (v.activation == ActivationMode::kA8Token || integer_a16) {
     for (size_t i = 0; i < y.size(); ++i) wrong += !(y[i] == expected[i]);
     return wrong;
   }
@@ -359,6 +393,50 @@ TEST(Avx2Int8Test, RefusesACodeThatTheSchemeDoesNotHave) {
   w.codes.data<int8_t>()[2 * 16 + 5] = -128;
   EXPECT_THAT(Avx2Int8Kernel().Pack(w, ActivationMode::kA8Token),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row=2 column=5")));
+}
+
+// What rounding x to 16-bit codes costs, against f32 activations: each x moves by at most half a
+// step, absmax / A / 2 with A = 32767 for these weights, so y by at most that times sum |w|; an
+// eighth more covers the f32 roundings.
+TEST(Avx2Int8Test, A16StaysWithinHalfAStepOfTheReference) {
+  const Variant v = {&Avx2Int8Kernel(), &Int8ChannelScheme(), ActivationMode::kA16};
+  if (!v.kernel->Supports({{64, 64}, v.scheme, v.activation, DeviceKind::kCpu}).ok())
+    GTEST_SKIP() << "CPU has no AVX2";
+  const int64_t n = 48, k = 576, m = 20;
+  const Tensor weights = RandomTensor({n, k}, 1), x = RandomTensor({m, k}, 2);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, v.scheme->Encode(weights.view()));
+  const Variant reference = {&ReferenceKernel(), v.scheme, v.activation};
+  const std::vector<float> y = Forward(Make(v, w, false), x.view(), {.m = m});
+  const std::vector<float> expected = Forward(Make(reference, w, false), x.view(), {.m = m});
+  std::vector<float> decoded(static_cast<size_t>(n * k));
+  ASSERT_OK(w.scheme->DecodeRows(w, 0, n, std::span<float>(decoded)));
+  double worst = 0;
+  for (int64_t r = 0; r < m; ++r) {
+    float absmax = 0;
+    for (int64_t i = 0; i < k; ++i)
+      absmax = std::max(absmax, std::fabs(x.data<float>()[r * k + i]));
+    for (int64_t c = 0; c < n; ++c) {
+      double sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += std::fabs(decoded[c * k + i]);
+      const double bound = absmax / 32767.0 / 2 * sum;
+      worst = std::max(worst, std::fabs(y[r * n + c] - expected[r * n + c]) / bound);
+    }
+  }
+  EXPECT_LE(worst, 1.125);
+  // Random roundings add up like sqrt(k / 3) half steps, sum |w| is about 0.8 k: a part of
+  // 1 / (0.8 sqrt(3 k)) = 3 %, four times that at the worst of 960. Codes of 8 bit would give 256
+  // times as much.
+  EXPECT_GT(worst, 0.01);
+}
+
+TEST(Avx2Int8Test, A16IsRefusedWhereItsCodesWouldBeCoarse) {
+  const int64_t k = 5000;  // all codes 127: 2^31 / (127 k) leaves 3381 < 4095
+  const Tensor ones = TensorOf({2, k}, std::vector<float>(2 * k, 1.0f));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, Int8ChannelScheme().Encode(ones.view()));
+  EXPECT_THAT(Avx2Int8Kernel().Pack(w, ActivationMode::kA16),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("sums of |code| up to 635000")));
+  ASSERT_OK_AND_ASSIGN(const QuantizedLinear linear, QuantizedLinear::Create(w, Tensor(), {}));
+  EXPECT_NE(linear.kernel(), "avx2_int8");
 }
 
 TEST(KernelRefusalTest, EachKernelSaysWhatItMultiplies) {

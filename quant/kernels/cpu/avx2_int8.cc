@@ -1,12 +1,22 @@
-// Kernel "avx2_int8": int8_channel weights times a8_token activations on AVX2, exact: the integer
-// dot products and the f32 epilogue are those of "reference", bit for bit, for every m. One packed
-// copy of the codes serves decode, which runs at memory speed (avx2_int8_micro.h), and, with a
-// short list of their excess, prefill and large batches (avx2_int8_bounded.h).
+// Kernel "avx2_int8": int8_channel weights times a8_token or a16 activations on AVX2. One packed
+// copy of the codes serves decode, which runs at memory speed, and prefill (avx2_int8_micro.h).
+//
+// a8_token is exact: the integer dot products and the f32 epilogue are those of "reference", bit
+// for bit, for every m. A short list of the weights' excess makes many rows faster
+// (avx2_int8_bounded.h).
+//
+// a16 rounds each row of x to 16-bit codes with a scale of its own,
+//
+//   scale = absmax(x) / A,  A = min(32767, (2^31 - 1) / max over channels of sum |code of W|),
+//
+// and is exact from there: A is the largest range whose sums fit 32 bit. Each x moves by at most
+// scale / 2. Twice as fast as f32 (docs/performance.md). Refused where A < 4095.
 #include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "base/cpu_info.h"
+#include "quant/kernels/a8_token.h"
 #include "quant/kernels/cpu/avx2_int8_bounded.h"
 #include "quant/kernels/cpu/panel_tasks.h"
 #include "quant/kernels/kernels.h"
@@ -17,6 +27,9 @@ namespace {
 
 // k * 255 * 127 must fit 32 bit.
 constexpr int64_t kMaxK = (int64_t{1} << 31) / (255 * 127) - 1;
+constexpr int64_t kMinA16Code = 4095;  // 13 bits with the sign
+constexpr Int8TokenRange kA8Range = {kA8MaxCode, kA8Smallest};
+constexpr float kA16Smallest = 0x1p-112f;  // 32767 / kA16Smallest is finite
 // The bounded product pays from about so many rows on; a larger excess asks for more of them
 // (docs/performance.md): 16 + 400 * (excess / weights).
 constexpr int64_t kBoundedFromRows = 16;
@@ -31,6 +44,7 @@ struct Packed final : PackedWeight {
   Tensor scales;  // f32 [num_panels * 16]
   std::optional<Int8Excess> excess;
   int64_t bounded_from_rows = 0;
+  Int8TokenRange range = kA8Range;
 
   size_t bytes() const override {
     return panels.bytes() + scales.bytes() + (excess ? excess->bytes() : 0);
@@ -61,6 +75,24 @@ absl::Status PackPanels(const QuantizedTensor& w, Packed& packed) {
   return absl::OkStatus();
 }
 
+// Of a16: the largest A, see above.
+absl::StatusOr<Int8TokenRange> A16Range(const QuantizedTensor& w) {
+  const int8_t* codes = w.codes.data<int8_t>();
+  int64_t largest = 1;
+  for (int64_t row = 0; row < w.shape[0]; ++row) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < w.shape[1]; ++i) sum += std::abs(codes[row * w.shape[1] + i]);
+    largest = std::max(largest, sum);
+  }
+  const int64_t max_code = std::min<int64_t>(32767, INT32_MAX / largest);
+  if (max_code < kMinA16Code) {
+    return absl::UnimplementedError(
+        absl::StrCat("sums of |code| up to ", largest, " leave activations ", max_code,
+                     " codes in 32-bit sums; at least ", kMinA16Code, " are wanted"));
+  }
+  return Int8TokenRange{static_cast<float>(max_code), kA16Smallest};
+}
+
 // How m rows are cut into chunks of at most kBoundedRows, nearly equal, a multiple of 16 each.
 struct Chunks {
   int64_t rows, count;
@@ -76,8 +108,8 @@ class Avx2Int8 final : public LinearKernel {
   std::string_view name() const override { return "avx2_int8"; }
 
   absl::Status Supports(const LinearProblem& p) const override {
-    if (p.scheme != &Int8ChannelScheme() || p.activation != ActivationMode::kA8Token) {
-      return absl::UnimplementedError("multiplies int8_channel weights by a8_token activations");
+    if (p.scheme != &Int8ChannelScheme()) {
+      return absl::UnimplementedError("multiplies int8_channel weights");
     }
     if (!HostCpu().avx2 || !HostCpu().fma) {
       return absl::UnimplementedError("CPU has no AVX2 and FMA");
@@ -90,16 +122,21 @@ class Avx2Int8 final : public LinearKernel {
   }
 
   absl::StatusOr<std::unique_ptr<const PackedWeight>> Pack(const QuantizedTensor& w,
-                                                           ActivationMode) const override {
+                                                           ActivationMode mode) const override {
     auto packed = std::make_unique<Packed>();
     packed->n = w.shape[0];
     packed->k = w.shape[1];
+    if (mode == ActivationMode::kA16) {
+      ASSIGN_OR_RETURN(packed->range, A16Range(w));
+    }
     const int64_t panels = packed->num_panels();
     ASSIGN_OR_RETURN(packed->panels,
                      Tensor::Create(CpuDevice(), {panels * packed->groups() * 128}, DType::kI8));
     ASSIGN_OR_RETURN(packed->scales, Tensor::Create(CpuDevice(), {panels * 16}, DType::kF32));
     RETURN_IF_ERROR(PackPanels(w, *packed));
-    ASSIGN_OR_RETURN(packed->excess, Int8Excess::Find(w.codes.data<int8_t>(), w.shape));
+    if (mode == ActivationMode::kA8Token) {
+      ASSIGN_OR_RETURN(packed->excess, Int8Excess::Find(w.codes.data<int8_t>(), w.shape));
+    }
     if (packed->excess) {
       packed->bounded_from_rows =
           kBoundedFromRows +
@@ -111,7 +148,7 @@ class Avx2Int8 final : public LinearKernel {
   size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
     const int64_t padded_k = (p.shape[1] + kInt8PanelGroup - 1) / kInt8PanelGroup * kInt8PanelGroup;
     int64_t bytes = m * (padded_k * 2 + 4) + 256;
-    if (m >= kBoundedFromRows) {
+    if (p.activation == ActivationMode::kA8Token && m >= kBoundedFromRows) {
       bytes += ChunksOf(m).count * padded_k * kBoundedRows * 2;
       bytes += MaxPanelWorkers() * WorkerBytes(padded_k);
     }
@@ -167,7 +204,7 @@ class Avx2Int8 final : public LinearKernel {
     // About 0.1 us per thousand elements: small batches are not worth a fork of their own.
     context.pool.ParallelFor(m, std::max<int64_t>(1, 24000 / k), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        scales[row] = Avx2QuantizeA8Token(x + row * k, k, codes + row * padded_k);
+        scales[row] = Avx2QuantizeToken(x + row * k, k, packed.range, codes + row * padded_k);
     });
     const PanelGrid grid = {m, packed.num_panels(),
                             std::max<int64_t>(12, kTaskBytes / (padded_k * 2)), 12,

@@ -112,7 +112,7 @@ struct RowScale {
 };
 
 // quant/kernels/a8_token.h: as integers, |x| orders finite < infinity < NaN.
-RowScale ScaleOf(const float* x, int64_t k) {
+RowScale ScaleOf(const float* x, int64_t k, Int8TokenRange range) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   __m256i max = _mm256_setzero_si256();
   int64_t i = 0;
@@ -133,8 +133,8 @@ RowScale ScaleOf(const float* x, int64_t k) {
   float absmax;
   __builtin_memcpy(&absmax, &bits, sizeof(absmax));
   if (bits >= 0x7f800000) return {__builtin_nanf(""), 0};
-  if (absmax < kA8Smallest) return {0, 0};
-  return {absmax / kA8MaxCode, kA8MaxCode / absmax};
+  if (absmax < range.smallest) return {0, 0};
+  return {absmax / range.max_code, range.max_code / absmax};
 }
 
 // 16 codes as s16; vcvtps2dq rounds half to even.
@@ -147,8 +147,8 @@ inline int Code(float x, float inverse) { return _mm_cvtss_si32(_mm_set_ss(x * i
 
 }  // namespace
 
-float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes) {
-  const RowScale row = ScaleOf(x, k);
+float Avx2QuantizeToken(const float* x, int64_t k, Int8TokenRange range, int16_t* codes) {
+  const RowScale row = ScaleOf(x, k, range);
   int64_t i = 0;
   if (row.inverse != 0) {
     const __m256 inverse = _mm256_set1_ps(row.inverse);
@@ -161,7 +161,7 @@ float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes) {
 }
 
 float Avx2QuantizeA8TokenU8(const float* x, int64_t k, uint8_t* codes, bool padded) {
-  const RowScale row = ScaleOf(x, k);
+  const RowScale row = ScaleOf(x, k, {kA8MaxCode, kA8Smallest});
   int64_t i = 0;
   if (row.inverse != 0) {
     const __m256 inverse = _mm256_set1_ps(row.inverse);

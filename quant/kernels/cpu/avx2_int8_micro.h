@@ -38,10 +38,14 @@ struct Int8PanelJob {
 void Avx2Int8Panels(const Int8PanelJob& job, const int16_t* x, int64_t panel_begin,
                     int64_t panel_end);
 
-// quant/kernels/a8_token.h, bit for bit, as s16. Codes are padded with zero codes to a multiple
-// of 8. Returns the scale.
-float Avx2QuantizeA8Token(const float* x, int64_t k, int16_t* codes);
-// Likewise, with code + 128 as u8, padded with 128 if `padded`.
+// A row of x as s16 codes in [-max_code, max_code] with a scale of its own, which it returns:
+// quant/kernels/a8_token.h with another range. A row whose absmax is below `smallest` counts as
+// zero; max_code / smallest is finite. Codes are padded with zero codes to a multiple of 8.
+struct Int8TokenRange {
+  float max_code, smallest;
+};
+float Avx2QuantizeToken(const float* x, int64_t k, Int8TokenRange range, int16_t* codes);
+// a8_token, bit for bit, with code + 128 as u8, padded with 128 if `padded`.
 float Avx2QuantizeA8TokenU8(const float* x, int64_t k, uint8_t* codes, bool padded);
 
 // The same epilogue over integer sums made elsewhere, from which `offsets` are taken first.
