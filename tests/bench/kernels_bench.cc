@@ -1,10 +1,10 @@
-// BM_linear/<kernel>/<scheme>/<n>x<k>/<m>/<threads>: one linear layer as the engine calls it.
+// BM_linear/<kernel>/<scheme>/<activation>/<n>x<k>/m:<m>/t:<threads>: one linear layer as the
+// engine calls it.
 //
 // Weights are cold: each call takes the next of so many packed copies that 160 MB lie between two
 // uses of one, as in a forward pass over a whole model (the last-level cache here has 32 MB).
 // Counters: GOPS = 2 n k m / time; GBs = packed weight bytes / time; both of the fastest call,
-// since the machine is shared; `of_peak` = share of what `BM_peak` measured for one thread, times
-// threads.
+// since the machine is shared.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -104,6 +104,7 @@ void Register() {
     ActivationMode activation;
   };
   const Family families[] = {{"avx2_int8", "int8_channel", ActivationMode::kA8Token},
+                             {"avx2_int8", "int8_channel", ActivationMode::kA16},
                              {"avx2_f32", "f32", ActivationMode::kA16},
                              {"avx2_f32", "bf16", ActivationMode::kA16},
                              {"avx2_f32", "int8_channel", ActivationMode::kA16}};
@@ -112,8 +113,9 @@ void Register() {
       for (const int threads : {1, 2}) {
         for (const int64_t m : {1, 2, 4, 8, 16, 32, 64, 256}) {
           const Case c = {f.kernel, f.scheme, f.activation, layer.n, layer.k, m, threads};
-          const std::string name = absl::StrCat("BM_linear/", f.kernel, "/", f.scheme, "/", layer.n,
-                                                "x", layer.k, "/m:", m, "/t:", threads);
+          const std::string name = absl::StrCat("BM_linear/", f.kernel, "/", f.scheme, "/",
+                                                std::string(Name(f.activation)), "/", layer.n, "x",
+                                                layer.k, "/m:", m, "/t:", threads);
           benchmark::RegisterBenchmark(name.c_str(),
                                        [c](benchmark::State& state) { RunLinear(state, c); })
               ->UseRealTime()

@@ -41,6 +41,8 @@ void RunTile(const Int8PanelJob& job, const int16_t* codes, const int8_t* w, Int
       const __m256i a = _mm256_set1_epi32(pair);
       low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(a, w0));
       high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(a, w1));
+      // Row by row: g++ 12 would load all of x first and keep half the sums on the stack.
+      asm volatile("" : "+x"(low[r]), "+x"(high[r]));
     }
   }
 #pragma GCC unroll 6
