@@ -4,6 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "tests/engine/lifecycle/admission_fixture.h"
 #include "tests/support/random_tensor.h"
 
@@ -269,13 +270,18 @@ TEST_F(CachedAdmissionTest, AnotherInstructionSetVerifiesAgainAndDoesNotQuantize
 
 TEST_F(CachedAdmissionTest, AnotherBudgetVerifiesAgain) {
   AdmissionOptions options = Cached();
+  const auto with_limit = [](std::string_view kl) {
+    return Policy::Parse(
+               absl::StrCat("version: 1\nrecipes:\n  int8: {}\nbudgets:\n  b: {mean_kl: ",
+                            std::string(kl), "}\nrules:\n  - name: only\n    reason: test\n",
+                            "    when: {device: cpu}\n    recipe: int8\n    budget: b\n"),
+               "test")
+        .value();
+  };
+  options.policy = with_limit("0.01");
   Start(options);
   AdmitOnce();
-  const std::string stricter =
-      "version: 1\nrecipes:\n  int8: {}\nbudgets:\n  b: {mean_kl: 0.009}\nrules:\n"
-      "  - name: only\n    reason: test\n    when: {device: cpu}\n    recipe: int8\n    budget: "
-      "b\n";
-  options.policy = Policy::Parse(stricter, "test").value();
+  options.policy = with_limit("0.009");
   Start(options);
   const AdmissionReport report = AdmitOnce();
   EXPECT_TRUE(report.artifact_cache_hit);
