@@ -1,7 +1,10 @@
 // Scratch memory for one forward pass: a bump allocator over one buffer, so the token path never
 // asks the heap. Thread rule: one thread allocates; the memory may be used by the pool's workers.
 #pragma once
+#include <algorithm>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
 
 #include "base/device.h"
 
@@ -15,16 +18,26 @@ class Arena {
   }
   Arena() = default;
 
-  // 64-byte aligned, uninitialised; nullptr when the arena is exhausted (a sizing bug of the
-  // caller, reported as Internal).
+  // 64-byte aligned, uninitialised; nullptr when the arena is exhausted: its size is computed when
+  // a model is loaded, so that is a bug of ours, which the taker reports as Internal.
   template <typename T>
-  T* Allocate(size_t count) {
-    const size_t begin = (used_ + 63) / 64 * 64, end = begin + count * sizeof(T);
-    if (end > buffer_.bytes()) return nullptr;
-    used_ = end;
+  T* TryAllocate(size_t count) {
+    if (count > free_bytes() / sizeof(T)) return nullptr;
+    const size_t begin = Aligned(used_);
+    used_ = begin + count * sizeof(T);
     return reinterpret_cast<T*>(buffer_.data() + begin);
   }
+  // The same where nobody can report it: ends the process, with the numbers. Whoever calls a kernel
+  // asks for free_bytes() first, so this is reached only when a kernel takes more than it
+  // announced.
+  template <typename T>
+  T* Allocate(size_t count) {
+    T* const memory = TryAllocate<T>(count);
+    if (memory == nullptr) DieExhausted(count, sizeof(T));
+    return memory;
+  }
   size_t capacity() const { return buffer_.bytes(); }
+  size_t free_bytes() const { return buffer_.bytes() - std::min(buffer_.bytes(), Aligned(used_)); }
 
   // Gives back, when it dies, everything allocated since it was made.
   class Scope {
@@ -41,6 +54,15 @@ class Arena {
 
  private:
   explicit Arena(Buffer buffer) : buffer_(std::move(buffer)) {}
+  static size_t Aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+  [[noreturn, gnu::cold]] void DieExhausted(size_t count, size_t size) const {
+    std::fprintf(stderr,
+                 "CHECK failed: scratch arena exhausted: elements=%zu of bytes=%zu free=%zu "
+                 "capacity=%zu\n",
+                 count, size, free_bytes(), capacity());
+    std::abort();
+  }
+
   Buffer buffer_;
   size_t used_ = 0;
 };

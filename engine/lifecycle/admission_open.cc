@@ -112,7 +112,7 @@ uint64_t ScratchBytes(const ModelSpec& spec, uint64_t rows, int context) {
       static_cast<uint64_t>(spec.heads) + 2 * static_cast<uint64_t>(spec.kv_heads);
   const uint64_t width = 3 * static_cast<uint64_t>(spec.hidden) +
                          3 * static_cast<uint64_t>(spec.ffn) +
-                         2 * heads * static_cast<uint64_t>(spec.head_dim);
+                         (2 * heads + 1) * static_cast<uint64_t>(spec.head_dim);
   uint64_t bytes = rows * width * sizeof(float) +
                    2 * rows * static_cast<uint64_t>(std::max(spec.ffn, spec.hidden));
   const absl::StatusOr<const Ops*> ops = OpsFor(CpuDevice());
@@ -149,12 +149,6 @@ uint64_t VerificationBytes(const ModelSpec& spec) {
   return logits + (spec.task == ModelTask::kGenerate ? kv : 0);
 }
 
-// Tables of rotary angles that every built model has of its own.
-uint64_t RotaryBytes(const ModelSpec& spec) {
-  if (spec.task != ModelTask::kGenerate) return 0;
-  return static_cast<uint64_t>(spec.max_context) * static_cast<uint64_t>(spec.head_dim) * 4;
-}
-
 // The largest moment of the admission. While quantizing: what is done so far and three copies of
 // the widest layer (read, encoded, packed). While verifying: candidate and reference. While
 // serving: candidate and engine.
@@ -164,8 +158,8 @@ uint64_t EstimatePeak(const Admission& a) {
   for (const LinearSlot& slot : a.slots) {
     widest = std::max(widest, static_cast<uint64_t>(slot.shape.elements()) * 4);
   }
-  const uint64_t weights = WeightBytes(a) + RotaryBytes(a.spec);
-  const uint64_t reference = a.report.bytes_f32 + RotaryBytes(a.spec);
+  const uint64_t weights = WeightBytes(a);
+  const uint64_t reference = a.report.bytes_f32;
   return std::max({weights + 3 * widest, weights + reference + VerificationBytes(a.spec),
                    weights + reference + 2 * widest, weights + EngineBytes(a)}) +
          kSmallBuffers;

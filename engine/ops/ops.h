@@ -45,10 +45,10 @@ class Ops {
   // [head_dim] (Qwen3).
   virtual void HeadRmsNorm(float* x, int64_t row_stride, int64_t rows, int heads, TensorView gain,
                            float eps, ComputeContext& c) const = 0;
-  // In place: rotates each head by its row's position, element i paired with i + head_dim / 2
-  // (rotate_half). cos, sin [max_position, head_dim / 2].
-  virtual void Rope(float* x, int64_t row_stride, int heads, const ForwardBatch& batch,
-                    TensorView cos, TensorView sin, ComputeContext& c) const = 0;
+  // In place: rotates each head by its row's angles, element i paired with i + head_dim / 2
+  // (rotate_half). cos, sin [rows, head_dim / 2].
+  virtual void Rope(float* x, int64_t row_stride, int heads, TensorView cos, TensorView sin,
+                    ComputeContext& c) const = 0;
   // Writes k, v [rows, kv_heads * head_dim] of the batch's rows into the pool at their positions.
   virtual void StoreKv(StridedRows k, StridedRows v, const ForwardBatch& batch, int layer,
                        KvPool& kv, ComputeContext& c) const = 0;

@@ -63,7 +63,7 @@ class FakeModel final : public Model {
     if (static_cast<int64_t>(args.batch.tokens.size()) > max_rows_ ||
         static_cast<int64_t>(args.batch.logit_rows.size()) > max_logit_rows_)
       return absl::InternalError("the batch is larger than was announced");
-    if (context.scratch.Allocate<std::byte>(args.batch.tokens.size() * 64) == nullptr)
+    if (context.scratch.TryAllocate<std::byte>(args.batch.tokens.size() * 64) == nullptr)
       return absl::InternalError("the scratch is too small");
     if (spec_.task != ModelTask::kGenerate) return Encode(args);
     for (const SequenceSpan& s : args.batch.sequences) RETURN_IF_ERROR(Write(args, s));

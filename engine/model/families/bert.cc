@@ -221,7 +221,7 @@ absl::Status BertModel::Attend(const Pass& pass, const Layer& layer, MutableView
   const MutableView qkv = scratch.Matrix(x.shape[0], stride);
   const MutableView attended = scratch.Matrix(x.shape[0], spec_.hidden);
   if (!scratch.ok()) return scratch.Exhausted();
-  pass.Linear(layer.qkv, x, qkv);
+  RETURN_IF_ERROR(pass.Linear(layer.qkv, x, qkv));
   const float* q = qkv.as<float>();
   const AttentionArgs attention{.q = {q, stride},
                                 .heads = spec_.heads,
@@ -231,7 +231,7 @@ absl::Status BertModel::Attend(const Pass& pass, const Layer& layer, MutableView
                                 .y = attended};
   ops_.SelfAttention(attention, {q + spec_.hidden, stride}, {q + int64_t{2} * spec_.hidden, stride},
                      pass.args.batch, pass.context);
-  pass.LinearAdd(layer.attention_output, attended, x, product);
+  RETURN_IF_ERROR(pass.LinearAdd(layer.attention_output, attended, x, product));
   ops_.LayerNorm(x, layer.attention_norm.gain.view(), layer.attention_norm.bias.view(),
                  spec_.norm_eps, x, pass.context);
   return absl::OkStatus();
@@ -244,9 +244,9 @@ absl::Status BertModel::Mlp(const Pass& pass, const Layer& layer, MutableView x,
   Scratch scratch(pass.context.scratch);
   const MutableView inner = scratch.Matrix(x.shape[0], spec_.ffn);
   if (!scratch.ok()) return scratch.Exhausted();
-  pass.Linear(layer.intermediate, x, inner);
+  RETURN_IF_ERROR(pass.Linear(layer.intermediate, x, inner));
   ops_.Activate(activation_, inner, pass.context);
-  pass.LinearAdd(layer.output, inner, x, product);
+  RETURN_IF_ERROR(pass.LinearAdd(layer.output, inner, x, product));
   ops_.LayerNorm(x, layer.output_norm.gain.view(), layer.output_norm.bias.view(), spec_.norm_eps, x,
                  pass.context);
   return absl::OkStatus();

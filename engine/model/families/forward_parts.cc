@@ -98,7 +98,7 @@ absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linear
 }
 
 MutableView Scratch::Matrix(int64_t rows, int64_t columns) {
-  float* data = arena_.Allocate<float>(static_cast<size_t>(rows * columns));
+  float* data = arena_.TryAllocate<float>(static_cast<size_t>(rows * columns));
   ok_ = ok_ && data != nullptr;
   return {reinterpret_cast<std::byte*>(data), Shape{rows, columns}, DType::kF32, &CpuDevice()};
 }
@@ -108,18 +108,37 @@ absl::Status Scratch::Exhausted() const {
       "scratch is smaller than scratch_bytes() asked for: capacity=", arena_.capacity()));
 }
 
-void Pass::Linear(const BoundLinear& l, TensorView x, MutableView y) const {
-  l.linear->Forward(x, y, context);
-  if (args.observer != nullptr) (*args.observer)(*l.slot, x, y);
+namespace {
+
+// Kernels are pure and cannot fail: what they need is looked at before.
+absl::Status CheckScratch(const BoundLinear& l, int64_t rows, const Arena& scratch) {
+  const size_t needed = l.linear->scratch_bytes(rows);
+  if (needed <= scratch.free_bytes()) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("scratch arena exhausted: layer=", l.slot->name,
+                   " kernel=", std::string(l.linear->kernel()), " rows=", rows, " needed=", needed,
+                   " free=", scratch.free_bytes(), " capacity=", scratch.capacity()));
 }
 
-void Pass::LinearAdd(const BoundLinear& l, TensorView x, MutableView y, MutableView product) const {
+}  // namespace
+
+absl::Status Pass::Linear(const BoundLinear& l, TensorView x, MutableView y) const {
+  RETURN_IF_ERROR(CheckScratch(l, x.shape[0], context.scratch));
+  l.linear->Forward(x, y, context);
+  if (args.observer != nullptr) (*args.observer)(*l.slot, x, y);
+  return absl::OkStatus();
+}
+
+absl::Status Pass::LinearAdd(const BoundLinear& l, TensorView x, MutableView y,
+                             MutableView product) const {
   if (args.observer == nullptr) {
+    RETURN_IF_ERROR(CheckScratch(l, x.shape[0], context.scratch));
     l.linear->Forward(x, y, context, /*accumulate=*/true);
-    return;
+    return absl::OkStatus();
   }
-  Linear(l, x, product);
+  RETURN_IF_ERROR(Linear(l, x, product));
   ops.Add(product, y, context);
+  return absl::OkStatus();
 }
 
 void Pass::Embed(const QuantizedLinear& table, std::span<const int32_t> ids, MutableView y) const {

@@ -47,11 +47,12 @@ class Pass {
   Pass(const Ops& ops, const ForwardArgs& args, ComputeContext& context)
       : ops(ops), args(args), context(context) {}
 
-  // y = linear(x); the observer sees it.
-  void Linear(const BoundLinear& l, TensorView x, MutableView y) const;
+  // y = linear(x); the observer sees it. Internal, naming layer and kernel: the arena is too small.
+  absl::Status Linear(const BoundLinear& l, TensorView x, MutableView y) const;
   // y += linear(x). With an observer the product is computed into `product` first, so that it sees
   // the layer's own output.
-  void LinearAdd(const BoundLinear& l, TensorView x, MutableView y, MutableView product) const;
+  absl::Status LinearAdd(const BoundLinear& l, TensorView x, MutableView y,
+                         MutableView product) const;
   // Rows of an embedding table: y[i] = table[ids[i]].
   void Embed(const QuantizedLinear& table, std::span<const int32_t> ids, MutableView y) const;
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/thread_pool.h"
 #include "engine/model/families/families.h"
 #include "engine/model/families/forward_parts.h"
 #include "engine/model/families/llama_spec.h"
@@ -39,9 +40,14 @@ class LlamaModel final : public Model {
 
   absl::Status BindLinears();
   absl::Status ReadNorms(const Checkpoint& checkpoint);
-  absl::Status MakeRotations();
 
-  absl::Status Attend(const Pass& pass, int layer, MutableView x, MutableView normed) const;
+  // What lives through a whole pass.
+  struct Work {
+    MutableView x, normed;  // [rows, hidden]
+    MutableView cos, sin;   // [rows, head_dim / 2] of the rows' positions
+  };
+  void FillRotations(const Pass& pass, const Work& work) const;
+  absl::Status Attend(const Pass& pass, int layer, const Work& work) const;
   absl::Status Mlp(const Pass& pass, const Layer& layer, MutableView x, MutableView normed) const;
   absl::Status Head(const Pass& pass, TensorView x) const;
 
@@ -55,7 +61,6 @@ class LlamaModel final : public Model {
   BoundLinear embedding_, head_;
   std::vector<Layer> layers_;
   Tensor final_norm_;
-  Tensor cos_, sin_;  // [max_context, head_dim / 2]
 };
 
 absl::Status LlamaModel::BindLinears() {
@@ -95,21 +100,23 @@ absl::Status LlamaModel::ReadNorms(const Checkpoint& checkpoint) {
   return absl::OkStatus();
 }
 
-absl::Status LlamaModel::MakeRotations() {
+// Cosines and sines of every row's position. No table: one for 128k positions would take 64 MB and
+// seconds to fill, while these cost a thousandth of the step that uses them in every layer.
+void LlamaModel::FillRotations(const Pass& pass, const Work& work) const {
   const int64_t half = spec_.head_dim / 2;
-  ASSIGN_OR_RETURN(cos_, Tensor::Create(CpuDevice(), {spec_.max_context, half}, DType::kF32));
-  ASSIGN_OR_RETURN(sin_, Tensor::Create(CpuDevice(), {spec_.max_context, half}, DType::kF32));
-  for (int64_t p = 0; p < spec_.max_context; ++p) {
-    for (int64_t i = 0; i < half; ++i) {
-      // The angle in f32, as the models were trained with; its functions as exactly as f32 holds.
-      const double angle = static_cast<float>(p) * spec_.rope_inv_freq[i];
-      cos_.data<float>()[p * half + i] =
-          static_cast<float>(std::cos(angle)) * spec_.rope_attention_scale;
-      sin_.data<float>()[p * half + i] =
-          static_cast<float>(std::sin(angle)) * spec_.rope_attention_scale;
-    }
+  const ForwardBatch& batch = pass.args.batch;
+  for (const SequenceSpan& s : batch.sequences) {
+    pass.context.pool.ParallelFor(s.num_rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * half; i < end * half; ++i) {
+        // The angle in f32, as the models were trained with; its functions as exactly as f32 holds.
+        const auto position = static_cast<float>(s.start_position + i / half);
+        const double angle = position * spec_.rope_inv_freq[i % half];
+        const int64_t at = s.first_row * half + i;
+        work.cos.as<float>()[at] = static_cast<float>(std::cos(angle)) * spec_.rope_attention_scale;
+        work.sin.as<float>()[at] = static_cast<float>(std::sin(angle)) * spec_.rope_attention_scale;
+      }
+    });
   }
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<const Model>> LlamaModel::Build(const ModelSpec& spec,
@@ -119,7 +126,6 @@ absl::StatusOr<std::unique_ptr<const Model>> LlamaModel::Build(const ModelSpec& 
   std::unique_ptr<LlamaModel> model(new LlamaModel(spec, std::move(linears), *ops));
   RETURN_IF_ERROR(model->BindLinears());
   RETURN_IF_ERROR(model->ReadNorms(checkpoint));
-  RETURN_IF_ERROR(model->MakeRotations());
   return std::unique_ptr<const Model>(std::move(model));
 }
 
@@ -133,21 +139,24 @@ absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& contex
 
   const Arena::Scope scope(context.scratch);
   Scratch scratch(context.scratch);
-  const MutableView x = scratch.Matrix(rows, spec_.hidden);
-  const MutableView normed = scratch.Matrix(rows, spec_.hidden);
+  const Work work{.x = scratch.Matrix(rows, spec_.hidden),
+                  .normed = scratch.Matrix(rows, spec_.hidden),
+                  .cos = scratch.Matrix(rows, spec_.head_dim / 2),
+                  .sin = scratch.Matrix(rows, spec_.head_dim / 2)};
   if (!scratch.ok()) return scratch.Exhausted();
   const Pass pass(ops_, args, context);
-  pass.Embed(*embedding_.linear, args.batch.tokens, x);
+  FillRotations(pass, work);
+  pass.Embed(*embedding_.linear, args.batch.tokens, work.x);
   for (int i = 0; i < spec_.layers; ++i) {
-    RETURN_IF_ERROR(Attend(pass, i, x, normed));
-    RETURN_IF_ERROR(Mlp(pass, layers_[i], x, normed));
+    RETURN_IF_ERROR(Attend(pass, i, work));
+    RETURN_IF_ERROR(Mlp(pass, layers_[i], work.x, work.normed));
   }
-  return Head(pass, x);
+  return Head(pass, work.x);
 }
 
 // x += o(attention(norm(x)))
-absl::Status LlamaModel::Attend(const Pass& pass, int index, MutableView x,
-                                MutableView normed) const {
+absl::Status LlamaModel::Attend(const Pass& pass, int index, const Work& work) const {
+  const auto& [x, normed, cos, sin] = work;
   const Layer& layer = layers_[index];
   ComputeContext& context = pass.context;
   const ForwardBatch& batch = pass.args.batch;
@@ -159,7 +168,7 @@ absl::Status LlamaModel::Attend(const Pass& pass, int index, MutableView x,
   if (!scratch.ok()) return scratch.Exhausted();
 
   ops_.RmsNorm(x, layer.input_norm.view(), spec_.norm_eps, normed, context);
-  pass.Linear(layer.qkv, normed, qkv);
+  RETURN_IF_ERROR(pass.Linear(layer.qkv, normed, qkv));
   float* q = qkv.as<float>();
   float* k = q + q_width();
   if (spec_.qk_norm) {
@@ -167,7 +176,7 @@ absl::Status LlamaModel::Attend(const Pass& pass, int index, MutableView x,
     ops_.HeadRmsNorm(k, stride, rows, spec_.kv_heads, layer.k_norm.view(), spec_.norm_eps, context);
   }
   // The heads of k lie behind those of q: one call rotates both.
-  ops_.Rope(q, stride, spec_.heads + spec_.kv_heads, batch, cos_.view(), sin_.view(), context);
+  ops_.Rope(q, stride, spec_.heads + spec_.kv_heads, cos, sin, context);
   const float* v = k + int64_t{spec_.kv_heads} * spec_.head_dim;
   ops_.StoreKv({k, stride}, {v, stride}, batch, index, *pass.args.kv, context);
   const AttentionArgs attention{
@@ -179,7 +188,7 @@ absl::Status LlamaModel::Attend(const Pass& pass, int index, MutableView x,
       .sliding_window = index >= spec_.window_first_layer ? spec_.sliding_window : 0,
       .y = attended};
   ops_.PagedAttention(attention, batch, index, *pass.args.kv, context);
-  pass.LinearAdd(layer.o, attended, x, normed);
+  RETURN_IF_ERROR(pass.LinearAdd(layer.o, attended, x, normed));
   return absl::OkStatus();
 }
 
@@ -192,9 +201,9 @@ absl::Status LlamaModel::Mlp(const Pass& pass, const Layer& layer, MutableView x
   const MutableView gated = scratch.Matrix(x.shape[0], spec_.ffn);
   if (!scratch.ok()) return scratch.Exhausted();
   ops_.RmsNorm(x, layer.post_attention_norm.view(), spec_.norm_eps, normed, pass.context);
-  pass.Linear(layer.gate_up, normed, gate_up);
+  RETURN_IF_ERROR(pass.Linear(layer.gate_up, normed, gate_up));
   ops_.GatedActivation(Activation::kSilu, gate_up, gated, pass.context);
-  pass.LinearAdd(layer.down, gated, x, normed);
+  RETURN_IF_ERROR(pass.LinearAdd(layer.down, gated, x, normed));
   return absl::OkStatus();
 }
 
@@ -210,8 +219,7 @@ absl::Status LlamaModel::Head(const Pass& pass, TensorView x) const {
                 last.as<float>() + static_cast<int64_t>(i) * spec_.hidden);
   }
   ops_.RmsNorm(last, final_norm_.view(), spec_.norm_eps, last, pass.context);
-  pass.Linear(head_, last, pass.args.out);
-  return absl::OkStatus();
+  return pass.Linear(head_, last, pass.args.out);
 }
 
 size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const {
@@ -228,11 +236,12 @@ size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t conte
   mlp += Scratch::bytes(rows, int64_t{2} * spec_.ffn) + Scratch::bytes(rows, spec_.ffn);
   const size_t head =
       Scratch::bytes(logit_rows, spec_.hidden) + LinearScratch(*head_.linear, logit_rows);
-  return 2 * Scratch::bytes(rows, spec_.hidden) + std::max({attention, mlp, head});
+  return 2 * Scratch::bytes(rows, spec_.hidden) + 2 * Scratch::bytes(rows, spec_.head_dim / 2) +
+         std::max({attention, mlp, head});
 }
 
 size_t LlamaModel::other_weight_bytes() const {
-  size_t bytes = final_norm_.bytes() + cos_.bytes() + sin_.bytes();
+  size_t bytes = final_norm_.bytes();
   for (const Layer& layer : layers_) {
     bytes += layer.input_norm.bytes() + layer.post_attention_norm.bytes();
     if (spec_.qk_norm) bytes += layer.q_norm.bytes() + layer.k_norm.bytes();

@@ -118,17 +118,16 @@ void CpuOps::HeadRmsNorm(float* x, int64_t row_stride, int64_t rows, int heads, 
   });
 }
 
-void CpuOps::Rope(float* x, int64_t row_stride, int heads, const ForwardBatch& batch,
-                  TensorView cos, TensorView sin, ComputeContext& c) const {
-  const int64_t half = cos.shape[1];
-  const auto rows = static_cast<int64_t>(batch.tokens.size());
+void CpuOps::Rope(float* x, int64_t row_stride, int heads, TensorView cos, TensorView sin,
+                  ComputeContext& c) const {
+  const int64_t rows = cos.shape[0], half = cos.shape[1];
   c.pool.ParallelFor(rows, RowGrain(2 * half * heads), [&](int64_t begin, int64_t end) {
-    ForRows(batch, begin, end, [&](const SequenceSpan&, int64_t row, int64_t position) {
+    for (int64_t row = begin; row < end; ++row) {
       for (int h = 0; h < heads; ++h) {
-        k_.rope(x + row * row_stride + h * 2 * half, cos.as<float>() + position * half,
-                sin.as<float>() + position * half, half);
+        k_.rope(x + row * row_stride + h * 2 * half, cos.as<float>() + row * half,
+                sin.as<float>() + row * half, half);
       }
-    });
+    }
   });
 }
 

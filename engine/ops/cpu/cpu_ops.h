@@ -15,8 +15,8 @@ class CpuOps final : public Ops {
                  ComputeContext& c) const override;
   void HeadRmsNorm(float* x, int64_t row_stride, int64_t rows, int heads, TensorView gain,
                    float eps, ComputeContext& c) const override;
-  void Rope(float* x, int64_t row_stride, int heads, const ForwardBatch& batch, TensorView cos,
-            TensorView sin, ComputeContext& c) const override;
+  void Rope(float* x, int64_t row_stride, int heads, TensorView cos, TensorView sin,
+            ComputeContext& c) const override;
   void StoreKv(StridedRows k, StridedRows v, const ForwardBatch& batch, int layer, KvPool& kv,
                ComputeContext& c) const override;
   void PagedAttention(const AttentionArgs& args, const ForwardBatch& batch, int layer,

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
+#include <span>
 
 #include "engine/ops/ops.h"
 #include "tests/engine/ops/variants.h"
@@ -103,11 +105,11 @@ TEST_P(ElementwiseTest, HeadRmsNormIsRmsNormOfEachHeadAndLeavesTheRestAlone) {
 
 struct RopeCase {
   int heads = 3, head_dim = 0, stride = 0;
-  std::vector<float> cos, sin;
+  std::vector<float> cos, sin;  // [rows, head_dim / 2]
 };
-RopeCase MakeRope(int head_dim) {
+RopeCase MakeRope(int head_dim, std::span<const int> positions) {
   RopeCase c{.head_dim = head_dim, .stride = 3 * head_dim + 5};
-  for (int p = 0; p < 64; ++p) {
+  for (const int p : positions) {
     for (int i = 0; i < head_dim / 2; ++i) {
       const double angle = p * std::pow(100.0, -2.0 * i / head_dim);
       c.cos.push_back(static_cast<float>(std::cos(angle)));
@@ -118,16 +120,14 @@ RopeCase MakeRope(int head_dim) {
 }
 
 // Two products and one sum of numbers up to |x|: three roundings.
-TEST_P(ElementwiseTest, RopeRotatesByTheRowsOwnPosition) {
+TEST_P(ElementwiseTest, RopeRotatesByTheRowsOwnAngles) {
   for (const int d : {2, 6, 16, 48, 64}) {
-    const RopeCase c = MakeRope(d);
-    const SequenceSpan spans[] = {{.first_row = 0, .num_rows = 2, .start_position = 40},
-                                  {.first_row = 2, .num_rows = 3, .start_position = 0}};
-    const int32_t tokens[5] = {}, positions[] = {40, 41, 0, 1, 2};
+    const int positions[] = {40, 41, 0, 1, 2};
+    const RopeCase c = MakeRope(d, positions);
     const auto x = RandomNormal(5 * c.stride, 11);
     std::vector<float> y = x;
-    ops.Rope(y.data(), c.stride, c.heads, {.tokens = tokens, .sequences = spans},
-             ViewOf(c.cos, {64, d / 2}), ViewOf(c.sin, {64, d / 2}), context);
+    ops.Rope(y.data(), c.stride, c.heads, ViewOf(c.cos, {5, d / 2}), ViewOf(c.sin, {5, d / 2}),
+             context);
     for (int r = 0; r < 5; ++r) {
       for (int h = 0; h < c.heads; ++h) {
         for (int i = 0; i < d / 2; ++i) {
@@ -145,14 +145,14 @@ TEST_P(ElementwiseTest, RopeRotatesByTheRowsOwnPosition) {
 }
 
 TEST_P(ElementwiseTest, RopeIsTheSameBitForBitHoweverRowsAreChunked) {
-  const RopeCase c = MakeRope(36);
-  const auto x = RandomNormal(40 * c.stride, 12);
-  const std::vector<int32_t> tokens(40);
+  std::vector<int> positions(40);
+  std::iota(positions.begin(), positions.end(), 0);
+  const RopeCase all = MakeRope(36, positions);
+  const auto x = RandomNormal(40 * all.stride, 12);
   const auto rotate = [&](std::vector<float>& y, int first, int rows) {
-    const SequenceSpan span[] = {{.first_row = 0, .num_rows = rows, .start_position = first}};
-    ops.Rope(y.data() + first * c.stride, c.stride, c.heads,
-             {.tokens = std::span(tokens).first(rows), .sequences = span}, ViewOf(c.cos, {64, 18}),
-             ViewOf(c.sin, {64, 18}), context);
+    const RopeCase c = MakeRope(36, std::span(positions).subspan(first, rows));
+    ops.Rope(y.data() + first * c.stride, c.stride, c.heads, ViewOf(c.cos, {rows, 18}),
+             ViewOf(c.sin, {rows, 18}), context);
   };
   std::vector<float> whole = x, chunked = x;
   rotate(whole, 0, 40);

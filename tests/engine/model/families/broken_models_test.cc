@@ -5,6 +5,7 @@
 #include <functional>
 #include <numeric>
 
+#include "absl/strings/match.h"
 #include "engine/model/model.h"
 #include "tests/engine/model/families/edited_checkpoint.h"
 #include "tests/engine/model/families/model_runner.h"
@@ -190,9 +191,10 @@ struct Operands {
   size_t scratch = size_t{1} << 20;
   bool kv = true;
 };
-absl::Status RunForward(const std::string& name, const std::function<void(Operands&)>& edit) {
+absl::Status RunForward(const std::string& name, const std::function<void(Operands&)>& edit,
+                        const std::string& scheme = "f32") {
   const EditedCheckpoint checkpoint = Open(name);
-  ASSIGN_OR_RETURN(const auto model, BuildUniform(checkpoint, "f32", {}));
+  ASSIGN_OR_RETURN(const auto model, BuildUniform(checkpoint, scheme, {}));
   Operands o;
   if (model->spec().task != ModelTask::kGenerate) {
     o.logit_rows = {};
@@ -279,6 +281,25 @@ TEST(BrokenBatchTest, TooSmallAScratchIsOurBugAndSaysSo) {
   for (const char* model : {"llama2", "bert_mean"}) {
     EXPECT_THAT(RunForward(model, [](Operands& o) { o.scratch = 512; }),
                 StatusIs(absl::StatusCode::kInternal, HasSubstr("capacity=512")));
+  }
+}
+
+// From far too small to large enough: never a crash, and where the matrices fit but a kernel's own
+// scratch does not, the layer is named.
+TEST(BrokenBatchTest, ScratchThatRunsOutInALayerNamesIt) {
+  for (const char* model : {"llama2", "bert_mean"}) {
+    absl::Status status = absl::InternalError("");
+    bool named = false;
+    for (double bytes = 256; !status.ok() && bytes < 1 << 22; bytes *= 1.1) {
+      status = RunForward(
+          model, [&](Operands& o) { o.scratch = static_cast<size_t>(bytes); }, "int8_channel");
+      if (status.ok()) break;
+      EXPECT_THAT(status, StatusIs(absl::StatusCode::kInternal, HasSubstr("capacity=")));
+      named = named || (absl::StrContains(status.message(), "layer=") &&
+                        absl::StrContains(status.message(), "needed="));
+    }
+    EXPECT_OK(status) << model;
+    EXPECT_TRUE(named) << model;
   }
 }
 
