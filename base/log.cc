@@ -2,6 +2,7 @@
 
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <nlohmann/json.hpp>
@@ -21,7 +22,8 @@ constexpr std::string_view kNames[] = {"DEBUG", "INFO", "WARNING", "ERROR"};
 spdlog::logger& Sink() {
   static spdlog::logger* const logger = [] {
     auto* created = new spdlog::logger("assay", std::make_shared<spdlog::sinks::stderr_sink_mt>());
-    created->set_pattern("%v");
+    // On a terminal a line takes the place of a progress line that is being redrawn.
+    created->set_pattern(isatty(STDERR_FILENO) != 0 ? "\r\033[K%v" : "%v");
     created->flush_on(spdlog::level::info);
     return created;
   }();

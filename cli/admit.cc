@@ -2,9 +2,10 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/commands.h"
-#include "cli/terminal.h"
+#include "engine/lifecycle/progress_display.h"
 #include "proto/assay/v1/assay.grpc.pb.h"
 
 namespace assay {
@@ -37,10 +38,12 @@ int RunAdmit(const GlobalOptions& global, const AdmitOptions& options) {
   assay::v1::AdmitProgress progress;
   while (stream->Read(&progress)) {
     if (!progress.done()) {
-      display.Show(progress.stage(), progress.fraction(), progress.message(), absl::Now());
+      display.Show({absl::StrCat(progress.name(), ":", progress.version()), progress.stage(),
+                    progress.fraction(), progress.message()},
+                   absl::Now());
     }
   }
-  display.End();
+  display.Clear();
   const grpc::Status status = stream->Finish();
   std::fputs(progress.report_text().c_str(), stdout);
   if (status.ok()) return kExitOk;

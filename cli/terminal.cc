@@ -71,35 +71,4 @@ std::string Paint(const std::string& text, Color color, FILE* file) {
   return absl::StrCat("\033[", code, "m", text, "\033[0m");
 }
 
-void ProgressDisplay::Show(const std::string& stage, double fraction, const std::string& message,
-                           absl::Time now) {
-  const bool new_stage = stage != stage_;
-  if (new_stage) {
-    if (terminal_ && !stage_.empty()) std::fputs("\n", file_);
-    stage_ = stage;
-    stage_began_ = now;
-  }
-  if (!terminal_) {
-    if (!new_stage && now - last_line_ < absl::Seconds(5)) return;
-    last_line_ = now;
-    std::fprintf(file_, "%s %.0f %%%s%s\n", stage.c_str(), 100 * fraction,
-                 message.empty() ? "" : "  ", message.c_str());
-    std::fflush(file_);
-    return;
-  }
-  constexpr int kBar = 24;
-  const int filled = std::clamp(static_cast<int>(fraction * kBar), 0, kBar);
-  const std::string bar = std::string(filled, '#') + std::string(kBar - filled, '.');
-  const std::string line =
-      absl::StrFormat("%-12s [%s] %3.0f %% %6.1f s  %s", stage, bar, 100 * fraction,
-                      absl::ToDoubleSeconds(now - stage_began_), message);
-  std::fprintf(file_, "\r\033[K%s", line.substr(0, TerminalColumns() - 1).c_str());
-  std::fflush(file_);
-}
-
-void ProgressDisplay::End() {
-  if (terminal_ && !stage_.empty()) std::fputs("\n", file_);
-  stage_.clear();
-}
-
 }  // namespace assay

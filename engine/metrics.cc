@@ -19,6 +19,28 @@ const Buckets& RpcTime() {
 
 constexpr const char* kCacheResults[] = {"hit", "miss", "corrupt"};
 
+// Load of the whole process in one series each: a router that reads one series per pod (the Gateway
+// API's endpoint picker) cannot add up models.
+struct ProcessLoad {
+  double waiting = 0, running = 0, blocks_used = 0, blocks = 0;
+};
+
+ProcessLoad AddUp(const std::vector<prometheus::MetricFamily>& families) {
+  ProcessLoad load;
+  for (const prometheus::MetricFamily& family : families) {
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      if (family.name == "assay_inference_pending_requests") load.waiting += metric.gauge.value;
+      if (family.name == "assay_inference_running_requests") load.running += metric.gauge.value;
+      if (family.name != "assay_llm_kv_cache_blocks") continue;
+      load.blocks += metric.gauge.value;
+      for (const auto& label : metric.label) {
+        if (label.name == "state" && label.value == "used") load.blocks_used += metric.gauge.value;
+      }
+    }
+  }
+  return load;
+}
+
 // The grpc_server_* series of one method.
 struct RpcSeries {
   RpcSeries(SeriesFactory& f, std::string_view service, std::string_view method,
@@ -80,7 +102,7 @@ struct Metrics::Impl {
   std::shared_ptr<State> state = std::make_shared<State>();
   Counter *unknown_requests, *unknown_rejected;
   Counter* cache_results[3];
-  Gauge *cache_bytes, *admissions_in_progress;
+  Gauge *cache_bytes, *admissions_in_progress, *connections;
 };
 
 Metrics::Metrics(std::string_view version, std::string_view backend)
@@ -108,6 +130,7 @@ Metrics::Metrics(std::string_view version, std::string_view backend)
   }
   impl_->cache_bytes =
       &f.AddGauge("assay_artifact_cache_bytes", "Size of the artifact cache on disk", {});
+  impl_->connections = &f.AddGauge("assay_grpc_connections", "Open connections", {});
   impl_->admissions_in_progress =
       &f.AddGauge("assay_admission_in_progress", "Admissions queued or running", {});
 }
@@ -152,6 +175,8 @@ void Metrics::RpcMessages(std::string_view service, std::string_view method, std
   rpc.sent->Increment(sent);
 }
 
+void Metrics::SetGrpcConnections(int open) { impl_->connections->Set(open); }
+
 void Metrics::UnknownModel() {
   impl_->unknown_requests->Increment();
   impl_->unknown_rejected->Increment();
@@ -177,6 +202,12 @@ std::string Metrics::Scrape() const {
     families.push_back({name, help, type, {std::move(metric)}});
   };
   constexpr auto kGauge = prometheus::MetricType::Gauge;
+  const ProcessLoad load = AddUp(families);
+  add("assay_process_pending_requests", "Requests waiting, all models", load.waiting, kGauge);
+  add("assay_process_running_requests", "Requests executing, all models", load.running, kGauge);
+  add("assay_process_kv_cache_usage_ratio",
+      "Share of the KV cache blocks of all models in use by live sequences, 0..1",
+      load.blocks > 0 ? load.blocks_used / load.blocks : 0, kGauge);
   add("process_cpu_seconds_total", "CPU time, user and system", process.cpu_seconds,
       prometheus::MetricType::Counter);
   add("process_resident_memory_bytes", "Resident memory", process.resident_bytes, kGauge);

@@ -66,6 +66,7 @@ class Metrics {
                std::string_view code, absl::Duration wall);
   void RpcMessages(std::string_view service, std::string_view method, std::string_view type,
                    int received, int sent);
+  void SetGrpcConnections(int open);
   void UnknownModel();  // a request for a model that does not exist: counted under model="_unknown"
   void ArtifactCache(std::string_view result);  // hit, miss, corrupt
   void SetArtifactCacheBytes(double bytes);

@@ -133,14 +133,4 @@ std::string ExposureWarning(const ServerConfig& config) {
       "grpc_pass, Envoy) or listen on 127.0.0.1");
 }
 
-void ProgressPrinter::Print(const AdmissionProgress& progress, absl::Time now) {
-  if (progress.done) return;
-  const std::string where = absl::StrCat(progress.name, ":", progress.version, " ", progress.stage);
-  if (where == last_ && now - last_time_ < absl::Seconds(5)) return;
-  last_ = where;
-  last_time_ = now;
-  std::fprintf(stderr, "  %s %3.0f %%%s%s\n", where.c_str(), 100 * progress.fraction,
-               progress.message.empty() ? "" : "  ", progress.message.c_str());
-}
-
 }  // namespace assay

@@ -31,14 +31,4 @@ std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port
 // Why binding to this address without TLS is dangerous; empty for loopback.
 std::string ExposureWarning(const ServerConfig& config);
 
-// Prints the progress of an admission, at most one line per stage and per five seconds.
-class ProgressPrinter {
- public:
-  void Print(const AdmissionProgress& progress, absl::Time now);
-
- private:
-  std::string last_;  // model and stage of the last line
-  absl::Time last_time_ = absl::InfinitePast();
-};
-
 }  // namespace assay

@@ -1,6 +1,9 @@
 #include "server/config.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <sstream>
@@ -34,18 +37,20 @@ const ConfigOption* FindOption(std::string_view key) {
   return nullptr;
 }
 
-std::string DidYouMean(std::string_view key) {
-  const ConfigOption* nearest = nullptr;
-  size_t best = std::max<size_t>(2, key.size() / 3) + 1;
+absl::Status UnknownKey(const std::string& origin, const std::string& key) {
+  std::vector<std::string> known;
   for (const ConfigOption& option : AllConfigOptions()) {
-    const size_t distance = EditDistance(key, option.key);
-    if (distance < best) {
-      best = distance;
-      nearest = &option;
+    if (absl::StartsWith(option.key, key + ".")) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          origin, ": '", key, "' is a section: its keys go below it, indented, such as ",
+          option.key.substr(key.size() + 1)));
     }
+    known.push_back(option.key);
   }
-  return nearest == nullptr ? std::string("; see deploy/example.yaml for the keys that exist")
-                            : absl::StrCat("; did you mean '", nearest->key, "'?");
+  const std::string hint = DidYouMean(key, known);
+  return absl::InvalidArgumentError(
+      absl::StrCat(origin, ": unknown key '", key, "'",
+                   hint.empty() ? "; see deploy/example.yaml for the keys that exist" : hint));
 }
 
 class Loader {
@@ -65,20 +70,16 @@ class Loader {
   }
 
   absl::Status ReadFile(const std::string& path) {
-    std::ifstream file(path);
-    if (!file) {
-      return absl::NotFoundError(absl::StrCat("cannot read the configuration file: ", path));
+    const absl::StatusOr<std::string> text = ReadConfigFile(path);
+    if (!text.ok()) {
+      return absl::NotFoundError(absl::StrCat("cannot read the configuration file: ",
+                                              std::string(text.status().message())));
     }
-    std::stringstream text;
-    text << file.rdbuf();
-    ASSIGN_OR_RETURN(const std::vector<YamlScalar> scalars, FlattenYaml(text.str(), path));
+    ASSIGN_OR_RETURN(const std::vector<YamlScalar> scalars, FlattenYaml(*text, path));
     for (const YamlScalar& scalar : scalars) {
       const std::string origin = absl::StrCat(path, ":", scalar.line);
       const ConfigOption* option = FindOption(scalar.key);
-      if (option == nullptr) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(origin, ": unknown key '", scalar.key, "'", DidYouMean(scalar.key)));
-      }
+      if (option == nullptr) return UnknownKey(origin, scalar.key);
       if (absl::StartsWith(out_.origin[option->key], path + ":")) {
         return absl::InvalidArgumentError(absl::StrCat(
             origin, ": ", option->key, " is set twice, first at ", out_.origin[option->key]));
@@ -130,6 +131,31 @@ bool ServerConfig::admin_allowed() const {
   return admin == AdminAccess::kOn || (admin == AdminAccess::kAuto && is_loopback());
 }
 
+absl::StatusOr<std::string> ReadConfigFile(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return absl::NotFoundError(absl::StrCat(path, ": is a folder, expected a file"));
+  }
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
+  std::stringstream text;
+  text << file.rdbuf();
+  return std::move(text).str();
+}
+
+std::string DidYouMean(std::string_view given, std::span<const std::string> known) {
+  const std::string* nearest = nullptr;
+  size_t best = std::max<size_t>(2, given.size() / 3) + 1;
+  for (const std::string& word : known) {
+    const size_t distance = EditDistance(given, word);
+    if (distance < best) {
+      best = distance;
+      nearest = &word;
+    }
+  }
+  return nearest == nullptr ? "" : absl::StrCat("; did you mean '", *nearest, "'?");
+}
+
 absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources) {
   Loader loader;
   if (!sources.yaml_path.empty()) RETURN_IF_ERROR(loader.ReadFile(sources.yaml_path));
@@ -140,9 +166,7 @@ absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources) {
   }
   for (const auto& [key, text] : sources.flags) {
     const ConfigOption* option = FindOption(key);
-    if (option == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat("unknown key '", key, "'", DidYouMean(key)));
-    }
+    if (option == nullptr) return UnknownKey("flags", key);
     RETURN_IF_ERROR(loader.Set(*option, text, option->flag()));
   }
   EffectiveConfig out = loader.Take();

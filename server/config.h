@@ -82,6 +82,12 @@ struct EffectiveConfig {
 // what was expected; for an unknown key also the nearest known one.
 absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources);
 
+// A whole text file. NotFound: "PATH: reason", a folder included.
+absl::StatusOr<std::string> ReadConfigFile(const std::string& path);
+
+// "; did you mean 'x'?" with the nearest of the known words; empty when none is near.
+std::string DidYouMean(std::string_view given, std::span<const std::string> known);
+
 // Every key with its value and origin, as YAML that LoadConfig reads back.
 std::string Print(const EffectiveConfig& config);
 

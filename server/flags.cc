@@ -19,6 +19,19 @@ constexpr const char* kDescription =
     "has dashes) and in the environment; a flag wins over the environment, the environment over "
     "the file.";
 
+// Names the first argument that is none of ours, and what was probably meant.
+std::string Unexpected(const CLI::App& app) {
+  const std::vector<std::string> rest = app.remaining();
+  std::vector<std::string> known{"--config", "--check-config", "--help", "--version"};
+  for (const ConfigOption& option : AllConfigOptions()) known.push_back(option.flag());
+  for (const std::string& argument : rest) {
+    if (argument.rfind("-", 0) != 0) continue;
+    const std::string flag = argument.substr(0, argument.find('='));
+    return absl::StrCat("unknown flag ", flag, DidYouMean(flag, known));
+  }
+  return absl::StrCat("unexpected argument '", rest.empty() ? "" : rest.front(), "'");
+}
+
 }  // namespace
 
 Flags ParseFlags(int argc, char** argv) {
@@ -46,6 +59,9 @@ Flags ParseFlags(int argc, char** argv) {
   }
   try {
     app.parse(argc, argv);
+  } catch (const CLI::ExtrasError&) {
+    std::fprintf(stderr, "assay-server: %s (see --help)\n", Unexpected(app).c_str());
+    out.exit_code = 1;
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) {  // --help, --version
       app.exit(e);

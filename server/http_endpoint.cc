@@ -13,7 +13,7 @@ namespace assay {
 
 struct HttpEndpoint::Server {
   Sources sources;
-  std::string last_error;  // written by civetweb while it starts, on the thread that starts it
+  std::string first_error;  // written by civetweb while it starts, on the thread that starts it
   mg_context* context = nullptr;
 };
 
@@ -69,7 +69,8 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::str
   mg_callbacks callbacks{};
   callbacks.log_message = [](const mg_connection* connection, const char* message) {
     auto* data = mg_get_user_data(mg_get_context(connection));
-    if (data != nullptr) static_cast<Server*>(data)->last_error = message;
+    auto* server = static_cast<Server*>(data);
+    if (server != nullptr && server->first_error.empty()) server->first_error = message;
     return 1;  // not to its own log
   };
   const std::string host = address == "localhost" ? "127.0.0.1" : address;
@@ -90,7 +91,7 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::str
   if (server.context == nullptr) {
     return absl::UnavailableError(
         absl::StrCat("cannot listen for HTTP on ", listen, ": ",
-                     server.last_error.empty() ? "is the port in use?" : server.last_error));
+                     server.first_error.empty() ? "is the port in use?" : server.first_error));
   }
   mg_server_port bound[1];
   std::memset(bound, 0, sizeof(bound));

@@ -28,6 +28,8 @@ int main(int argc, char** argv) {
   if (flags.exit_code) return *flags.exit_code;
   const absl::StatusOr<assay::EffectiveConfig> effective = assay::LoadConfig(flags.sources);
   if (!effective.ok()) return Say(effective.status(), 1);
+  const absl::Status files = assay::Server::CheckFiles(effective->config);
+  if (!files.ok()) return Say(files, 1);
   if (flags.check_config) {
     std::fputs(assay::Print(*effective).c_str(), stdout);
     return 0;

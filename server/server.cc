@@ -1,18 +1,19 @@
 #include "server/server.h"
 
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
+#include "engine/lifecycle/progress_display.h"
 #include "server/admin.h"
 #include "server/assay_service.h"
 #include "server/banner.h"
+#include "server/grpc_connections.h"
 #include "server/http_endpoint.h"
 #include "server/model_repository.h"
 #include "server/open_inference_service.h"
@@ -23,11 +24,12 @@ namespace {
 
 absl::StatusOr<Policy> ReadPolicy(const std::string& path) {
   if (path.empty()) return Policy::Default();
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read the policy: ", path));
-  std::stringstream text;
-  text << file.rdbuf();
-  return Policy::Parse(text.str(), path);
+  const absl::StatusOr<std::string> text = ReadConfigFile(path);
+  if (!text.ok()) {
+    return absl::NotFoundError(
+        absl::StrCat("cannot read the policy: ", std::string(text.status().message())));
+  }
+  return Policy::Parse(*text, path);
 }
 
 AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, size_t num_models) {
@@ -40,6 +42,17 @@ AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, si
   options.max_queue = std::max(options.max_queue, static_cast<int>(num_models) + 4);
   return options;
 }
+
+// gRPC tells the same failure in its own words, with file names and tree: not while this lives.
+class QuietGrpc {
+ public:
+  QuietGrpc() {
+    gpr_set_log_function([](gpr_log_func_args*) {});
+  }
+  ~QuietGrpc() { gpr_set_log_function(nullptr); }  // back to its default
+  QuietGrpc(const QuietGrpc&) = delete;
+  QuietGrpc& operator=(const QuietGrpc&) = delete;
+};
 
 void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder) {
   const auto ms = [](absl::Duration d) { return static_cast<int>(absl::ToInt64Milliseconds(d)); };
@@ -100,7 +113,7 @@ struct Server::Parts {
   Mutex mu;
   CondVar startup_over;
   size_t startup_left ABSL_GUARDED_BY(mu) = 0;
-  ProgressPrinter printer ABSL_GUARDED_BY(mu);
+  ProgressDisplay display ABSL_GUARDED_BY(mu){stderr};
   const ServerConfig config;
   const Policy policy;
   const std::vector<RepositoryEntry> models;
@@ -122,7 +135,10 @@ struct Server::Parts {
 };
 
 absl::Status Server::Parts::StartHttp() {
-  HttpEndpoint::Sources sources{[this] { return metrics.Scrape(); },
+  HttpEndpoint::Sources sources{[this] {
+                                  metrics.SetGrpcConnections(OpenGrpcConnections());
+                                  return metrics.Scrape();
+                                },
                                 [this] { return readiness.Obstacles(); }};
   ASSIGN_OR_RETURN(http, HttpEndpoint::Start(config.listen, config.http_port, std::move(sources)));
   return absl::OkStatus();
@@ -141,10 +157,14 @@ absl::Status Server::Parts::StartGrpc() {
   observers.push_back(NewRpcMetrics(metrics, RealClock()));
   builder.experimental().SetInterceptorCreators(std::move(observers));
   DeclareRpcs(metrics);
-  grpc = builder.BuildAndStart();
+  {
+    const QuietGrpc quiet;  // a port in use is said below, in one line
+    grpc = builder.BuildAndStart();
+  }
   if (grpc == nullptr || grpc_port == 0) {
     return absl::UnavailableError(
-        absl::StrCat("cannot listen for gRPC on ", address, ": is the port in use?"));
+        absl::StrCat("cannot listen for gRPC on ", address,
+                     ": is the port in use, or the address not of this host?"));
   }
   readiness.SetHealthSink(
       [health = grpc->GetHealthCheckService()](const std::string& service, bool serving) {
@@ -176,17 +196,22 @@ void Server::Parts::AdmitModels() {
 }
 
 void Server::Parts::OnStartupProgress(const AdmissionProgress& progress) {
-  absl::Time now = absl::Now();
-  {
+  if (!progress.done) {
     MutexLock lock(mu);
-    printer.Print(progress, now);
+    display.Show({absl::StrCat(progress.name, ":", progress.version), progress.stage,
+                  progress.fraction, progress.message},
+                 absl::Now());
+    return;
   }
-  if (!progress.done) return;
   absl::Duration elapsed = absl::ZeroDuration();
   if (progress.report != nullptr) {
     for (const StageReport& stage : progress.report->stages) elapsed += stage.elapsed;
   } else {
-    elapsed = now - started;
+    elapsed = absl::Now() - started;
+  }
+  {
+    MutexLock lock(mu);
+    display.Clear();
   }
   std::fputs(ModelLine(progress, elapsed).c_str(), stderr);
   OneStartupModelIsOver();
@@ -198,6 +223,19 @@ void Server::Parts::OneStartupModelIsOver() {
 }
 
 Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+absl::Status Server::CheckFiles(const ServerConfig& config) {
+  RETURN_IF_ERROR(ReadPolicy(config.policy).status());
+  if (!config.evaluation_text.empty()) {
+    const absl::StatusOr<std::string> text = ReadConfigFile(config.evaluation_text);
+    if (!text.ok()) {
+      return absl::NotFoundError(
+          absl::StrCat("cannot read the evaluation text: ", std::string(text.status().message())));
+    }
+  }
+  if (config.model_repository.empty()) return absl::OkStatus();
+  return ScanRepository(config.model_repository).status();
+}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config) {
   ASSIGN_OR_RETURN(Policy policy, ReadPolicy(config.policy));

@@ -15,6 +15,9 @@ namespace assay {
 class Server {
  public:
   // Unavailable: a port cannot be bound; NotFound, InvalidArgument: repository, policy.
+  // Whether the files that the configuration names can be used: policy, evaluation text, model
+  // repository. The error is one for whoever wrote the configuration.
+  static absl::Status CheckFiles(const ServerConfig& config);
   static absl::StatusOr<std::unique_ptr<Server>> Start(ServerConfig config);
   ~Server();  // drains, if that has not been done
 

@@ -259,7 +259,10 @@ absl::Status Pipeline::RunStage(const AdmissionStage& stage, Admission& admissio
     admission.metrics->SetState(warming ? "warming" : "admitting");
   }
   tell(0, "");
-  admission.progress = tell;
+  admission.progress = [&](double fraction, const std::string& message) {
+    tell(fraction, message);
+    return stop_ ? absl::UnavailableError("shutting down") : absl::OkStatus();
+  };
   admission.note.clear();
   const absl::Time begin = host_.clock.Now();
   const absl::Status status = stage.run(admission);
@@ -306,6 +309,7 @@ AdmissionProgress Pipeline::Conclude(Admission& admission, const absl::Status& s
     registry_.SetState(request.name, request.version,
                        rejected ? VersionState::kRejected : VersionState::kFailed, "",
                        outcome.message);
+    if (stop_) return outcome;  // not news for an operator who stops the server
     Log(LogLevel::kWarning, rejected ? "model rejected" : "admission failed",
         {{"model", request.name},
          {"version", absl::StrCat(request.version)},

@@ -43,7 +43,7 @@ struct AdmissionOptions {
 
 class AdmissionPipeline {
  public:
-  // Ends the running admission at its next stage and drops the queue (FAILED: shutting down).
+  // Ends the running admission at its next step and drops the queue (FAILED: shutting down).
   virtual ~AdmissionPipeline() = default;
   static std::unique_ptr<AdmissionPipeline> Start(ModelRegistry& registry, ThreadPool& pool,
                                                   Metrics& metrics, const Clock& clock,

@@ -177,7 +177,8 @@ absl::Status WarmStage(Admission& a) {
     spans.reserve(static_cast<size_t>(bucket));
     for (int i = 0; i < bucket; ++i) spans.push_back({i, 0, std::span(tokens).first(1)});
     RETURN_IF_ERROR(pass.Forward(spans).status());
-    a.progress(static_cast<double>(bucket) / (2 * sequences), absl::StrCat("batch of ", bucket));
+    RETURN_IF_ERROR(a.progress(static_cast<double>(bucket) / (2 * sequences),
+                               absl::StrCat("batch of ", bucket)));
   }
   const ModelPass::Span prefill{0, 0, tokens};
   RETURN_IF_ERROR(pass.Forward(std::span(&prefill, 1), /*logits=*/!decoder).status());

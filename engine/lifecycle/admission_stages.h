@@ -36,7 +36,8 @@ struct AdmissionHost {
 struct Admission {
   AdmissionHost host;
   AdmissionRequest request;  // name and version are final
-  std::function<void(double fraction, const std::string& message)> progress;
+  // Shown to whoever watches. Unavailable: the server is shutting down, and the stage ends here.
+  std::function<absl::Status(double fraction, const std::string& message)> progress;
 
   // Open
   std::unique_ptr<const Checkpoint> checkpoint;

@@ -52,7 +52,7 @@ absl::Status CheckWeights(Admission& a) {
 absl::Status Measure(Admission& a) {
   const auto progress = [&](double fraction) {
     a.SamplePeak();
-    a.progress(fraction, "comparing with the reference");
+    return a.progress(fraction, "comparing with the reference");
   };
   ASSIGN_OR_RETURN(a.report.verification,
                    a.verifier->Compare(*a.candidate, a.recipe().kv_dtype, {}, progress));
@@ -159,7 +159,7 @@ absl::Status KeepLayers(Admission& a) {
                                a.output_sqnr},
                               *a.verifier, std::max(kExactLayers, limit), [&](double fraction) {
                                 a.SamplePeak();
-                                a.progress(fraction, "measuring layers one at a time");
+                                return a.progress(fraction, "measuring layers one at a time");
                               }));
   for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
   const auto [loss, target] =

@@ -99,7 +99,8 @@ absl::Status LoadSlots(Admission& a) {
     if (absl::IsInvalidArgument(packed)) packed = absl::DataLossError(packed.message());
     if (!packed.ok()) return Annotate(packed, slot.name);
     a.SamplePeak();
-    a.progress(static_cast<double>(i + 1) / static_cast<double>(a.slots.size()), slot.name);
+    RETURN_IF_ERROR(
+        a.progress(static_cast<double>(i + 1) / static_cast<double>(a.slots.size()), slot.name));
   }
   return absl::OkStatus();
 }
@@ -222,8 +223,8 @@ absl::Status QuantizeStage(Admission& a) {
       return a.report.verdict.empty() ? Annotate(status, a.slots[i].name) : status;
     }
     a.SamplePeak();
-    a.progress(static_cast<double>(i + 1) / static_cast<double>(a.slots.size()),
-               absl::StrCat("layer ", i + 1, " of ", a.slots.size()));
+    RETURN_IF_ERROR(a.progress(static_cast<double>(i + 1) / static_cast<double>(a.slots.size()),
+                               absl::StrCat("layer ", i + 1, " of ", a.slots.size())));
   }
   a.note = absl::StrCat(a.slots.size(), " layers from ",
                         absl::StrFormat("%.1f MB", a.checkpoint->file_bytes() / 1e6));

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -10,6 +11,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
@@ -86,7 +88,7 @@ absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactWriter::Create(
         absl::StrCat("cannot create directory: path=", directory, " error=", error.message()));
   }
   const std::string path = directory + "/weights.bin";
-  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   std::unique_ptr<ArtifactWriter> writer(
       new ArtifactWriter(std::move(final_directory), std::move(directory), fd));
   if (fd < 0) return SystemError("cannot create file", path);
@@ -106,11 +108,15 @@ absl::Status ArtifactWriter::Write(const void* data, size_t bytes) {
   return absl::OkStatus();
 }
 
-absl::Status ArtifactWriter::Append(const Tensor& tensor, std::string role, ArtifactSlot& slot) {
-  if (tensor.empty()) return absl::OkStatus();
+absl::Status ArtifactWriter::Align() {
   static constexpr char kZeros[kAlignment] = {};
   const uint64_t misaligned = manifest_.weights_bytes % kAlignment;
-  if (misaligned != 0) RETURN_IF_ERROR(Write(kZeros, kAlignment - misaligned));
+  return misaligned == 0 ? absl::OkStatus() : Write(kZeros, kAlignment - misaligned);
+}
+
+absl::Status ArtifactWriter::Append(const Tensor& tensor, std::string role, ArtifactSlot& slot) {
+  if (tensor.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(Align());
   ArtifactTensor stored{.role = std::move(role),
                         .dtype = tensor.dtype(),
                         .shape = tensor.shape(),
@@ -133,7 +139,45 @@ absl::Status ArtifactWriter::Add(const std::string& name, const QuantizedTensor&
   for (const auto& [role, extra] : tensor.extra) {
     RETURN_IF_ERROR(Append(extra, "extra." + role, slot));
   }
+  replaced_ = replaced_ || manifest_.slots.contains(name);
   manifest_.slots[name] = std::move(slot);
+  return absl::OkStatus();
+}
+
+// Copies one tensor to the end of the new file.
+absl::Status ArtifactWriter::Move(int from, ArtifactTensor& tensor) {
+  RETURN_IF_ERROR(Align());
+  std::vector<char> buffer(std::min<uint64_t>(tensor.bytes, 1 << 20));
+  uint64_t at = tensor.offset, left = tensor.bytes;
+  tensor.offset = manifest_.weights_bytes;
+  while (left > 0) {
+    const ssize_t count =
+        pread(from, buffer.data(), std::min<uint64_t>(left, buffer.size()), static_cast<off_t>(at));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return SystemError("cannot read back", directory_ + "/weights.bin");
+    RETURN_IF_ERROR(Write(buffer.data(), static_cast<size_t>(count)));
+    at += static_cast<uint64_t>(count);
+    left -= static_cast<uint64_t>(count);
+  }
+  return absl::OkStatus();
+}
+
+// Writes weights.bin anew with only what the manifest names.
+absl::Status ArtifactWriter::Compact() {
+  const std::string path = directory_ + "/weights.bin", compact = directory_ + "/weights.new";
+  const int fd = open(compact.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) return SystemError("cannot create file", compact);
+  const int old = std::exchange(fd_, fd);
+  manifest_.weights_bytes = 0;
+  absl::Status status;
+  for (auto& [name, slot] : manifest_.slots) {
+    for (ArtifactTensor& tensor : slot.tensors) {
+      if (status.ok()) status = Move(old, tensor);
+    }
+  }
+  close(old);
+  RETURN_IF_ERROR(status);
+  if (rename(compact.c_str(), path.c_str()) != 0) return SystemError("cannot rename to", path);
   return absl::OkStatus();
 }
 
@@ -148,6 +192,7 @@ absl::Status ArtifactWriter::SetPlan(const std::string& name, const SlotPlan& pl
 
 absl::StatusOr<std::string> ArtifactWriter::Commit(std::string key, std::string source_hash,
                                                    std::string quantizer) {
+  if (replaced_) RETURN_IF_ERROR(Compact());
   manifest_.key = std::move(key);
   manifest_.source_hash = std::move(source_hash);
   manifest_.quantizer = std::move(quantizer);

@@ -55,7 +55,8 @@ class ArtifactWriter {
   // `final_directory` is where Commit moves the artifact. Internal: cannot write there.
   static absl::StatusOr<std::unique_ptr<ArtifactWriter>> Create(std::string final_directory);
   ~ArtifactWriter();
-  // Appends the tensors of a slot; a slot that was there already is replaced.
+  // Appends the tensors of a slot; a slot that was there already is replaced, and Commit leaves out
+  // its old bytes.
   absl::Status Add(const std::string& slot, const QuantizedTensor& tensor, SlotPlan plan);
   absl::Status SetPlan(const std::string& slot, const SlotPlan& plan);
   // ArtifactManifest, fsync, rename, fsync of the directory; an artifact that is already there is
@@ -69,10 +70,14 @@ class ArtifactWriter {
   ArtifactWriter(std::string final_directory, std::string directory, int fd)
       : final_directory_(std::move(final_directory)), directory_(std::move(directory)), fd_(fd) {}
   absl::Status Append(const Tensor& tensor, std::string role, ArtifactSlot& slot);
+  absl::Status Align();
   absl::Status Write(const void* data, size_t bytes);
+  absl::Status Compact();
+  absl::Status Move(int from, ArtifactTensor& tensor);
 
   const std::string final_directory_, directory_;
-  int fd_ = -1;
+  int fd_ = -1;            // of weights.bin
+  bool replaced_ = false;  // some of its bytes belong to no slot
   ArtifactManifest manifest_;
 };
 

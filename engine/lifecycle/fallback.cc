@@ -62,7 +62,9 @@ absl::StatusOr<std::vector<LayerImpact>> RankLayers(const RankingInputs& inputs,
     ASSIGN_OR_RETURN(const VerificationResult result,
                      verifier.Compare(*model, DType::kF32, kExtent, nullptr));
     ranking.push_back({name, Loss(result, inputs.spec.task)});
-    if (progress) progress(static_cast<double>(ranking.size()) / by_sqnr.size());
+    if (progress) {
+      RETURN_IF_ERROR(progress(static_cast<double>(ranking.size()) / by_sqnr.size()));
+    }
   }
   std::stable_sort(ranking.begin(), ranking.end(),
                    [](const LayerImpact& a, const LayerImpact& b) { return a.loss > b.loss; });

@@ -41,11 +41,14 @@ bool Ended(VersionState state) {
 }
 
 void LogChange(const VersionInfo& info) {
-  Log(LogLevel::kInfo, "version state",
-      {{"model", info.name},
-       {"version", absl::StrCat(info.version)},
-       {"state", std::string(Name(info.state))},
-       {"reason", info.reason}});
+  const std::string version = absl::StrCat(info.version), state(Name(info.state));
+  if (info.reason.empty()) {
+    Log(LogLevel::kInfo, "version state",
+        {{"model", info.name}, {"version", version}, {"state", state}});
+  } else {
+    Log(LogLevel::kInfo, "version state",
+        {{"model", info.name}, {"version", version}, {"state", state}, {"reason", info.reason}});
+  }
 }
 
 }  // namespace

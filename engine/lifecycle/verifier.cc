@@ -160,8 +160,9 @@ absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Model& candida
         }
       });
       for (const PositionScore& score : scores) meter.Add(score);
+      const double part = static_cast<double>(start + rows) / length;
+      if (progress) RETURN_IF_ERROR(progress((static_cast<double>(d) + part) / documents));
     }
-    if (progress) progress(static_cast<double>(d + 1) / static_cast<double>(documents));
   }
   const DivergenceMeter::Summary summary = meter.Finish();
   VerificationResult result;
@@ -261,7 +262,9 @@ absl::StatusOr<VerificationResult> Verifier::CompareEncoder(const Model& candida
       cosines.push_back(Cosine(a, b));
       same_label += ArgMax(a) == ArgMax(b) ? 1 : 0;
     }
-    if (progress) progress(static_cast<double>(end) / static_cast<double>(documents));
+    if (progress) {
+      RETURN_IF_ERROR(progress(static_cast<double>(end) / static_cast<double>(documents)));
+    }
   }
   result.documents = static_cast<int>(cosines.size());
   result.cosine = EstimateMean(cosines);

@@ -22,7 +22,8 @@ class Verifier {
     int tokens = 1 << 20;  // of each document
     bool decode_path = true;
   };
-  using Progress = std::function<void(double fraction)>;
+  // Told how far a comparison is, 0..1; an error ends it.
+  using Progress = std::function<absl::Status(double fraction)>;
 
   // reference, set and pool outlive the verifier. ResourceExhausted.
   static absl::StatusOr<std::unique_ptr<Verifier>> Create(const Model& reference,

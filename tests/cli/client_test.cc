@@ -49,22 +49,5 @@ TEST(TerminalTest, SizesAreForPeople) {
   EXPECT_EQ(SizeText(uint64_t{5} << 30), "5.0 GiB");
 }
 
-TEST(TerminalTest, ProgressWithoutATerminalIsOneLinePerStage) {
-  FILE* file = std::tmpfile();
-  ProgressDisplay display(file);
-  const absl::Time now = absl::UnixEpoch();
-  display.Show("quantize", 0.1, "layer 1 of 9", now);
-  display.Show("quantize", 0.2, "layer 2 of 9", now + absl::Seconds(1));
-  display.Show("quantize", 0.9, "layer 8 of 9", now + absl::Seconds(6));
-  display.Show("verify", 0, "", now + absl::Seconds(7));
-  display.End();
-  std::rewind(file);
-  char text[256] = {};
-  const size_t length = std::fread(text, 1, sizeof(text) - 1, file);
-  std::fclose(file);
-  EXPECT_EQ(std::string(text, length),
-            "quantize 10 %  layer 1 of 9\nquantize 90 %  layer 8 of 9\nverify 0 %\n");
-}
-
 }  // namespace
 }  // namespace assay

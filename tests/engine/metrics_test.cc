@@ -151,6 +151,27 @@ TEST(MetricsTest, RpcsAreCountedByCode) {
 }
 
 // 10 models, 4 of them generate: the budget of docs/operations.md.
+TEST(MetricsTest, LoadOfTheProcessIsOneSeriesWithoutLabels) {
+  Metrics metrics("0.1.0", "cpu");
+  EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_process_kv_cache_usage_ratio 0\n"));
+  const auto first = metrics.ForModel("a", 1), second = metrics.ForModel("b", 1);
+  first->SetLoad(3, 4);
+  second->SetLoad(5, 1);
+  first->SetKvBlocks(6, 2, 24);
+  second->SetKvBlocks(2, 0, 8);
+  const std::string scrape = metrics.Scrape();
+  EXPECT_THAT(scrape, HasSubstr("\nassay_process_pending_requests 8\n"));
+  EXPECT_THAT(scrape, HasSubstr("\nassay_process_running_requests 5\n"));
+  EXPECT_THAT(scrape, HasSubstr("\nassay_process_kv_cache_usage_ratio 0.25\n"));
+}
+
+TEST(MetricsTest, ConnectionsAreWhatTheServerSaysLast) {
+  Metrics metrics("0.1.0", "cpu");
+  EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_grpc_connections 0\n"));
+  metrics.SetGrpcConnections(7);
+  EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_grpc_connections 7\n"));
+}
+
 TEST(MetricsTest, TenModelsStayWithinTheSeriesBudget) {
   Metrics metrics("0.1.0", "cpu");
   std::vector<std::shared_ptr<ModelMetrics>> models;

@@ -63,6 +63,8 @@ TEST(ConfigTest, MalformedYamlNamesTheLine) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("found a list")));
   EXPECT_THAT(LoadYaml("threads: 1\nthreads: 2\n"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is set twice, first at")));
+  EXPECT_THAT(LoadYaml("grpc: 5\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'grpc' is a section")));
 }
 
 TEST(ConfigTest, AMissingFileIsNotFound) {

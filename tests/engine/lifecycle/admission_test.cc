@@ -216,6 +216,31 @@ TEST_F(AdmissionTest, TheQueueIsBoundedAndShutdownDropsIt) {
   EXPECT_EQ(registry_.Find("m2", 1)->state, VersionState::kFailed);
 }
 
+TEST_F(AdmissionTest, ShutdownEndsAStageInItsMiddle) {
+  Start({});
+  AdmissionPipeline* const pipeline = pipeline_.get();
+  const AdmissionRequest request{.name = "m", .version = 1, .path = Stories260k()};
+  std::latch verifying(1);
+  std::vector<double> steps;  // of the comparison
+  absl::Status end;
+  ASSERT_OK(pipeline->Enqueue(request, [&](const AdmissionProgress& progress) {
+    if (progress.done) end = progress.status;
+    if (progress.stage != "verify" || progress.fraction == 0) return;
+    steps.push_back(progress.fraction);
+    if (steps.size() > 1) return;
+    verifying.count_down();
+    // Until the shutdown shows, the version is on its way.
+    while (!absl::IsUnavailable(pipeline->Enqueue(request, nullptr).status())) {
+      std::this_thread::yield();
+    }
+  }));
+  verifying.wait();
+  pipeline_.reset();
+  EXPECT_THAT(steps, ElementsAre(testing::Lt(0.5)));
+  EXPECT_THAT(end, StatusIs(StatusCode::kUnavailable, HasSubstr("shutting down")));
+  EXPECT_EQ(registry_.Find("m", 1)->state, VersionState::kFailed);
+}
+
 Policy WithBudget(const std::string& budget, double max_fraction,
                   const std::string& activation = "a16") {
   return Policy::Parse("version: 1\nrecipes:\n  int8:\n    scheme: int8_channel\n    activation: " +

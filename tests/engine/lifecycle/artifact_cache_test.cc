@@ -83,6 +83,35 @@ TEST_F(ArtifactTest, ReplacingASlotMakesTheHashOfTheLastPlan) {
   EXPECT_EQ(replaced->hash(), direct->hash());
 }
 
+// What the manifest names, each tensor brought to a multiple of 64 bytes.
+uint64_t ReferencedBytes(const ArtifactManifest& manifest) {
+  uint64_t bytes = 0;
+  for (const auto& [name, slot] : manifest.slots) {
+    for (const ArtifactTensor& tensor : slot.tensors) bytes += (tensor.bytes + 63) / 64 * 64;
+  }
+  return bytes;
+}
+
+TEST_F(ArtifactTest, AReplacedSlotLeavesNoBytesBehind) {
+  auto writer = ArtifactWriter::Create(Directory()).value();
+  ASSERT_OK(writer->Add("b", Encode("int8_channel", 1), {.scheme = "int8_channel"}));
+  ASSERT_OK(writer->Add("a", Encode("int8_channel", 2), {.scheme = "int8_channel"}));
+  ASSERT_OK(writer->Add("b", Encode("bf16", 3), {.scheme = "bf16", .fallback = true}));
+  ASSERT_OK(writer->Commit("key", "source", "nearest-1"));
+  ASSERT_OK_AND_ASSIGN(const auto reader, ArtifactReader::Open(Directory()));
+  const uint64_t size = Bytes("weights.bin").size();
+  EXPECT_LE(size, ReferencedBytes(reader->manifest()));
+  EXPECT_GT(size + 64, ReferencedBytes(reader->manifest()));
+  EXPECT_FALSE(fs::exists(Directory() + "/weights.new"));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor a, reader->Read("a"));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor b, reader->Read("b"));
+  const QuantizedTensor expected_a = Encode("int8_channel", 2), expected_b = Encode("bf16", 3);
+  EXPECT_EQ(std::memcmp(a.codes.data<char>(), expected_a.codes.data<char>(), a.codes.bytes()), 0);
+  EXPECT_EQ(std::memcmp(a.scales.data<char>(), expected_a.scales.data<char>(), a.scales.bytes()),
+            0);
+  EXPECT_EQ(std::memcmp(b.codes.data<char>(), expected_b.codes.data<char>(), b.codes.bytes()), 0);
+}
+
 TEST_F(ArtifactTest, AnUncommittedArtifactLeavesNothing) {
   {
     auto writer = ArtifactWriter::Create(Directory()).value();
