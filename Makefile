@@ -43,14 +43,15 @@ fuzz: ## Run each fuzz target for SECONDS=60
 	@scripts/build fuzz $(JOBS)
 	@scripts/fuzz $(or $(SECONDS),60)
 
-check-slow: setup build/dev/build.ninja ## Real models against transformers, minutes (TEXT=file, e.g. of WikiText-2; WINDOWS=n of 512 tokens)
-	@test -n "$(TEXT)" || { echo "check-slow: TEXT=FILE is needed: plain text to measure perplexity on"; exit 1; }
+check-slow: SLOW_MODELS = $(or $(ASSAY_MODELS),$(CACHE)/models)
+check-slow: setup build/dev/build.ninja ## Real models admitted, and compared with transformers: minutes (TEXT=file, WINDOWS=n of 512 tokens)
 	@scripts/fetch_models > /dev/null
+	@scripts/build dev $(JOBS) model_eval real_models_test
+	@ASSAY_MODELS=$(SLOW_MODELS) build/dev/tests/slow/real_models_test
 	@test -x $(CACHE)/venv-slow/bin/python || python3 -m venv $(CACHE)/venv-slow
 	@$(CACHE)/venv-slow/bin/pip install --quiet -r tests/slow/requirements.txt
-	@cmake --build build/dev --target model_eval -j $(JOBS)
 	@$(CACHE)/venv-slow/bin/python tests/slow/check_models.py build/dev/tests/slow/model_eval \
-	  $(or $(ASSAY_MODELS),$(CACHE)/models) $(TEXT) --windows $(or $(WINDOWS),0)
+	  $(SLOW_MODELS) $(or $(TEXT),data/evaluation/wikitext2-extract.txt) --windows $(or $(WINDOWS),0)
 
 soak: setup build/dev/build.ninja ## 64 streaming clients for a minute, cancellations, deadlines, then SIGTERM under load
 	@scripts/build dev $(JOBS)

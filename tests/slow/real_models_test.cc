@@ -1,5 +1,6 @@
 // Admission of the demo models as a user gets them. Needs ASSAY_MODELS, a folder that holds
-// smollm2.gguf (or smollm2/*.gguf) and minilm/; skips loudly without it. Run by `make check-slow`.
+// smollm2 and minilm as a model repository has them (smollm2/1/*.gguf) or without versions; skips
+// loudly without it. Run by `make check-slow`.
 #include <cstdlib>
 #include <iostream>
 
@@ -48,7 +49,7 @@ class RealModelsTest : public AdmissionFixture {
 };
 
 TEST_F(RealModelsTest, SmolLm2KeepsToTheBudgetInInt8) {
-  const std::string path = ModelPath({"smollm2.gguf", "smollm2"});
+  const std::string path = ModelPath({"smollm2.gguf", "smollm2/1", "smollm2"});
   REQUIRE_MODEL(path);
   Start(Cached());
   const AdmissionRequest request{.name = "smollm2", .path = path};
@@ -67,7 +68,7 @@ TEST_F(RealModelsTest, SmolLm2KeepsToTheBudgetInInt8) {
 }
 
 TEST_F(RealModelsTest, MiniLmKeepsToTheBudgetInInt8) {
-  const std::string path = ModelPath({"minilm"});
+  const std::string path = ModelPath({"minilm/1", "minilm"});
   REQUIRE_MODEL(path);
   Start(Cached());
   const AdmissionRequest request{.name = "minilm", .path = path};
