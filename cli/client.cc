@@ -2,8 +2,10 @@
 
 #include <chrono>
 #include <cstdio>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace assay {
@@ -35,6 +37,32 @@ std::unique_ptr<grpc::ClientContext> Client::NewContext(double seconds) const {
 int Client::Fail(const grpc::Status& status) const {
   std::fprintf(stderr, "assay: %s\n", ErrorLine(status, options_.server).c_str());
   return ExitCodeFor(status.error_code());
+}
+
+absl::Status CheckUtf8(const std::string& text) {
+  try {
+    (void)nlohmann::json(text).dump();  // its own check of every string it writes
+    return absl::OkStatus();
+  } catch (const nlohmann::json::exception& e) {  // "[json...] invalid UTF-8 byte at index 3: 0xFF"
+    const std::string_view what = e.what();
+    const size_t end = what.find("] ");
+    return absl::InvalidArgumentError(
+        absl::StrCat("the text is not UTF-8: ",
+                     std::string(end == std::string_view::npos ? what : what.substr(end + 2))));
+  }
+}
+
+std::string AddressProblem(const std::string& address) {
+  for (const char* scheme : {"unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:"}) {
+    if (absl::StartsWith(address, scheme)) return "";  // gRPC's own notation
+  }
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  if (colon != std::string::npos && colon > 0 &&
+      absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 1 && port <= 65535) {
+    return "";
+  }
+  return absl::StrCat("'", address, "' is not HOST:PORT, such as 127.0.0.1:8001");
 }
 
 int FailLocally(const absl::Status& status) {

@@ -35,6 +35,11 @@ class Client {
   const std::shared_ptr<grpc::Channel> channel_;
 };
 
+// InvalidArgument, with the first bad byte: protobuf carries only UTF-8.
+absl::Status CheckUtf8(const std::string& text);
+// Why "HOST:PORT" cannot be an address; empty when it can.
+std::string AddressProblem(const std::string& address);
+
 // "assay: ..." on stderr; returns the exit code for the status.
 int FailLocally(const absl::Status& status);
 int ExitCodeFor(grpc::StatusCode code);

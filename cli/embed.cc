@@ -71,6 +71,9 @@ int RunEmbed(const GlobalOptions& global, EmbedOptions options) {
     return FailLocally(
         absl::InvalidArgumentError("no text: give it as arguments, or lines on stdin"));
   }
+  for (const std::string& text : options.texts) {
+    if (const absl::Status valid = CheckUtf8(text); !valid.ok()) return FailLocally(valid);
+  }
   const Client client(global);
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::EmbedRequest request;

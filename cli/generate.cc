@@ -92,6 +92,9 @@ int RunGenerate(const GlobalOptions& global, GenerateOptions options) {
   if (options.prompt.empty()) {
     return FailLocally(absl::InvalidArgumentError("no prompt: give it as an argument or on stdin"));
   }
+  for (const std::string& text : {options.prompt, options.system}) {
+    if (const absl::Status valid = CheckUtf8(text); !valid.ok()) return FailLocally(valid);
+  }
   const Client client(global);
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   const bool chat = options.chat || !options.system.empty() ||
@@ -143,6 +146,7 @@ void AddGenerate(CLI::App& app, CommandLine& line) {
       ->capture_default_str();
   command->add_option("--seed", options->seed, "Of the sampling")->capture_default_str();
   command->add_option("--stop", options->stop, "End before this text (may be repeated)")
+      ->allow_extra_args(false)  // what follows it is the prompt
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on after the model's end token");
   command->add_flag("--stats", options->stats, "Token counts and rates on stderr");

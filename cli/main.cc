@@ -2,7 +2,9 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "cli/commands.h"
 
 namespace {
@@ -31,6 +33,21 @@ void MoveExamplesToFooter(CLI::App& app) {
   }
 }
 
+// "unknown command 'x'; the commands are ..." when the first word is none; else empty.
+std::string UnknownCommand(const CLI::App& app) {
+  if (!app.get_subcommands().empty()) return "";
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names.push_back(command->get_name());
+  }
+  const std::string known = absl::StrCat("the commands are ", absl::StrJoin(names, ", "));
+  for (const std::string& word : app.remaining()) {
+    if (word.rfind("-", 0) == 0) return "";
+    return absl::StrCat("unknown command '", word, "'; ", known);
+  }
+  return "";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -43,10 +60,15 @@ int main(int argc, char** argv) {
   app.add_option("--server", line.global.server, "Address of the server")
       ->envname("ASSAY_SERVER")
       ->type_name("HOST:PORT")
+      ->check(assay::AddressProblem)
       ->capture_default_str();
   app.add_option("--timeout", line.global.timeout_seconds, "Give up after so many seconds")
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("SECONDS");
+      ->type_name("SECONDS")
+      ->check([](const std::string& text) {
+        double seconds = 0;
+        const bool good = absl::SimpleAtod(text, &seconds) && seconds >= 0 && seconds <= 1e6;
+        return good ? std::string() : absl::StrCat("'", text, "' is not a number of seconds");
+      });
   for (const auto add : {assay::AddGenerate, assay::AddEmbed, assay::AddStatus, assay::AddAdmit,
                          assay::AddReport, assay::AddPolicy, assay::AddTokenize, assay::AddUnload,
                          assay::AddHealth, assay::AddVersion}) {
@@ -57,7 +79,9 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-    std::fprintf(stderr, "assay: %s (see assay --help)\n", e.what());
+    const std::string unknown = UnknownCommand(app);
+    std::fprintf(stderr, "assay: %s (see assay --help)\n",
+                 unknown.empty() ? e.what() : unknown.c_str());
     return assay::kExitRefused;
   }
   return line.run();

@@ -37,6 +37,12 @@ int Tokenize(const GlobalOptions& global, const TokenizeOptions& options) {
   const Client client(global);
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   if (!options.decode.empty()) return Detokenize(client, *stub, options);
+  if (options.text.empty()) {
+    return FailLocally(
+        absl::InvalidArgumentError("no text: give it as an argument, or ids with "
+                                   "--decode"));
+  }
+  if (const absl::Status valid = CheckUtf8(options.text); !valid.ok()) return FailLocally(valid);
   assay::v1::TokenizeRequest request;
   request.set_model(options.model);
   request.set_text(options.text);

@@ -1,6 +1,7 @@
 #include "engine/runtime/sequence.h"
 
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 
@@ -14,7 +15,9 @@ constexpr size_t kMaxStopStrings = 16, kMaxStopBytes = 1024, kMaxStopTokens = 25
 absl::Status InRange(const char* name, double value, double low, double high) {
   if (value >= low && value <= high) return absl::OkStatus();  // false for NaN
   return absl::InvalidArgumentError(
-      absl::StrCat(name, "=", value, " is outside [", low, ", ", high, "]"));
+      high == std::numeric_limits<int32_t>::max()
+          ? absl::StrCat(name, "=", value, " is below ", low)
+          : absl::StrCat(name, "=", value, " is outside [", low, ", ", high, "]"));
 }
 
 absl::Status AtMost(const char* name, size_t count, size_t most) {

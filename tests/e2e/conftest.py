@@ -187,8 +187,8 @@ def cli(server):
 
     def run(*arguments, address=None, **options):
         done = subprocess.run([BUILD / "cli" / "assay", "--server", address or server.address, *map(str, arguments)],
-                              capture_output=True, text=True, timeout=120, env=clean_environment(),
-                              **{"stdin": subprocess.DEVNULL, **options} if "input" not in options else options)
+                              capture_output=True, timeout=120, env=clean_environment(),
+                              **{"text": True, **({} if "input" in options else {"stdin": subprocess.DEVNULL}), **options})
         return done.returncode, done.stdout, done.stderr
 
     return run

@@ -183,7 +183,9 @@ def test_a_bad_configuration_is_one_line_and_exit_code_1(tmp_path):
 
 def test_a_port_in_use_is_exit_code_2(server):
     code, _, err = run_server("--grpc-port", server.address.split(":")[1], "--http-port", "0")
-    assert code == 2 and "cannot listen for gRPC on" in err
+    assert code == 2 and "cannot listen for gRPC on" in err and "chttp2" not in err
+    code, _, err = run_server("--http-port", server._port("HTTP"), "--grpc-port", "0")
+    assert code == 2 and "cannot listen for HTTP on" in err and "in use" in err
 
 
 def test_cli_generate_streams_and_counts(cli):
@@ -231,6 +233,108 @@ def test_cli_errors_are_one_line(cli):
     assert code == 1 and err.count("\n") == 1
     code, _, err = cli("admit", "/no/such/model")
     assert code == 1 and "/no/such/model" in err
+
+
+def test_cli_words_for_wrong_usage(cli):
+    for arguments, words in (
+            (["frobnicate"], "unknown command 'frobnicate'; the commands are generate, embed"),
+            (["--timeout", "-1", "status"], "'-1' is not a number of seconds"),
+            (["generate", MODEL, ""], "no prompt"),
+            (["tokenize", MODEL], "no text"),
+            (["generate", MODEL, "hi", "--max-tokens", "0"], "max_tokens=0 is below 1"),
+            (["generate", MODEL, "hi", "--model-version", "x"], "--model-version")):
+        code, out, err = cli(*arguments)
+        assert (code, out, err.count("\n")) == (1, "", 1) and words in err, (arguments, err)
+    for address in ("nonsense", "localhost:", "localhost:99999"):
+        code, _, err = cli("status", address=address)
+        assert code == 1 and f"'{address}' is not HOST:PORT" in err, err
+
+
+def test_cli_refuses_what_is_not_utf8(cli):
+    for command in ("generate", "embed"):
+        code, out, err = cli(command, MODEL, input=b"ab\xff\x00\xfe", text=False)
+        assert (code, out, err.count(b"\n")) == (1, b"", 1) and b"not UTF-8" in err and b"0xFF" in err, err
+
+
+def test_cli_stop_takes_one_word_each(cli):
+    code, out, _ = cli("generate", MODEL, "--max-tokens", "40", "--stop", "zzz", "--stop", "there", PROMPT)
+    assert code == 0 and "there" not in out
+
+
+def test_cli_exit_codes(cli, own_server, tmp_path):
+    """Each that `assay --help` promises, from the real program."""
+    started = own_server("--policy", write_policy(tmp_path / "strict.yaml", mean_kl=1e-9))
+    model = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
+
+    def strict(*arguments):
+        return cli(*arguments, address=started.address)
+
+    help_text = cli("--help")[1]
+    for meaning in ("0 done", "1 bad usage", "2 the server cannot be reached", "3 the accuracy gate"):
+        assert meaning in help_text
+    assert cli("generate", MODEL, PROMPT, "--max-tokens", "2")[0] == 0
+    assert cli("version")[0] == 0
+    assert cli("no-such-command")[0] == 1
+    assert cli("report", "nobody")[0] == 1
+    assert cli("admit", ROOT / "README.md")[0] == 1
+    assert cli("status", address="127.0.0.1:1")[0] == 2
+    assert cli("--timeout", "0.001", "generate", MODEL, PROMPT, "--max-tokens", "400", "--ignore-eos")[0] == 2
+    code, out, err = strict("admit", model, "--name", "rejected", "--dry-run")
+    assert code == 3 and "REJECTED" in out.upper() and "mean KL" in err, (out, err)
+    assert strict("health", "ready")[0] == 0  # strict_readiness is off, and the verdicts are there
+    assert strict("health", MODEL)[0] == 2  # rejected at the start
+    assert strict("generate", MODEL, "hi")[0] in (1, 2)
+
+
+def write_policy(path, mean_kl):
+    path.write_text(f"""version: 1
+recipes:
+  int8: {{scheme: int8_channel, activation: a8_token, embedding: int8_channel, kv: f16,
+         fallback: {{scheme: bf16, activation: a16, max_fraction: 0}}}}
+budgets:
+  b: {{mean_kl: {mean_kl}, top1: 0, perplexity_ratio: 1000, cosine: 0, label_agreement: 0}}
+rules:
+  - {{name: only, reason: test, when: {{device: cpu}}, recipe: int8, budget: b}}
+""")
+    return path
+
+
+def test_check_config_looks_at_the_files_that_are_named(tmp_path):
+    bad = tmp_path / "policy.yaml"
+    bad.write_text("version: 1\nrulez: []\n")
+    for flags, words in ((["--policy", tmp_path / "none.yaml"], "none.yaml: No such file"),
+                         (["--policy", bad], "rulez"),
+                         (["--model-repository", tmp_path / "none"], "cannot read the model repository"),
+                         (["--evaluation-text", tmp_path], "is a folder, expected a file"),
+                         (["--config", tmp_path], "is a folder, expected a file")):
+        code, out, err = run_server("--check-config", *flags)
+        assert (code, out, err.count("\n")) == (1, "", 1) and words in err, (flags, err)
+
+
+def test_wrong_flags_are_named(tmp_path):
+    code, _, err = run_server("--grpc-prot", "1")
+    assert code == 1 and "unknown flag --grpc-prot; did you mean '--grpc-port'?" in err
+    code, _, err = run_server("models")
+    assert code == 1 and "unexpected argument 'models'" in err
+
+
+def test_connections_are_counted(server):
+    before = server.metric(r"^assay_grpc_connections ")
+    channels = [grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+                for _ in range(3)]
+    for channel in channels:
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    wait_until(lambda: server.metric(r"^assay_grpc_connections ") == before + 3)
+    for channel in channels:
+        channel.close()
+    wait_until(lambda: server.metric(r"^assay_grpc_connections ") == before)
+
+
+def test_admission_without_a_terminal_is_a_line_per_stage(server):
+    lines = [line for line in server.stderr if line.startswith(f"  {MODEL}:1  ")]
+    stages = [line.split(" s  ")[-1] for line in lines if "SERVING" not in line]
+    assert "quantize" in stages and "verify" in stages
+    assert len(set(stages)) == len(stages), lines
 
 
 def test_cli_help_has_examples_and_exit_codes(cli):
