@@ -37,11 +37,13 @@ std::string OnATerminal(int columns, const std::vector<ProgressDisplay::Step>& s
   absl::Time now = kStart;
   for (const ProgressDisplay::Step& step : steps) display.Show(step, now += absl::Seconds(1));
   display.Clear();
-  char text[4096] = {};
-  const ssize_t length = read(master, text, sizeof(text));
-  std::fclose(file);
+  std::fclose(file);  // the end of what there is to read; it may come in several pieces
+  std::string text;
+  char piece[4096];
+  for (ssize_t length; (length = read(master, piece, sizeof(piece))) > 0;)
+    text.append(piece, static_cast<size_t>(length));
   close(master);
-  return std::string(text, static_cast<size_t>(std::max<ssize_t>(length, 0)));
+  return text;
 }
 
 TEST(ProgressDisplayTest, WithoutATerminalAStageIsOneLineWithTheTimeSoFar) {
