@@ -14,16 +14,27 @@ std::string Mebibytes(uint64_t bytes) {
   return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
 }
 
+// What was measured, empty when nothing was: a model may be rejected before it is verified.
 std::string Figures(const AdmissionReport& report) {
   const VerificationResult& v = report.verification;
-  if (v.tokens > 0 && v.perplexity > 0) {
-    return absl::StrFormat("mean KL %.5f, top-1 %.2f %%, perplexity x%.4f", v.mean_kl.mean,
+  if (v.documents == 0) return "";
+  if (report.task == "generate") {
+    return absl::StrFormat("; mean KL %.5f, top-1 %.2f %%, perplexity x%.4f", v.mean_kl.mean,
                            100 * v.top1_agreement.mean, v.perplexity_ratio);
   }
-  if (v.cosine.mean > 0) {
-    return absl::StrFormat("mean cosine %.5f (min %.5f)", v.cosine.mean, v.cosine_min);
+  if (report.task == "embed") {
+    return absl::StrFormat("; mean cosine %.5f (min %.5f)", v.cosine.mean, v.cosine_min);
   }
-  return absl::StrFormat("labels agree %.2f %%", 100 * v.label_agreement);
+  return absl::StrFormat("; labels agree %.2f %%", 100 * v.label_agreement);
+}
+
+// Bytes after are known once the model has been quantized.
+std::string Weights(const AdmissionReport& report) {
+  if (report.bytes_f32 == 0) return "";
+  if (report.bytes == 0) return absl::StrCat(", weights ", Mebibytes(report.bytes_f32), " in f32");
+  return absl::StrFormat(
+      ", weights %s -> %s (%.0f %%)", Mebibytes(report.bytes_f32), Mebibytes(report.bytes),
+      100.0 * static_cast<double>(report.bytes) / static_cast<double>(report.bytes_f32));
 }
 
 std::string Address(const std::string& host, int port) { return absl::StrCat(host, ":", port); }
@@ -79,14 +90,9 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
   }
   const AdmissionReport& report = *progress.report;
   const Recipe& recipe = report.decision.recipe;
-  std::string out = absl::StrCat(name, progress.status.ok() ? "SERVING" : "REJECTED", " after ",
-                                 seconds, ": ", ServedPrecision(report), ", weights ",
-                                 Mebibytes(report.bytes_f32), " -> ", Mebibytes(report.bytes));
-  if (report.bytes_f32 > 0) {
-    absl::StrAppend(&out, absl::StrFormat(" (%.0f %%)", 100.0 * static_cast<double>(report.bytes) /
-                                                            static_cast<double>(report.bytes_f32)));
-  }
-  absl::StrAppend(&out, "; ", Figures(report));
+  std::string out =
+      absl::StrCat(name, progress.status.ok() ? "SERVING" : "REJECTED", " after ", seconds, ": ",
+                   ServedPrecision(report), Weights(report), Figures(report));
   if (report.fallback_fraction > 0) {
     absl::StrAppend(&out, absl::StrFormat("; %.0f %% of the linear layers kept in %s",
                                           100 * report.fallback_fraction, recipe.fallback_scheme));
@@ -102,24 +108,37 @@ std::string AddressLine(const ServerConfig& config, int grpc_port, int http_port
 }
 
 std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
-                        const std::vector<ReadyModel>& models, absl::Duration elapsed) {
+                        const StartupOutcome& outcome) {
   const std::string http = Address(config.listen, http_port);
   std::string out = AddressLine(config, grpc_port, http_port);
   const std::string server = config.is_loopback() && grpc_port == 8001
                                  ? ""
                                  : absl::StrCat(" --server ", Address(config.listen, grpc_port));
   std::vector<std::string> commands;
-  for (const ReadyModel& model : models) {
+  for (const ReadyModel& model : outcome.serving) {
     if (commands.size() == 2) break;
     commands.push_back(
         model.task == ModelTask::kGenerate
             ? absl::StrCat("assay generate", server, " ", model.name, " \"Once upon a time\"")
             : absl::StrCat("assay embed", server, " ", model.name, " \"a sentence\""));
   }
+  if (outcome.serving.empty()) {
+    for (const std::string& model : outcome.not_serving) {
+      if (commands.size() == 2) break;
+      commands.push_back(absl::StrCat("assay report", server, " ", model));
+    }
+  }
   if (commands.empty()) commands.push_back(absl::StrCat("assay admit", server, " PATH"));
   commands.push_back(absl::StrCat("assay status", server));
   if (commands.size() < 3) commands.push_back(absl::StrCat("curl http://", http, "/metrics"));
-  absl::StrAppend(&out, absl::StrFormat("ready in %.2f s; try:\n", absl::ToDoubleSeconds(elapsed)));
+  for (const std::string& obstacle : outcome.obstacles) {
+    absl::StrAppend(&out, "  not ready: ", obstacle, "\n");
+  }
+  const bool ready = outcome.obstacles.empty();
+  absl::StrAppend(&out,
+                  absl::StrFormat("%s %.2f s%s; try:\n", ready ? "ready in" : "not ready after",
+                                  absl::ToDoubleSeconds(outcome.elapsed),
+                                  outcome.serving.empty() ? "; no model serves" : ""));
   for (const std::string& command : commands) absl::StrAppend(&out, "  ", command, "\n");
   return out;
 }

@@ -20,13 +20,20 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
 // Where both ports are, as soon as they are bound.
 std::string AddressLine(const ServerConfig& config, int grpc_port, int http_port);
 
-// Ports, time, and three commands to try next. `examples`: models that serve.
 struct ReadyModel {
   std::string name;
   ModelTask task = ModelTask::kGenerate;
 };
+// What came of the models found at start.
+struct StartupOutcome {
+  std::vector<ReadyModel> serving;
+  std::vector<std::string> not_serving;  // names
+  std::vector<std::string> obstacles;    // Readiness::Obstacles
+  absl::Duration elapsed;
+};
+// Ports, what keeps the server from being ready, time, and three commands to try next.
 std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
-                        const std::vector<ReadyModel>& models, absl::Duration elapsed);
+                        const StartupOutcome& outcome);
 
 // Why binding to this address without TLS is dangerous; empty for loopback.
 std::string ExposureWarning(const ServerConfig& config);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <system_error>
 
@@ -48,6 +49,18 @@ bool HoldsCheckpoint(const fs::path& folder) {
   std::error_code error;
   const std::vector<fs::path> files = ListFolder(folder, error);
   return std::any_of(files.begin(), files.end(), IsCheckpointFile);
+}
+
+uint64_t CheckpointBytes(const fs::path& path) {
+  std::error_code error;
+  const std::vector<fs::path> files =
+      fs::is_directory(path, error) ? ListFolder(path, error) : std::vector<fs::path>{path};
+  uint64_t bytes = 0;
+  for (const fs::path& file : files) {
+    const uintmax_t size = IsCheckpointFile(file) ? fs::file_size(file, error) : 0;
+    if (!error) bytes += size;  // what cannot be read is reported by its admission
+  }
+  return bytes;
 }
 
 std::optional<RepositoryEntry> HighestVersion(const fs::path& folder) {
@@ -108,6 +121,16 @@ absl::StatusOr<std::vector<RepositoryEntry>> ScanRepository(const std::string& f
   std::sort(out.begin(), out.end(),
             [](const RepositoryEntry& a, const RepositoryEntry& b) { return a.name < b.name; });
   return out;
+}
+
+std::vector<RepositoryEntry> SmallestFirst(std::vector<RepositoryEntry> entries) {
+  std::map<std::string, uint64_t> bytes;  // by path, asked once
+  for (const RepositoryEntry& entry : entries) bytes[entry.path] = CheckpointBytes(entry.path);
+  std::stable_sort(entries.begin(), entries.end(),
+                   [&](const RepositoryEntry& a, const RepositoryEntry& b) {
+                     return bytes[a.path] < bytes[b.path];
+                   });
+  return entries;
 }
 
 absl::StatusOr<RepositoryEntry> FindInRepository(const std::string& folder, std::string_view name) {

@@ -23,6 +23,8 @@ struct RepositoryEntry {
 // The highest version of every model, by name. NotFound: no such folder; InvalidArgument: a name
 // that cannot be a model's, or the same name twice (both are named).
 absl::StatusOr<std::vector<RepositoryEntry>> ScanRepository(const std::string& folder);
+// By bytes of their checkpoint files, so that no small model waits for the admission of a big one.
+std::vector<RepositoryEntry> SmallestFirst(std::vector<RepositoryEntry> entries);
 // NotFound: names the models that exist.
 absl::StatusOr<RepositoryEntry> FindInRepository(const std::string& folder, std::string_view name);
 

@@ -179,7 +179,7 @@ void Server::Parts::AdmitModels() {
     startup_left = models.size();
   }
   for (const RepositoryEntry& model : models) readiness.Require(model.name);
-  for (const RepositoryEntry& model : models) {
+  for (const RepositoryEntry& model : SmallestFirst(models)) {
     AdmissionRequest request;
     request.name = model.name;
     request.version = model.version;
@@ -273,22 +273,22 @@ bool Server::WaitForStartup(absl::Time until) {
 }
 
 void Server::PrintReady() const {
-  std::vector<ReadyModel> models;
+  StartupOutcome outcome{.obstacles = parts_->readiness.Obstacles(),
+                         .elapsed = absl::Now() - parts_->started};
   for (const VersionInfo& version : parts_->registry.List()) {
     const auto servable = parts_->registry.Acquire(version.name, version.version);
-    if (servable.ok()) models.push_back({version.name, (*servable)->spec.task});
+    if (servable.ok()) {
+      outcome.serving.push_back({version.name, (*servable)->spec.task});
+    } else {
+      outcome.not_serving.push_back(version.name);
+    }
   }
   // Text generation first: it is what people try first.
-  std::stable_sort(models.begin(), models.end(), [](const auto& a, const auto& b) {
-    return a.task == ModelTask::kGenerate && b.task != ModelTask::kGenerate;
-  });
-  for (const std::string& obstacle : parts_->readiness.Obstacles()) {
-    std::fprintf(stderr, "  not ready: %s\n", obstacle.c_str());
-  }
-  std::fputs(
-      ReadyBanner(parts_->config, grpc_port(), http_port(), models, absl::Now() - parts_->started)
-          .c_str(),
-      stderr);
+  std::stable_sort(outcome.serving.begin(), outcome.serving.end(),
+                   [](const auto& a, const auto& b) {
+                     return a.task == ModelTask::kGenerate && b.task != ModelTask::kGenerate;
+                   });
+  std::fputs(ReadyBanner(parts_->config, grpc_port(), http_port(), outcome).c_str(), stderr);
 }
 
 bool Server::Drain() {

@@ -90,6 +90,8 @@ class Pipeline final : public AdmissionPipeline {
   absl::Status RunStage(const AdmissionStage& stage, Admission& admission,
                         const ProgressSink& sink);
   AdmissionProgress Conclude(Admission& admission, const absl::Status& status);
+  // Of the versions that serve or are on their way; 0: none.
+  int64_t HighestLive(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<int64_t> PickVersion(const AdmissionRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -153,10 +155,25 @@ Pipeline::~Pipeline() {
   }
 }
 
+int64_t Pipeline::HighestLive(const std::string& name) {
+  int64_t highest = 0;
+  for (const auto& [pending, version] : pending_) {
+    if (pending == name) highest = std::max(highest, version);
+  }
+  const absl::StatusOr<std::shared_ptr<Servable>> serving = registry_.Acquire(name);
+  return serving.ok() ? std::max(highest, (*serving)->version) : highest;
+}
+
 absl::StatusOr<int64_t> Pipeline::PickVersion(const AdmissionRequest& request) {
   const absl::StatusOr<VersionInfo> newest = registry_.Find(request.name, 0);
   const int64_t known = std::max(newest.ok() ? newest->version : 0, newest_[request.name]);
   if (request.version == 0) return known + 1;
+  const int64_t highest = HighestLive(request.name);
+  if (request.version < highest) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a higher version serves or is on its way: model=", request.name, " version=",
+        request.version, " higher=", highest, " expected=0 (the next number) or more"));
+  }
   const absl::StatusOr<VersionInfo> same = registry_.Find(request.name, request.version);
   const bool live = same.ok() && IsLive(same->state);
   if (!live && !pending_.contains({request.name, request.version})) return request.version;

@@ -48,8 +48,9 @@ class AdmissionPipeline {
   static std::unique_ptr<AdmissionPipeline> Start(ModelRegistry& registry, ThreadPool& pool,
                                                   Metrics& metrics, const Clock& clock,
                                                   AdmissionOptions options);
-  // Queues an admission and returns its version. InvalidArgument (name, path), AlreadyExists
-  // (version is serving or on its way), ResourceExhausted (queue full).
+  // Queues an admission and returns its version. InvalidArgument (name, path, a
+  // version below one that serves or is on its way), AlreadyExists (version is serving or on its
+  // way), ResourceExhausted (queue full).
   virtual absl::StatusOr<int64_t> Enqueue(AdmissionRequest request, ProgressSink sink) = 0;
   virtual int in_progress() const = 0;
 };

@@ -18,6 +18,8 @@ namespace assay {
 struct AdmissionHooks {
   // Between quantization and everything that looks at its result.
   std::function<void(const LinearSlot& slot, QuantizedTensor& tensor)> after_quantize;
+  // The built candidate may be replaced by one that misbehaves.
+  std::function<std::shared_ptr<const Model>(std::shared_ptr<const Model>)> candidate;
   std::optional<std::string> host_isa;       // instead of CpuInfo::isa() in certificates
   std::optional<EvaluationSize> evaluation;  // instead of the default size
 };

@@ -235,6 +235,7 @@ absl::Status BuildCandidate(Admission& a) {
   ASSIGN_OR_RETURN(std::unique_ptr<const Model> model,
                    a.family->build(a.spec, *a.checkpoint, a.linears));
   a.candidate = std::move(model);
+  if (a.host.hooks.candidate) a.candidate = a.host.hooks.candidate(std::move(a.candidate));
   a.SamplePeak();
   return absl::OkStatus();
 }

@@ -200,11 +200,11 @@ void ModelRegistry::Publish(std::shared_ptr<Servable> servable) {
     entry.servable = std::move(servable);
     entry.leases = std::make_shared<Leases>();
     Move(entry, VersionState::kServing, "", changes);
-    for (auto& [older, old_entry] : models_[name]) {
-      if (older >= version || old_entry.info.state != VersionState::kServing) continue;
-      Move(old_entry, VersionState::kDraining, absl::StrCat("replaced by version ", version),
+    for (auto& [other, other_entry] : models_[name]) {
+      if (other == version || other_entry.info.state != VersionState::kServing) continue;
+      Move(other_entry, VersionState::kDraining, absl::StrCat("replaced by version ", version),
            changes);
-      replaced.push_back(older);
+      replaced.push_back(other);
     }
   }
   for (const VersionInfo& info : changes) LogChange(info);

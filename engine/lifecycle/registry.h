@@ -74,7 +74,7 @@ class ModelRegistry {
       ABSL_LOCKS_EXCLUDED(mu_);
   void SetReport(std::string_view name, int64_t version,
                  std::shared_ptr<const AdmissionReport> report) ABSL_LOCKS_EXCLUDED(mu_);
-  // Atomic switch: from now on Acquire gives `servable`; an older serving version of the name is
+  // Atomic switch: from now on Acquire gives `servable`; any other serving version of the name is
   // drained and retired on this thread after the switch.
   void Publish(std::shared_ptr<Servable> servable) ABSL_LOCKS_EXCLUDED(mu_);
   // Drains and frees one version (0 = all); returns when that is done. NotFound.

@@ -223,7 +223,7 @@ absl::Status Verifier::CompareDecodePath(const Model& candidate, DType kv_dtype,
       ++result.decode_positions;
     }
   }
-  if (result.decode_kl_max > kMaxDecodeKl) {
+  if (!(result.decode_kl_max <= kMaxDecodeKl)) {
     result.defects.push_back(absl::StrFormat(
         "decoding step by step disagrees with prefill: KL %.3g nats, at most %.3g expected",
         result.decode_kl_max, kMaxDecodeKl));

@@ -14,6 +14,8 @@ AdmissionProgress Admitted() {
   auto report = std::make_shared<AdmissionReport>();
   report->bytes_f32 = 400 << 20;
   report->bytes = 110 << 20;
+  report->task = "generate";
+  report->verification.documents = 8;
   report->verification.tokens = 1000;
   report->verification.mean_kl.mean = 0.0012;
   report->verification.top1_agreement.mean = 0.985;
@@ -45,6 +47,37 @@ TEST(BannerTest, ARejectedModelSaysWhy) {
               AllOf(HasSubstr("REJECTED"), HasSubstr("model.layers.3.mlp.down_proj")));
 }
 
+TEST(BannerTest, EveryTaskShowsItsOwnFigures) {
+  AdmissionProgress progress = Admitted();
+  auto report = std::make_shared<AdmissionReport>(*progress.report);
+  progress.report = report;
+  report->verification.cosine.mean = 0.9991;
+  report->verification.label_agreement = 0.97;
+  report->task = "embed";
+  EXPECT_THAT(ModelLine(progress, absl::Seconds(1)), HasSubstr("mean cosine 0.99910"));
+  report->task = "classify";
+  EXPECT_THAT(ModelLine(progress, absl::Seconds(1)), HasSubstr("labels agree 97.00 %"));
+}
+
+TEST(BannerTest, AModelRejectedBeforeItIsMeasuredShowsNoFigures) {
+  auto report = std::make_shared<AdmissionReport>();
+  report->bytes_f32 = 1 << 20;
+  report->verdict = "rejected";
+  report->reason = "needs up to 90.0 MB; 1.0 MB are free";
+  AdmissionProgress progress;
+  progress.name = "big";
+  progress.version = 1;
+  progress.status = absl::ResourceExhaustedError(report->reason);
+  progress.report = report;
+  for (const char* task : {"generate", "embed", "classify"}) {
+    report->task = task;
+    EXPECT_THAT(ModelLine(progress, absl::Seconds(1)),
+                AllOf(HasSubstr("REJECTED"), HasSubstr("weights 1.0 MiB in f32"),
+                      HasSubstr("90.0 MB"), Not(HasSubstr("%")), Not(HasSubstr("->")),
+                      Not(HasSubstr("KL")), Not(HasSubstr("cosine"))));
+  }
+}
+
 TEST(BannerTest, AModelThatCannotBeReadSaysSo) {
   AdmissionProgress progress;
   progress.name = "broken";
@@ -55,15 +88,33 @@ TEST(BannerTest, AModelThatCannotBeReadSaysSo) {
 
 TEST(BannerTest, ThreeCommandsToTryNext) {
   ServerConfig config;
-  const std::string two = ReadyBanner(
-      config, 8001, 8002, {{"smollm2", ModelTask::kGenerate}, {"minilm", ModelTask::kEmbed}},
-      absl::Seconds(2));
+  const std::string two =
+      ReadyBanner(config, 8001, 8002,
+                  {.serving = {{"smollm2", ModelTask::kGenerate}, {"minilm", ModelTask::kEmbed}},
+                   .not_serving = {"broken"},
+                   .elapsed = absl::Seconds(2)});
   EXPECT_THAT(two, AllOf(HasSubstr("gRPC      127.0.0.1:8001\n"), HasSubstr("ready in 2.00 s"),
                          HasSubstr("assay generate smollm2"), HasSubstr("assay embed minilm"),
                          HasSubstr("assay status\n")));
-  const std::string none = ReadyBanner(config, 4001, 4002, {}, absl::Seconds(2));
+  EXPECT_THAT(two, AllOf(Not(HasSubstr("no model serves")), Not(HasSubstr("assay report"))));
+  const std::string none = ReadyBanner(config, 4001, 4002, {.elapsed = absl::Seconds(2)});
   EXPECT_THAT(none, AllOf(HasSubstr("assay admit --server 127.0.0.1:4001 PATH"),
                           HasSubstr("curl http://127.0.0.1:4002/metrics")));
+}
+
+TEST(BannerTest, WhenNoModelServesTheBannerSaysSoAndSuggestsTheReport) {
+  StartupOutcome outcome{.not_serving = {"a", "b", "c"},
+                         .obstacles = {"a: REJECTED: mean KL", "b: FAILED: truncated"},
+                         .elapsed = absl::Seconds(2)};
+  EXPECT_THAT(
+      ReadyBanner({}, 8001, 8002, outcome),
+      AllOf(HasSubstr("  not ready: a: REJECTED: mean KL\n  not ready: b: FAILED: truncated\n"),
+            HasSubstr("\nnot ready after 2.00 s; no model serves; try:\n"),
+            HasSubstr("  assay report a\n  assay report b\n  assay status\n"),
+            Not(HasSubstr("ready in")), Not(HasSubstr("assay generate"))));
+  outcome.obstacles.clear();  // strict_readiness: false
+  EXPECT_THAT(ReadyBanner({}, 8001, 8002, outcome),
+              AllOf(HasSubstr("ready in 2.00 s; no model serves; try:\n  assay report a\n")));
 }
 
 TEST(BannerTest, ExposureIsWarnedOfOutsideLoopback) {

@@ -48,6 +48,25 @@ TEST_F(ModelRepositoryTest, FindsEveryLayoutAndTheHighestVersion) {
               ElementsAre("flat:1 flat", "single:1 single.gguf", "versioned:10 versioned/10"));
 }
 
+TEST_F(ModelRepositoryTest, TheSmallestCheckpointIsAdmittedFirst) {
+  const auto write = [&](const std::string& path, size_t bytes) {
+    Touch(path);
+    std::ofstream(root_ / path) << std::string(bytes, 'x');
+  };
+  write("a_big/1/model.gguf", 3000);
+  write("b_shards/model-1.safetensors", 1000);
+  write("b_shards/model-2.safetensors", 1000);
+  write("b_shards/tokenizer.json", 5000);  // not weights
+  write("c_single.gguf", 1500);
+  write("d_same.gguf", 1500);
+  ASSERT_OK_AND_ASSIGN(std::vector<RepositoryEntry> entries, ScanRepository(root_.string()));
+  std::vector<std::string> names;
+  for (const RepositoryEntry& entry : SmallestFirst(std::move(entries))) {
+    names.push_back(entry.name);
+  }
+  EXPECT_THAT(names, ElementsAre("c_single", "d_same", "b_shards", "a_big"));
+}
+
 TEST_F(ModelRepositoryTest, SkipsWhatIsNoModel) {
   Touch("notes/README.md");
   Touch(".hidden/model.gguf");

@@ -2,6 +2,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <future>
 #include <iostream>
@@ -19,6 +20,35 @@ namespace assay {
 inline std::string Stories260k() {
   return GoldenPath("../../data/stories260k/stories260K-f32.gguf");
 }
+
+// A decoder that is right in prefill; where a pass continues sequences by one token each (a decode
+// step), every other logit is off by `bias`.
+class OffInDecode final : public Model {
+ public:
+  OffInDecode(std::shared_ptr<const Model> model, float bias)
+      : model_(std::move(model)), bias_(bias) {}
+  const ModelSpec& spec() const override { return model_->spec(); }
+  const std::vector<LinearSlot>& slots() const override { return model_->slots(); }
+  const LinearMap& linears() const override { return model_->linears(); }
+  absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override {
+    RETURN_IF_ERROR(model_->Forward(args, context));
+    const auto& sequences = args.batch.sequences;
+    const bool decode = std::all_of(
+        sequences.begin(), sequences.end(),
+        [](const SequenceSpan& span) { return span.start_position > 0 && span.num_rows == 1; });
+    const auto logits = static_cast<int64_t>(args.batch.logit_rows.size()) * spec().vocab;
+    for (int64_t i = 0; decode && i < logits; i += 2) args.out.as<float>()[i] += bias_;
+    return absl::OkStatus();
+  }
+  size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context) const override {
+    return model_->scratch_bytes(rows, logit_rows, context);
+  }
+  size_t other_weight_bytes() const override { return model_->other_weight_bytes(); }
+
+ private:
+  const std::shared_ptr<const Model> model_;
+  const float bias_;
+};
 
 class AdmissionFixture : public testing::Test {
  protected:

@@ -164,6 +164,38 @@ TEST_F(AdmissionTest, AVersionThatServesCannotBeAdmittedAgain) {
   EXPECT_EQ(next.version, 8);
 }
 
+TEST_F(AdmissionTest, AVersionBelowTheOneThatServesIsRefusedUntilItIsUnloaded) {
+  Start({});
+  ASSERT_OK(Admit({.name = "stories", .version = 5, .path = Stories260k()}).status);
+  const AdmissionRequest lower{.name = "stories", .version = 3, .path = Stories260k()};
+  EXPECT_THAT(
+      pipeline_->Enqueue(lower, nullptr),
+      StatusIs(StatusCode::kInvalidArgument, AllOf(HasSubstr("version=3"), HasSubstr("higher=5"))));
+  EXPECT_THAT(registry_.Find("stories", 3), StatusIs(StatusCode::kNotFound));
+  ASSERT_OK(registry_.Unload("stories", 0));
+  EXPECT_OK(Admit(lower).status);
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire("stories"));
+  EXPECT_EQ(servable->version, 3);
+}
+
+TEST_F(AdmissionTest, AVersionBelowOneThatIsOnItsWayIsRefused) {
+  std::latch in_first(1), refused(1);
+  bool first = true;
+  AdmissionHooks hooks;
+  hooks.after_quantize = [&](const LinearSlot&, QuantizedTensor&) {
+    if (!std::exchange(first, false)) return;
+    in_first.count_down();
+    refused.wait();
+  };
+  Start({}, hooks);
+  ASSERT_OK(pipeline_->Enqueue({.name = "m", .version = 5, .path = Stories260k()}, nullptr));
+  in_first.wait();
+  EXPECT_THAT(
+      pipeline_->Enqueue({.name = "m", .version = 3, .path = Stories260k()}, nullptr),
+      StatusIs(StatusCode::kInvalidArgument, AllOf(HasSubstr("version=3"), HasSubstr("higher=5"))));
+  refused.count_down();
+}
+
 TEST_F(AdmissionTest, TakesTheNameFromThePath) {
   Start({});
   const AdmissionProgress end = Admit({.path = Stories260k(), .dry_run = true});

@@ -119,6 +119,18 @@ TEST(RegistryTest, ThePreviousVersionServesUntilTheNewOneIsPublished) {
               StatusIs(StatusCode::kUnavailable, HasSubstr("replaced by version 2")));
 }
 
+TEST(RegistryTest, OneVersionOfAModelServesWhateverTheNumbers) {
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 5));
+  registry.Publish(NewServable("b", 1));
+  registry.Publish(NewServable("a", 3));
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry.Acquire("a"));
+  EXPECT_EQ(servable->version, 3);
+  EXPECT_THAT(registry.Acquire("a", 5),
+              StatusIs(StatusCode::kUnavailable, HasSubstr("replaced by version 3")));
+  EXPECT_OK(registry.Acquire("b"));
+}
+
 TEST(RegistryTest, ARejectedNewVersionLeavesTheOldOneServing) {
   ModelRegistry registry;
   registry.Publish(NewServable("a", 1));

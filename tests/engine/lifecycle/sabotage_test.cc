@@ -93,6 +93,20 @@ TEST_F(SabotageTest, ConstantCodes) {
   });
 }
 
+TEST_F(SabotageTest, ADecodePathThatDisagreesWithPrefill) {
+  AdmissionHooks hooks;
+  hooks.candidate = [](std::shared_ptr<const Model> model) {
+    return std::make_shared<const OffInDecode>(std::move(model), 0.1f);
+  };
+  Start(Cached(), hooks);
+  const AdmissionProgress end = AdmitStories();
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition, HasSubstr("disagrees")));
+  ASSERT_NE(end.report, nullptr);
+  EXPECT_EQ(end.report->verdict, "rejected");
+  EXPECT_THAT(end.report->verification.defects, Contains(HasSubstr("decoding step by step")));
+  EXPECT_EQ(registry_.Find("stories", 0)->state, VersionState::kRejected);
+}
+
 TEST_F(SabotageTest, WithoutSabotageTheSameChecksPass) {
   Start(Cached());
   EXPECT_OK(AdmitStories().status);

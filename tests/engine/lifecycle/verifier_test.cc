@@ -65,6 +65,18 @@ TEST_F(VerifierTest, WhatTheReferenceComputedOnceIsUsedAgain) {
   EXPECT_EQ(first.mean_kl.mean, third.mean_kl.mean);
 }
 
+TEST_F(VerifierTest, ADecodePathThatDiffersFromPrefillIsADefect) {
+  for (const float bias : {0.1f, std::numeric_limits<float>::quiet_NaN()}) {
+    const OffInDecode off(std::shared_ptr<const Model>(reference_.get(), [](const Model*) {}),
+                          bias);
+    ASSERT_OK_AND_ASSIGN(const VerificationResult result,
+                         verifier_->Compare(off, DType::kF32, {}, nullptr));
+    EXPECT_LT(result.kl_max, 1e-12) << bias;  // prefill shows nothing
+    EXPECT_GT(result.decode_kl_max, 1e-6) << bias;
+    EXPECT_THAT(result.defects, ElementsAre(HasSubstr("decoding step by step disagrees"))) << bias;
+  }
+}
+
 TEST_F(VerifierTest, OutputSqnrIsMeasuredForEverySlot) {
   ASSERT_OK_AND_ASSIGN(const auto sqnr, verifier_->OutputSqnr(Int8()->linears()));
   EXPECT_EQ(sqnr.size(), reference_->slots().size());
@@ -118,6 +130,32 @@ TEST(BudgetTest, EveryFigureOutsideIsASentence) {
   EXPECT_THAT(CheckBudget(result, {}, ModelTask::kEmbed), SizeIs(1));
   result.label_agreement = 0.98;
   EXPECT_THAT(CheckBudget(result, {}, ModelTask::kClassify), SizeIs(1));
+}
+
+TEST(BudgetTest, AFigureThatIsNotANumberIsOutside) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  VerificationResult good;
+  good.mean_kl = {0.001, 0.001, 0.001};
+  good.top1_agreement = {0.99, 0.99, 0.99};
+  good.perplexity_ratio = 1;
+  good.cosine = {0.999, 0.999, 0.999};
+  good.label_agreement = 1;
+  const auto failures = [&](ModelTask task, const std::function<void(VerificationResult&)>& spoil) {
+    EXPECT_THAT(CheckBudget(good, {}, task), IsEmpty());
+    VerificationResult bad = good;
+    spoil(bad);
+    return CheckBudget(bad, {}, task);
+  };
+  EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.mean_kl.high = kNan; }),
+              ElementsAre(HasSubstr("mean KL")));
+  EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.top1_agreement.mean = kNan; }),
+              ElementsAre(HasSubstr("top-1 agreement")));
+  EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.perplexity_ratio = kNan; }),
+              ElementsAre(HasSubstr("perplexity ratio")));
+  EXPECT_THAT(failures(ModelTask::kEmbed, [](auto& r) { r.cosine.low = kNan; }),
+              ElementsAre(HasSubstr("mean cosine")));
+  EXPECT_THAT(failures(ModelTask::kClassify, [](auto& r) { r.label_agreement = kNan; }),
+              ElementsAre(HasSubstr("label agreement")));
 }
 
 TEST(FallbackTest, KeepsTheFewestLayersThatSuffice) {
