@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -80,18 +81,22 @@ absl::Status WriteFileAtomically(const std::string& path, const std::string& tex
 
 absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactWriter::Create(
     std::string final_directory) {
-  std::string directory = Temporary(final_directory);
+  const std::string directory = Temporary(final_directory);
+  const std::string parent = fs::path(final_directory).parent_path().string();
   std::error_code error;
-  fs::create_directories(directory, error);
+  fs::create_directories(parent, error);
+  // Whoever looks for abandoned folders sees this one with its owner.
+  const DirectoryLock lock = DirectoryLock::Wait(parent, DirectoryLock::Mode::kShared);
+  if (!error) fs::create_directory(directory, error);
   if (error) {
     return absl::InternalError(
         absl::StrCat("cannot create directory: path=", directory, " error=", error.message()));
   }
+  std::unique_ptr<ArtifactWriter> writer(new ArtifactWriter(std::move(final_directory), directory));
+  writer->owner_ = DirectoryLock::Wait(directory, DirectoryLock::Mode::kExclusive);
   const std::string path = directory + "/weights.bin";
-  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  std::unique_ptr<ArtifactWriter> writer(
-      new ArtifactWriter(std::move(final_directory), std::move(directory), fd));
-  if (fd < 0) return SystemError("cannot create file", path);
+  writer->fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (writer->fd_ < 0) return SystemError("cannot create file", path);
   return writer;
 }
 
@@ -202,13 +207,32 @@ absl::StatusOr<std::string> ArtifactWriter::Commit(std::string key, std::string 
   fd_ = -1;
   RETURN_IF_ERROR(WriteFileAtomically(directory_ + "/manifest.json", ToJson(manifest_).dump(1)));
   RETURN_IF_ERROR(SyncDirectory(directory_));
-  std::error_code error;
-  fs::remove_all(final_directory_, error);
-  if (rename(directory_.c_str(), final_directory_.c_str()) != 0) {
+  RETURN_IF_ERROR(Publish());
+  return manifest_.artifact_hash;
+}
+
+// What is left at directory_ afterwards goes with the writer.
+absl::Status ArtifactWriter::Publish() {
+  const std::string parent = fs::path(final_directory_).parent_path().string();
+  const DirectoryLock lock = DirectoryLock::Wait(parent, DirectoryLock::Mode::kExclusive);
+  if (rename(directory_.c_str(), final_directory_.c_str()) == 0) return SyncDirectory(parent);
+  if (errno != ENOTEMPTY && errno != EEXIST) {
     return SystemError("cannot rename to", final_directory_);
   }
-  RETURN_IF_ERROR(SyncDirectory(fs::path(final_directory_).parent_path().string()));
-  return manifest_.artifact_hash;
+  const auto there = ArtifactReader::Open(final_directory_);
+  if (there.ok() && (*there)->manifest().key == manifest_.key &&
+      (*there)->manifest().artifact_hash == manifest_.artifact_hash) {
+    return absl::OkStatus();
+  }
+  if (renameat2(AT_FDCWD, directory_.c_str(), AT_FDCWD, final_directory_.c_str(),
+                RENAME_EXCHANGE) != 0) {
+    return SystemError("cannot exchange with", final_directory_);
+  }
+  const std::string old = directory_ + "/certificates", kept = final_directory_ + "/certificates";
+  if (rename(old.c_str(), kept.c_str()) != 0 && errno != ENOENT) {
+    return SystemError("cannot rename to", kept);
+  }
+  return SyncDirectory(parent);
 }
 
 absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactReader::Open(const std::string& directory) {

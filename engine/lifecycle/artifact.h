@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/mapped_file.h"
+#include "engine/lifecycle/directory_lock.h"
 #include "engine/model/model.h"
 
 namespace assay {
@@ -59,16 +60,19 @@ class ArtifactWriter {
   // its old bytes.
   absl::Status Add(const std::string& slot, const QuantizedTensor& tensor, SlotPlan plan);
   absl::Status SetPlan(const std::string& slot, const SlotPlan& plan);
-  // ArtifactManifest, fsync, rename, fsync of the directory; an artifact that is already there is
-  // replaced. Returns the artifact hash.
+  // ArtifactManifest, fsync, rename, fsync of the directory. An artifact that is already there
+  // stays when it is the same; another is exchanged in one step (Linux: renameat2), and the
+  // certificates beside it stay. So other processes see one complete artifact at any time. Returns
+  // the artifact hash.
   absl::StatusOr<std::string> Commit(std::string key, std::string source_hash,
                                      std::string quantizer);
   // Hash of what was added so far.
   std::string hash() const { return ArtifactHash(manifest_); }
 
  private:
-  ArtifactWriter(std::string final_directory, std::string directory, int fd)
-      : final_directory_(std::move(final_directory)), directory_(std::move(directory)), fd_(fd) {}
+  ArtifactWriter(std::string final_directory, std::string directory)
+      : final_directory_(std::move(final_directory)), directory_(std::move(directory)) {}
+  absl::Status Publish();
   absl::Status Append(const Tensor& tensor, std::string role, ArtifactSlot& slot);
   absl::Status Align();
   absl::Status Write(const void* data, size_t bytes);
@@ -76,6 +80,7 @@ class ArtifactWriter {
   absl::Status Move(int from, ArtifactTensor& tensor);
 
   const std::string final_directory_, directory_;
+  DirectoryLock owner_;    // of directory_: tells others that its process lives
   int fd_ = -1;            // of weights.bin
   bool replaced_ = false;  // some of its bytes belong to no slot
   ArtifactManifest manifest_;

@@ -3,9 +3,11 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/sha256.h"
@@ -16,7 +18,37 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+using Mode = DirectoryLock::Mode;
+
 constexpr size_t kMaxRemembered = 256;
+constexpr auto kAbandonedAfter = std::chrono::hours(24);  // where locks do not tell
+
+// A folder that a writer began and whose process is gone: the writer holds its lock while it lives.
+bool IsAbandoned(const fs::path& folder) {
+  if (folder.filename().string().find(".tmp.") == std::string::npos) return false;
+  const absl::Status lock = DirectoryLock::Try(folder.string()).status();
+  if (!absl::IsUnimplemented(lock)) return lock.ok();
+  std::error_code error;
+  const fs::file_time_type changed = fs::last_write_time(folder, error);
+  return !error && changed + kAbandonedAfter < fs::file_time_type::clock::now();
+}
+
+std::vector<fs::path> EntriesOf(const std::string& folder) {
+  std::vector<fs::path> entries;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error); !error && it != fs::directory_iterator();
+       it.increment(error)) {
+    entries.push_back(it->path());
+  }
+  return entries;
+}
+
+// <n> of quarantine/<key>.<n>; -1 when it is something else.
+int64_t QuarantineNumber(const fs::path& path) {
+  const std::string extension = path.extension().string();
+  int64_t number = 0;
+  return extension.size() > 1 && absl::SimpleAtoi(extension.substr(1), &number) ? number : -1;
+}
 
 absl::Status MakeDirectory(const std::string& path) {
   std::error_code error;
@@ -57,6 +89,21 @@ json ReadObject(const std::string& path) {
 
 }  // namespace
 
+ArtifactCache::ArtifactCache(std::string root) : root_(std::move(root)) {
+  if (enabled()) RemoveAbandoned();
+}
+
+void ArtifactCache::RemoveAbandoned() const {
+  const DirectoryLock lock = DirectoryLock::Wait(Artifacts(), Mode::kExclusive);
+  for (const fs::path& folder : EntriesOf(Artifacts())) {
+    if (!IsAbandoned(folder)) continue;
+    std::error_code error;
+    fs::remove_all(folder, error);
+    Log(LogLevel::kInfo, "removed an unfinished artifact",
+        {{"path", folder.string()}, {"error", error ? error.message() : "none"}});
+  }
+}
+
 absl::StatusOr<std::string> ArtifactCache::ContentHash(const Checkpoint& checkpoint,
                                                        const std::string& path) {
   if (!enabled()) return checkpoint.ContentHash();
@@ -77,6 +124,7 @@ absl::StatusOr<std::string> ArtifactCache::ContentHash(const Checkpoint& checkpo
 
 absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactCache::Find(const std::string& key) const {
   if (!enabled()) return nullptr;
+  const DirectoryLock lock = DirectoryLock::Wait(Artifacts(), Mode::kShared);
   absl::StatusOr<std::unique_ptr<ArtifactReader>> reader = ArtifactReader::Open(Directory(key));
   if (absl::IsNotFound(reader.status())) {
     std::error_code error;  // a directory without a manifest was never finished
@@ -96,20 +144,24 @@ absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactCache::NewArtifact(
 
 absl::Status ArtifactCache::Quarantine(const std::string& key) const {
   RETURN_IF_ERROR(MakeDirectory(root_ + "/quarantine"));
-  for (int n = 0; n < 1000; ++n) {
-    const std::string to = absl::StrCat(root_, "/quarantine/", key, ".", n);
-    std::error_code error;
-    if (fs::exists(to, error)) continue;
-    fs::rename(Directory(key), to, error);
-    if (error) {
-      return absl::InternalError(
-          absl::StrCat("cannot quarantine: to=", to, " error=", error.message()));
-    }
-    Log(LogLevel::kWarning, "artifact quarantined", {{"key", key}, {"to", to}});
-    return absl::OkStatus();
-  }
+  const DirectoryLock lock = DirectoryLock::Wait(Artifacts(), Mode::kExclusive);
+  const std::vector<fs::path> earlier = EntriesOf(root_ + "/quarantine");
+  int64_t number = 0;
+  for (const fs::path& path : earlier) number = std::max(number, QuarantineNumber(path) + 1);
+  const std::string to = absl::StrCat(root_, "/quarantine/", key, ".", number);
   std::error_code error;
-  fs::remove_all(Directory(key), error);  // a thousand broken copies are enough evidence
+  fs::rename(Directory(key), to, error);
+  if (error == std::errc::no_such_file_or_directory)
+    return absl::OkStatus();  // another process did
+  if (error) {
+    return absl::InternalError(
+        absl::StrCat("cannot quarantine: to=", to, " error=", error.message()));
+  }
+  Log(LogLevel::kWarning, "artifact quarantined", {{"key", key}, {"to", to}});
+  for (const fs::path& path : earlier) {
+    const int64_t n = QuarantineNumber(path);
+    if (n >= 0 && n <= number - kMaxQuarantined) fs::remove_all(path, error);
+  }
   return absl::OkStatus();
 }
 
@@ -127,6 +179,11 @@ std::optional<AdmissionReport> ArtifactCache::FindCertificate(
 absl::Status ArtifactCache::StoreCertificate(const std::string& key,
                                              const std::string& certificate_key,
                                              const AdmissionReport& report) const {
+  const DirectoryLock lock = DirectoryLock::Wait(Artifacts(), Mode::kShared);
+  std::error_code error;
+  if (!fs::exists(Directory(key) + "/manifest.json", error)) {
+    return absl::FailedPreconditionError("no artifact to certify: directory=" + Directory(key));
+  }
   const std::string directory = Directory(key) + "/certificates";
   RETURN_IF_ERROR(MakeDirectory(directory));
   const json body = ToJson(report);

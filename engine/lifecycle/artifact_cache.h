@@ -3,11 +3,12 @@
 //   <root>/checkpoints.json                 size and time of checkpoint files -> content hash
 //   <root>/artifacts/<key>/...              see artifact.h
 //   <root>/artifacts/<key>/certificates/<certificate key>.json
-//   <root>/quarantine/<key>.<n>/...         what failed its checksums
+//   <root>/quarantine/<key>.<n>/...         what failed its checksums; the newest four
 //
 // An artifact answers "what are the quantized weights of this checkpoint under this recipe", a
 // certificate "has this artifact been verified for this budget, text, kernels and instruction set".
-// Thread-safe: no state but the directory, and every change is a rename.
+// Thread-safe, and several processes may share one root: no state but the directory, every change
+// is a rename, and a lock on <root>/artifacts (directory_lock.h) orders them.
 #pragma once
 #include <memory>
 #include <optional>
@@ -20,7 +21,10 @@ namespace assay {
 
 class ArtifactCache {
  public:
-  explicit ArtifactCache(std::string root) : root_(std::move(root)) {}
+  // Removes what killed processes left half written. An empty root: no cache.
+  explicit ArtifactCache(std::string root);
+  static constexpr int64_t kMaxQuarantined = 4;
+
   bool enabled() const { return !root_.empty(); }
 
   // Checkpoint::ContentHash, remembered by name, size, inode and time of the files at `path`.
@@ -28,18 +32,21 @@ class ArtifactCache {
   // Null when there is none; DataLoss when there is one that cannot be trusted.
   absl::StatusOr<std::unique_ptr<ArtifactReader>> Find(const std::string& key) const;
   absl::StatusOr<std::unique_ptr<ArtifactWriter>> NewArtifact(const std::string& key) const;
-  // Moves a broken artifact out of the way.
+  // Moves a broken artifact out of the way; of those, kMaxQuarantined are kept.
   absl::Status Quarantine(const std::string& key) const;
 
   // Null when there is none, or none that can be read.
   std::optional<AdmissionReport> FindCertificate(const std::string& key,
                                                  const std::string& certificate_key) const;
+  // FailedPrecondition: the artifact is not there (any more).
   absl::Status StoreCertificate(const std::string& key, const std::string& certificate_key,
                                 const AdmissionReport& report) const;
   uint64_t bytes() const;  // of all files below the root
 
  private:
-  std::string Directory(const std::string& key) const { return root_ + "/artifacts/" + key; }
+  void RemoveAbandoned() const;
+  std::string Artifacts() const { return root_ + "/artifacts"; }
+  std::string Directory(const std::string& key) const { return Artifacts() + "/" + key; }
   const std::string root_;
 };
 

@@ -1,8 +1,14 @@
 #include "engine/lifecycle/artifact_cache.h"
 
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "tests/engine/lifecycle/admission_fixture.h"
@@ -219,9 +225,108 @@ TEST(ArtifactCacheTest, RemembersContentHashesUntilTheFileChanges) {
   EXPECT_THAT(cache.ContentHash(*checkpoint, path), IsOkAndHolds(hash));
 }
 
+void Commit(const ArtifactCache& cache, const std::string& key, uint64_t seed) {
+  auto writer = cache.NewArtifact(key).value();
+  ASSERT_OK(writer->Add("a", Encode("int8_channel", seed), {.scheme = "int8_channel"}));
+  ASSERT_OK(writer->Commit(key, "source", "nearest-1"));
+}
+
+std::vector<std::string> Names(const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+TEST(ArtifactCacheTest, WritersOfOneKeyNeverLeaveAnIncompleteArtifact) {
+  constexpr int kCommits = 25;
+  TempDir directory;
+  Commit(ArtifactCache(directory.path()), "key", 0);
+  std::atomic<bool> stop{false};
+  // Now and then both write the same, mostly each replaces what the other one wrote.
+  const auto write = [&](const std::string& certificate, uint64_t step) {
+    const ArtifactCache cache(directory.path());  // as another process has it
+    for (uint64_t i = 0; i < kCommits; ++i) {
+      Commit(cache, "key", i * step % 3);
+      EXPECT_OK(cache.StoreCertificate("key", certificate, {}));
+    }
+  };
+  std::thread reader([&] {
+    const ArtifactCache cache(directory.path());
+    while (!stop) {
+      const auto found = cache.Find("key");
+      ASSERT_OK(found);
+      ASSERT_NE(*found, nullptr);
+      ASSERT_OK((*found)->Read("a"));
+    }
+  });
+  std::thread one(write, "one", 1), two(write, "two", 2);
+  one.join();
+  two.join();
+  stop = true;
+  reader.join();
+  const ArtifactCache cache(directory.path());
+  EXPECT_TRUE(cache.FindCertificate("key", "one").has_value());
+  EXPECT_TRUE(cache.FindCertificate("key", "two").has_value());
+  EXPECT_THAT(Names(directory.path() + "/artifacts"), ElementsAre("key"));
+}
+
+TEST(ArtifactCacheTest, TheSameArtifactStaysWhereItIs) {
+  TempDir directory;
+  const ArtifactCache cache(directory.path());
+  Commit(cache, "key", 1);
+  const std::string weights = directory.path() + "/artifacts/key/weights.bin";
+  const fs::file_time_type written = fs::file_time_type::clock::now() - std::chrono::hours(1);
+  fs::last_write_time(weights, written);
+  Commit(cache, "key", 1);
+  EXPECT_EQ(fs::last_write_time(weights), written);
+  Commit(cache, "key", 2);
+  EXPECT_NE(fs::last_write_time(weights), written);
+}
+
+TEST(ArtifactCacheTest, WhatAKilledProcessLeftIsRemovedAndWhatALiveOneWritesStays) {
+  TempDir directory;
+  const ArtifactCache cache(directory.path());
+  auto live = cache.NewArtifact("live").value();
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto killed = cache.NewArtifact("killed");
+    (void)raise(SIGKILL);
+  }
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  const std::string artifacts = directory.path() + "/artifacts";
+  EXPECT_THAT(Names(artifacts), ElementsAre(HasSubstr("killed.tmp."), HasSubstr("live.tmp.")));
+  const ArtifactCache next(directory.path());
+  EXPECT_THAT(Names(artifacts), ElementsAre(HasSubstr("live.tmp.")));
+  ASSERT_OK(live->Add("a", Encode("bf16", 1), {.scheme = "bf16"}));
+  EXPECT_OK(live->Commit("live", "source", "nearest-1"));
+  const ArtifactCache after(directory.path());
+  EXPECT_THAT(Names(artifacts), ElementsAre("live"));
+}
+
+TEST(ArtifactCacheTest, TheQuarantineKeepsTheNewestFour) {
+  TempDir directory;
+  const ArtifactCache cache(directory.path());
+  for (const char* key : {"f", "e", "d", "c", "b", "a"}) {
+    Commit(cache, key, 1);
+    ASSERT_OK(cache.Quarantine(key));
+  }
+  EXPECT_THAT(Names(directory.path() + "/quarantine"), ElementsAre("a.5", "b.4", "c.3", "d.2"));
+  EXPECT_OK(cache.Quarantine("a"));  // gone already: another process was faster
+}
+
+TEST(ArtifactCacheTest, ThereIsNoCertificateWithoutAnArtifact) {
+  TempDir directory;
+  const ArtifactCache cache(directory.path());
+  EXPECT_THAT(cache.StoreCertificate("key", "c", {}),
+              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("key")));
+  EXPECT_EQ(cache.Find("key").value(), nullptr);
+}
+
 TEST(ArtifactCacheTest, ACertificateThatWasChangedIsNotOne) {
   TempDir directory;
   const ArtifactCache cache(directory.path());
+  Commit(cache, "key", 1);
   AdmissionReport report;
   report.verification.mean_kl.mean = 0.002;
   ASSERT_OK(cache.StoreCertificate("key", "c", report));
