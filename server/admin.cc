@@ -7,17 +7,6 @@
 
 namespace assay {
 
-Admin::Admin(ServiceContext& context) : context_(context), thread_([this] { Loop(); }) {}
-
-Admin::~Admin() {
-  {
-    MutexLock lock(mu_);
-    stop_ = true;
-  }
-  wake_.NotifyAll();
-  thread_.join();
-}
-
 absl::Status Admin::CheckAllowed() const {
   if (!context_.config.admin_allowed()) {
     return absl::PermissionDeniedError(
@@ -51,32 +40,15 @@ absl::StatusOr<int64_t> Admin::Load(const std::string& model, const std::string&
   return context_.admissions.Enqueue(std::move(request), std::move(sink));
 }
 
-void Admin::Unload(const std::string& model, std::function<void(absl::Status)> done) {
-  const absl::Status allowed = CheckAllowed();
-  if (!allowed.ok()) return done(allowed);
-  {
-    MutexLock lock(mu_);
-    jobs_.push_back([this, model, done = std::move(done)] {
-      const absl::Status status = context_.registry.Unload(model, /*version=*/0);
+void Admin::Unload(const std::string& model, const std::function<void(absl::Status)>& done) {
+  absl::Status status = CheckAllowed();
+  if (status.ok()) {
+    status = context_.registry.BeginUnload(model, /*version=*/0, [done] {
       malloc_trim(0);  // small pieces of the model go back to the system, too
-      done(status);
+      done(absl::OkStatus());
     });
   }
-  wake_.NotifyOne();
-}
-
-void Admin::Loop() {
-  for (;;) {
-    std::function<void()> job;
-    {
-      MutexLock lock(mu_);
-      while (jobs_.empty() && !stop_) wake_.Wait(mu_);
-      if (stop_) return;
-      job = std::move(jobs_.front());
-      jobs_.pop_front();
-    }
-    job();
-  }
+  if (!status.ok()) done(status);
 }
 
 }  // namespace assay

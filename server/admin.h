@@ -1,11 +1,8 @@
-// Admissions, loads and unloads on behalf of clients. What may block (an unload waits for the last
-// request of a model) runs on one worker thread of its own, so that gRPC's threads never wait.
-// Thread-safe.
+// Admissions, loads and unloads on behalf of clients. Nothing here blocks: an unload waits for the
+// last request of its model on the registry's threads, so gRPC's never wait. Thread-safe.
 #pragma once
-#include <deque>
 #include <functional>
 #include <string>
-#include <thread>
 
 #include "server/service_context.h"
 
@@ -13,8 +10,7 @@ namespace assay {
 
 class Admin {
  public:
-  explicit Admin(ServiceContext& context);
-  ~Admin();  // finishes the job under way, drops the rest
+  explicit Admin(ServiceContext& context) : context_(context) {}
   Admin(const Admin&) = delete;
   Admin& operator=(const Admin&) = delete;
 
@@ -26,19 +22,12 @@ class Admin {
   // Admits a model of the repository by name. AlreadyExists: that version serves already.
   absl::StatusOr<int64_t> Load(const std::string& model, const std::string& scheme,
                                ProgressSink sink);
-  // Unloads all versions; `done` is called on the worker thread.
-  void Unload(const std::string& model, std::function<void(absl::Status)> done)
-      ABSL_LOCKS_EXCLUDED(mu_);
+  // Unloads all versions; `done` is called when their memory is free, on a thread of the registry,
+  // or at once when there is nothing to wait for.
+  void Unload(const std::string& model, const std::function<void(absl::Status)>& done);
 
  private:
-  void Loop() ABSL_LOCKS_EXCLUDED(mu_);
-
   ServiceContext& context_;
-  Mutex mu_;
-  CondVar wake_;
-  std::deque<std::function<void()>> jobs_ ABSL_GUARDED_BY(mu_);
-  bool stop_ ABSL_GUARDED_BY(mu_) = false;
-  std::thread thread_;
 };
 
 }  // namespace assay

@@ -100,6 +100,7 @@ struct Server::Parts {
 
   void WatchRegistry() {
     registry.OnChange([this](const VersionInfo& version) {
+      MutexLock lock(watching);  // versions change on several threads: the last word is up to date
       readiness.Changed(version, registry.Acquire(version.name).ok());
     });
   }
@@ -111,6 +112,7 @@ struct Server::Parts {
 
   const absl::Time started = absl::Now();
   Mutex mu;
+  Mutex watching;
   CondVar startup_over;
   size_t startup_left ABSL_GUARDED_BY(mu) = 0;
   ProgressDisplay display ABSL_GUARDED_BY(mu){stderr};

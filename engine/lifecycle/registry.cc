@@ -1,6 +1,7 @@
 #include "engine/lifecycle/registry.h"
 
 #include <chrono>
+#include <future>
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
@@ -202,17 +203,52 @@ void ModelRegistry::Publish(std::shared_ptr<Servable> servable) {
     Move(entry, VersionState::kServing, "", changes);
     for (auto& [other, other_entry] : models_[name]) {
       if (other == version || other_entry.info.state != VersionState::kServing) continue;
-      Move(other_entry, VersionState::kDraining, absl::StrCat("replaced by version ", version),
-           changes);
+      BeginDrain(other_entry, absl::StrCat("replaced by version ", version), changes);
       replaced.push_back(other);
     }
   }
   for (const VersionInfo& info : changes) LogChange(info);
   Notify(changes);
-  for (const int64_t older : replaced) {
-    Retire(name, older, absl::StrCat("replaced by version ", version));
+  for (const int64_t other : replaced) {
+    StartRetiring(name, other, absl::StrCat("replaced by version ", version));
   }
 }
+
+void ModelRegistry::BeginDrain(Entry& entry, std::string reason,
+                               std::vector<VersionInfo>& changes) {
+  Move(entry, VersionState::kDraining, std::move(reason), changes);
+  ++num_retiring_;
+}
+
+void ModelRegistry::StartRetiring(const std::string& name, int64_t version,
+                                  const std::string& reason) {
+  std::list<std::thread> finished;
+  {
+    MutexLock lock(mu_);
+    finished.swap(finished_);
+    const auto self = retiring_.emplace(retiring_.end());
+    *self = std::thread([this, self, name, version, reason] {
+      Retire(name, version, reason);
+      MutexLock thread_lock(mu_);
+      finished_.splice(finished_.end(), retiring_, self);
+      --num_retiring_;
+      retired_.NotifyAll();
+    });
+  }
+  for (std::thread& thread : finished) thread.join();
+}
+
+void ModelRegistry::WaitForRetirements() {
+  std::list<std::thread> finished;
+  {
+    MutexLock lock(mu_);
+    while (num_retiring_ > 0) retired_.Wait(mu_);
+    finished.swap(finished_);
+  }
+  for (std::thread& thread : finished) thread.join();
+}
+
+ModelRegistry::~ModelRegistry() { WaitForRetirements(); }
 
 void ModelRegistry::Retire(const std::string& name, int64_t version, std::string reason) {
   std::shared_ptr<Servable> servable;
@@ -226,11 +262,13 @@ void ModelRegistry::Retire(const std::string& name, int64_t version, std::string
   if (servable != nullptr) Drain(*servable);
   if (leases != nullptr) leases->WaitForNone(kLeaseWait);
   std::vector<VersionInfo> changes;
+  std::vector<std::shared_ptr<void>> unloads;
   {
     MutexLock lock(mu_);
     Entry& entry = EntryOf(name, version);
     entry.servable.reset();
     entry.leases.reset();
+    unloads.swap(entry.unloads);
     if (!Ended(entry.info.state)) Move(entry, VersionState::kRetired, std::move(reason), changes);
   }
   servable.reset();  // before RETIRED is announced, the memory is free
@@ -238,7 +276,9 @@ void ModelRegistry::Retire(const std::string& name, int64_t version, std::string
   Notify(changes);
 }
 
-absl::Status ModelRegistry::Unload(std::string_view name, int64_t version) {
+absl::Status ModelRegistry::BeginUnload(std::string_view name, int64_t version,
+                                        std::function<void()> freed) {
+  std::shared_ptr<void> unload;
   std::vector<int64_t> draining;
   std::vector<VersionInfo> changes;
   {
@@ -249,17 +289,27 @@ absl::Status ModelRegistry::Unload(std::string_view name, int64_t version) {
           absl::StrCat("nothing to unload: model=", std::string(name),
                        version == 0 ? "" : " version=", version == 0 ? "" : absl::StrCat(version)));
     }
+    unload = std::shared_ptr<void>(nullptr, [freed = std::move(freed)](void*) { freed(); });
     for (auto& [number, entry] : model->second) {
-      if ((version != 0 && number != version) || entry.info.state != VersionState::kServing) {
-        continue;
+      if (version != 0 && number != version) continue;
+      if (entry.info.state == VersionState::kServing) {
+        BeginDrain(entry, "unloading", changes);
+        draining.push_back(number);
       }
-      Move(entry, VersionState::kDraining, "unloading", changes);
-      draining.push_back(number);
+      if (entry.info.state == VersionState::kDraining) entry.unloads.push_back(unload);
     }
   }
   for (const VersionInfo& info : changes) LogChange(info);
   Notify(changes);
-  for (const int64_t number : draining) Retire(std::string(name), number, "unloaded");
+  for (const int64_t number : draining) StartRetiring(std::string(name), number, "unloaded");
+  return absl::OkStatus();
+}
+
+absl::Status ModelRegistry::Unload(std::string_view name, int64_t version) {
+  const auto freed = std::make_shared<std::promise<void>>();
+  std::future<void> done = freed->get_future();
+  RETURN_IF_ERROR(BeginUnload(name, version, [freed] { freed->set_value(); }));
+  done.wait();
   return absl::OkStatus();
 }
 
@@ -326,13 +376,14 @@ void ModelRegistry::DrainAll() {
     for (auto& [name, versions] : models_) {
       for (auto& [version, entry] : versions) {
         if (entry.info.state != VersionState::kServing) continue;
-        Move(entry, VersionState::kDraining, "shutting down", changes);
+        BeginDrain(entry, "shutting down", changes);
         serving.emplace_back(name, version);
       }
     }
   }
   Notify(changes);
-  for (const auto& [name, version] : serving) Retire(name, version, "shut down");
+  for (const auto& [name, version] : serving) StartRetiring(name, version, "shut down");
+  WaitForRetirements();
 }
 
 }  // namespace assay

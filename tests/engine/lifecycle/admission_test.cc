@@ -137,7 +137,43 @@ TEST_F(AdmissionTest, ThePreviousVersionKeepsServingWhenTheNewOneIsRejected) {
   ASSERT_OK(AdmitStories().status);
   ASSERT_OK_AND_ASSIGN(servable, registry_.Acquire("stories"));
   EXPECT_EQ(servable->version, 3);
+  registry_.WaitForRetirements();
   EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kRetired);
+}
+
+TEST_F(AdmissionTest, AStreamThatDoesNotEndHoldsUpNeitherAdmissionsNorTheirMemoryCheck) {
+  const size_t before = CpuDevice().allocated_bytes();
+  std::latch streams(1), ends(1);
+  Start(Cached());
+  ASSERT_OK(AdmitStories().status);
+  const size_t v1_bytes = CpuDevice().allocated_bytes() - before;
+  bool first = true;
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> v1, registry_.Acquire("stories"));
+  ASSERT_OK(
+      v1->generate->Submit({.prompt = {1, 2, 3}, .sampling = {.max_tokens = 4}}, [&](TokenEvent&&) {
+        if (!std::exchange(first, false)) return;
+        streams.count_down();
+        ends.wait();
+      }));
+  v1.reset();
+  streams.wait();
+  EXPECT_OK(AdmitStories().status);
+  EXPECT_EQ(registry_.Find("stories", 2)->state, VersionState::kServing);
+  const AdmissionProgress other = Admit({.name = "other", .path = Stories260k()});
+  EXPECT_OK(other.status);
+  EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kDraining);
+  // Room for one more admission, but for what version 1 still holds.
+  AdmissionOptions tight = Cached();
+  tight.memory_limit_bytes = CpuDevice().allocated_bytes() - v1_bytes / 2 +
+                             (other.report == nullptr ? 0 : other.report->estimated_peak_bytes);
+  Start(tight);
+  const AdmissionRequest third{.name = "third", .path = Stories260k()};
+  EXPECT_THAT(Admit(third).status, StatusIs(StatusCode::kResourceExhausted));
+  ends.count_down();
+  registry_.WaitForRetirements();
+  EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kRetired);
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before + 2 * v1_bytes);
+  EXPECT_OK(Admit(third).status);
 }
 
 TEST_F(AdmissionTest, RefusesBadRequestsAtOnce) {

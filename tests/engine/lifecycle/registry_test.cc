@@ -114,6 +114,7 @@ TEST(RegistryTest, ThePreviousVersionServesUntilTheNewOneIsPublished) {
   registry.Publish(NewServable("a", 2));
   ASSERT_OK_AND_ASSIGN(servable, registry.Acquire("a"));
   EXPECT_EQ(servable->version, 2);
+  registry.WaitForRetirements();
   EXPECT_THAT(States(registry), ElementsAre("a/1 RETIRED", "a/2 SERVING"));
   EXPECT_THAT(registry.Acquire("a", 1),
               StatusIs(StatusCode::kUnavailable, HasSubstr("replaced by version 2")));
@@ -147,6 +148,7 @@ TEST(RegistryTest, TheSwitchHappensBeforeTheOldVersionDrains) {
     EXPECT_EQ(registry.Find("a", 1).value().state, VersionState::kDraining);
   }));
   registry.Publish(NewServable("a", 2));
+  registry.WaitForRetirements();
   EXPECT_EQ(served_while_draining, 2);
 }
 
@@ -178,6 +180,61 @@ TEST(RegistryTest, UnloadWaitsForTheRequestThatHoldsTheModel) {
   EXPECT_EQ(CpuDevice().allocated_bytes(), before);
 }
 
+TEST(RegistryTest, AVersionThatDrainsForLongHoldsUpNeitherPublishNorOtherUnloads) {
+  constexpr size_t kBytes = 256 * 256 * 4;
+  const size_t before = CpuDevice().allocated_bytes();
+  std::latch stream_ends(1);  // declared first: the registry waits for it
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1, [&] { stream_ends.wait(); }));
+  registry.Publish(NewServable("a", 2));
+  registry.Publish(NewServable("b", 1));
+  EXPECT_OK(registry.Unload("b", 0));
+  EXPECT_OK(registry.Unload("a", 2));
+  EXPECT_THAT(States(registry), ElementsAre("a/1 DRAINING", "a/2 RETIRED", "b/1 RETIRED"));
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before + kBytes);  // still counted
+  bool freed = false;
+  EXPECT_OK(registry.BeginUnload("a", 0, [&] { freed = true; }));
+  EXPECT_FALSE(freed);
+  stream_ends.count_down();
+  registry.WaitForRetirements();
+  EXPECT_TRUE(freed);
+  EXPECT_EQ(registry.Find("a", 1)->state, VersionState::kRetired);
+  EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST(RegistryTest, AVersionCanBePublishedAgainAsSoonAsItsUnloadReturns) {
+  const size_t before = CpuDevice().allocated_bytes();
+  ModelRegistry registry;
+  for (int i = 0; i < 50; ++i) {  // the thread of the last unload may still be ending
+    registry.Publish(NewServable("a", 1));
+    ASSERT_OK(registry.Unload("a", 1));
+    ASSERT_EQ(CpuDevice().allocated_bytes(), before);
+  }
+}
+
+TEST(RegistryTest, BeginUnloadTellsAtOnceWhenThereIsNothingToWaitFor) {
+  ModelRegistry registry;
+  int freed = 0;
+  EXPECT_THAT(registry.BeginUnload("a", 0, [&] { ++freed; }), StatusIs(StatusCode::kNotFound));
+  EXPECT_EQ(freed, 0);
+  registry.SetState("a", 1, VersionState::kFailed, "", "truncated");
+  EXPECT_OK(registry.BeginUnload("a", 0, [&] { ++freed; }));
+  EXPECT_EQ(freed, 1);
+}
+
+TEST(RegistryTest, ShutdownWaitsForWhatDrainedBefore) {
+  std::latch draining(1), stream_ends(1);
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1, [&] {
+    draining.count_down();
+    stream_ends.wait();
+  }));
+  registry.Publish(NewServable("a", 2, [&] { stream_ends.count_down(); }));
+  draining.wait();
+  registry.DrainAll();
+  EXPECT_THAT(States(registry), ElementsAre("a/1 RETIRED", "a/2 RETIRED"));
+}
+
 TEST(RegistryTest, ListShowsLoadAndMemory) {
   ModelRegistry registry;
   registry.SetPath("a", 1, "/models/a.gguf");
@@ -204,6 +261,7 @@ TEST(RegistryTest, WatchersSeeEveryChangeWithoutTheLock) {
   registry.SetState("a", 1, VersionState::kQueued, "", "");
   registry.Publish(NewServable("a", 1));
   registry.Publish(NewServable("a", 2));
+  registry.WaitForRetirements();
   ASSERT_OK(registry.Unload("a", 0));
   EXPECT_THAT(seen, ElementsAre("1 QUEUED", "1 SERVING", "2 SERVING", "1 DRAINING", "1 RETIRED",
                                 "2 DRAINING", "2 RETIRED"));
