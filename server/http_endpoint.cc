@@ -75,13 +75,14 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::str
   };
   const std::string host = address == "localhost" ? "127.0.0.1" : address;
   const std::string listen = absl::StrCat(host, ":", port);
-  // Two threads: a scraper that reads slowly must not keep the probes waiting.
+  // A scraper that reads slowly, or a connection that asks nothing, must not keep the probes
+  // waiting: a thread for each of several such, and little patience with them.
   const char* options[] = {"listening_ports",
                            listen.c_str(),
                            "num_threads",
-                           "2",
+                           "16",
                            "request_timeout_ms",
-                           "10000",
+                           "2000",
                            "enable_keep_alive",
                            "no",
                            "decode_url",

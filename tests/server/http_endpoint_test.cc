@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,15 +18,23 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-// One request, the whole answer.
-std::string Ask(int port, const std::string& request) {
+// A connected socket; -1: refused.
+int Connect(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) return fd;
+  close(fd);
+  return -1;
+}
+
+// One request, the whole answer.
+std::string Ask(int port, const std::string& request) {
+  const int fd = Connect(port);
   std::string answer;
-  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+  if (fd >= 0 &&
       write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size())) {
     char buffer[4096];
     for (ssize_t n = 0; (n = read(fd, buffer, sizeof(buffer))) > 0;) answer.append(buffer, n);
@@ -80,6 +89,23 @@ TEST_F(HttpEndpointTest, HeadHasNoBody) {
   const std::string answer = Ask(endpoint_->port(), "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(answer, testing::EndsWith("\r\n\r\n"));
+}
+
+TEST_F(HttpEndpointTest, ConnectionsThatAskNothingDoNotKeepOthersWaiting) {
+  std::vector<int> silent;
+  for (int i = 0; i < 12; ++i) {
+    silent.push_back(Connect(endpoint_->port()));
+    ASSERT_GE(silent.back(), 0);
+    const std::string part = i % 2 == 1 ? "GET /hea" : "";
+    ASSERT_EQ(write(silent.back(), part.data(), part.size()), static_cast<ssize_t>(part.size()));
+  }
+  EXPECT_THAT(Get(endpoint_->port(), "/healthz"), StartsWith("HTTP/1.1 200 "));
+  // None of them has been given up on meanwhile: the answer did not wait for that.
+  for (const int fd : silent) {
+    pollfd state{fd, POLLIN, 0};
+    EXPECT_EQ(poll(&state, 1, 0), 0);
+    close(fd);
+  }
 }
 
 TEST_F(HttpEndpointTest, APortInUseIsSaid) {
