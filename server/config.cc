@@ -109,6 +109,22 @@ std::string DefaultCacheDir(const ConfigSources& sources, std::string& origin) {
   return "none";
 }
 
+// Variables with our prefix that neither an option nor a script of ours reads.
+std::vector<std::string> EnvironmentWarnings(const std::vector<std::string>& names) {
+  std::vector<std::string> known{"ASSAY_BUILD_DIR", "ASSAY_CACHE",  "ASSAY_CHECK_BASE",
+                                 "ASSAY_CI_BUDGET", "ASSAY_CONFIG", "ASSAY_DEPS",
+                                 "ASSAY_MODELS",    "ASSAY_SERVER", "ASSAY_VENV"};
+  for (const ConfigOption& option : AllConfigOptions()) known.push_back(option.environment());
+  std::vector<std::string> out;
+  for (const std::string& name : names) {
+    if (!absl::StartsWith(name, "ASSAY_")) continue;
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    out.push_back(absl::StrCat("the environment variable ", name, " is no option and has no effect",
+                               DidYouMean(name, known)));
+  }
+  return out;
+}
+
 bool NeedsQuotes(std::string_view value) {
   return value.empty() || value.find_first_of(":#'\"{}[],&*!|>%@` ") != std::string_view::npos;
 }
@@ -170,6 +186,7 @@ absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources) {
     RETURN_IF_ERROR(loader.Set(*option, text, option->flag()));
   }
   EffectiveConfig out = loader.Take();
+  out.warnings = EnvironmentWarnings(sources.environment_names);
   if (out.config.cache_dir.empty()) {
     out.config.cache_dir = DefaultCacheDir(sources, out.origin["cache_dir"]);
   }

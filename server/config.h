@@ -72,11 +72,13 @@ struct ConfigSources {
   std::string yaml_path;                     // empty = none
   std::map<std::string, std::string> flags;  // key -> text, those given
   std::function<const char*(const char* name)> environment;
+  std::vector<std::string> environment_names = {};  // of all variables, to find misspelt ones
 };
 struct EffectiveConfig {
   ServerConfig config;
   std::map<std::string, std::string>
-      origin;  // key -> "default", "assay.yaml:7", "ASSAY_...", "--..."
+      origin;                              // key -> "default", "assay.yaml:7", "ASSAY_...", "--..."
+  std::vector<std::string> warnings = {};  // a line each
 };
 // NotFound: no such file; InvalidArgument: names the origin (file and line), the key, the value and
 // what was expected; for an unknown key also the nearest known one.

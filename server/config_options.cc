@@ -1,4 +1,6 @@
 // The table of options, and how text becomes a value.
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -25,6 +27,30 @@ ConfigOption Text(std::string key, std::string help, Access access) {
   return {
       std::move(key), std::move(help),
       [access](ServerConfig& config, std::string_view text) {
+        access(config) = std::string(text);
+        return absl::OkStatus();
+      },
+      [access](const ServerConfig& config) { return access(const_cast<ServerConfig&>(config)); }};
+}
+
+// A name, or an IP address; what has an address's form must be one.
+template <typename Access>
+ConfigOption Address(std::string key, std::string help, Access access) {
+  return {
+      std::move(key), std::move(help),
+      [access](ServerConfig& config, std::string_view text) {
+        std::string host(text);
+        if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+          host = host.substr(1, host.size() - 2);
+        }
+        in6_addr bytes{};  // room for both kinds
+        const bool name = std::all_of(host.begin(), host.end(), [](char c) {
+          return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '-';
+        });
+        const bool digits = host.find_first_not_of("0123456789.") == std::string::npos;
+        const bool good = digits ? inet_pton(AF_INET, host.c_str(), &bytes) == 1
+                                 : name || inet_pton(AF_INET6, host.c_str(), &bytes) == 1;
+        if (!good) return Expected(text, "an IP address or a host name, such as 127.0.0.1");
         access(config) = std::string(text);
         return absl::OkStatus();
       },
@@ -162,7 +188,7 @@ constexpr Choice<LogFormat> kFormats[] = {{"text", LogFormat::kText}, {"json", L
 
 std::vector<ConfigOption> GeneralOptions() {
   return {
-      Text("listen", "Address of both ports", ASSAY_FIELD(listen)),
+      Address("listen", "Address of both ports", ASSAY_FIELD(listen)),
       Integer("grpc_port", "gRPC port; 0 takes a free one", 0, 65535, ASSAY_FIELD(grpc_port)),
       Integer("http_port", "HTTP port of /metrics, /healthz, /readyz; 0 takes a free one", 0, 65535,
               ASSAY_FIELD(http_port)),

@@ -1,5 +1,7 @@
 #include <yaml-cpp/yaml.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "server/config.h"
 
@@ -27,6 +29,11 @@ absl::Status Flatten(const YAML::Node& node, const std::string& prefix, const st
   return absl::OkStatus();
 }
 
+// Of its first content; 1 when it has none.
+int LineOfSecondDocument(const std::vector<YAML::Node>& documents) {
+  return std::max(documents[1].Mark().line, 0) + 1;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<YamlScalar>> FlattenYaml(std::string_view text,
@@ -34,8 +41,14 @@ absl::StatusOr<std::vector<YamlScalar>> FlattenYaml(std::string_view text,
   const std::string where(origin);
   std::vector<YamlScalar> out;
   try {
-    const YAML::Node root = YAML::Load(std::string(text));
-    if (root.IsNull()) return out;
+    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
+    if (documents.size() > 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, ":", LineOfSecondDocument(documents),
+                       ": a second document begins ('---'), expected one"));
+    }
+    if (documents.empty() || documents[0].IsNull()) return out;
+    const YAML::Node& root = documents[0];
     if (!root.IsMap()) {
       return absl::InvalidArgumentError(
           absl::StrCat(where, ":1: expected a mapping of keys to values"));

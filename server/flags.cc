@@ -1,5 +1,7 @@
 #include "server/flags.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +39,10 @@ std::string Unexpected(const CLI::App& app) {
 Flags ParseFlags(int argc, char** argv) {
   Flags out;
   out.sources.environment = [](const char* name) -> const char* { return std::getenv(name); };
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view text = *variable;
+    out.sources.environment_names.emplace_back(text.substr(0, text.find('=')));
+  }
   CLI::App app{kDescription, "assay-server"};
   app.get_formatter()->column_width(36);
   app.set_version_flag("--version", absl::StrCat("assay-server ", ASSAY_VERSION));

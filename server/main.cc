@@ -28,6 +28,9 @@ int main(int argc, char** argv) {
   if (flags.exit_code) return *flags.exit_code;
   const absl::StatusOr<assay::EffectiveConfig> effective = assay::LoadConfig(flags.sources);
   if (!effective.ok()) return Say(effective.status(), 1);
+  for (const std::string& warning : effective->warnings) {
+    std::fprintf(stderr, "assay-server: warning: %s\n", warning.c_str());
+  }
   const absl::Status files = assay::Server::CheckFiles(effective->config);
   if (!files.ok()) return Say(files, 1);
   if (flags.check_config) {

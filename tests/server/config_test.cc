@@ -63,8 +63,33 @@ TEST(ConfigTest, MalformedYamlNamesTheLine) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("found a list")));
   EXPECT_THAT(LoadYaml("threads: 1\nthreads: 2\n"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is set twice, first at")));
+  EXPECT_THAT(LoadYaml("threads: 1\n---\nthreads: 2\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("assay.yaml:3: a second document begins ('---')")));
+  EXPECT_OK(LoadYaml("---\nthreads: 1\n"));
+  EXPECT_OK(LoadYaml("# nothing\n"));
   EXPECT_THAT(LoadYaml("grpc: 5\n"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'grpc' is a section")));
+}
+
+TEST(ConfigTest, TheAddressMustBeOne) {
+  for (const char* good : {"127.0.0.1", "0.0.0.0", "::1", "[::]", "localhost", "host-1.example"}) {
+    EXPECT_OK(LoadYaml(absl::StrCat("listen: '", good, "'\n"))) << good;
+  }
+  for (const char* bad : {"999.1.1.1", "1.2.3", "::fffff", "a b", "127.0.0.1:80", ""}) {
+    EXPECT_THAT(LoadYaml(absl::StrCat("listen: '", bad, "'\n")),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         HasSubstr(absl::StrCat("'", bad, "' is not an IP address"))));
+  }
+}
+
+TEST(ConfigTest, AMisspeltVariableIsAWarningThatNamesIt) {
+  ASSERT_OK_AND_ASSIGN(
+      const EffectiveConfig loaded,
+      LoadConfig({"", {}, nullptr, {"HOME", "ASSAY_CACHE", "ASSAY_GRPC_PORT", "ASSAY_GRPC_PRT"}}));
+  EXPECT_THAT(loaded.warnings,
+              testing::ElementsAre(AllOf(HasSubstr("ASSAY_GRPC_PRT is no option"),
+                                         HasSubstr("did you mean 'ASSAY_GRPC_PORT'?"))));
 }
 
 TEST(ConfigTest, AMissingFileIsNotFound) {
