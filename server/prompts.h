@@ -12,6 +12,13 @@ namespace assay {
 // FailedPrecondition: the checkpoint came without a tokenizer.
 absl::Status CheckTokenizer(const Servable& servable);
 
+// The most bytes that a text is tokenized with: what the context holds of the vocabulary's longest
+// token, and at least 64 KiB. Tokenizing costs time on gRPC's threads, so that longer texts are
+// refused (or cut) first.
+size_t MostBytes(const Servable& servable, size_t text_bytes);
+// InvalidArgument: a text that is longer than that, with both numbers.
+absl::Status CheckBytes(const Servable& servable, size_t text_bytes);
+
 // A prompt as the client wrote it; special tokens in the text count. InvalidArgument: not UTF-8, or
 // no tokens.
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Servable& servable, std::string_view text);
