@@ -19,6 +19,11 @@ size_t QuantizedTensor::bytes() const {
   return total;
 }
 
+absl::StatusOr<QuantizedTensor> QuantScheme::Encode(TensorView w) const {
+  ASSIGN_OR_RETURN(QuantizedTensor grid, Fit(w, {}));
+  return EncodeOn(w, std::move(grid));
+}
+
 std::string_view Name(ActivationMode mode) {
   for (const auto& [value, name] : kActivationNames) {
     if (value == mode) return name;

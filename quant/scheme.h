@@ -2,6 +2,12 @@
 // file per scheme in quant/schemes/, with its byte layout drawn there; one list in
 // quant/scheme_list.cc.
 //
+// A scheme is spelled "family" or "family:option,option": "int4_group:g32,asym". Each spelling is
+// one object that lives as long as the process.
+//
+// Finding codes has two steps, so that rounding methods (quant/methods/) can take part in either:
+// Fit chooses the grid (scales, zero points), EncodeOn rounds to it.
+//
 // Schemes are stateless, const and thread-safe. What a scheme stores is canonical: independent of
 // device and kernel. Kernels repack it (quant/linear.h); artifacts store it (docs/formats.md).
 #pragma once
@@ -31,6 +37,13 @@ struct QuantizedTensor {
   size_t bytes() const;  // of all tensors
 };
 
+// How Fit may be steered by a method. Views must outlive the call.
+struct FitOptions {
+  // [n, k / group rounded up] in (0, 1], or empty: the part of each group's range that is kept
+  // (clipping). Schemes with one scale for more than a row's group refuse it.
+  std::span<const float> shrink;
+};
+
 // How x enters the product y = x W^T. Names as in recipes: "a16", "a8_token".
 enum class ActivationMode {
   kA16,      // weight-only: x in f32, or rounded per row to codes of 13 to 16 bits (a kernel that
@@ -53,21 +66,37 @@ struct IntegrityFinding {
 class QuantScheme {
  public:
   virtual ~QuantScheme() = default;
-  virtual std::string_view name() const = 0;  // on disk, in recipes and in metrics: never renamed
+  // The spelling, options in canonical order, defaults left out. On disk, in recipes and in
+  // metrics: never renamed.
+  virtual std::string_view name() const = 0;
   virtual double bits_per_weight(const Shape& w) const = 0;  // including scales
   virtual bool is_floating() const = 0;                      // f32, bf16: nothing is quantized
   // FailedPrecondition says why W of this shape cannot be stored so.
   virtual absl::Status Accepts(const Shape& w) const = 0;
-  // Rounds w [n, k] f32 to nearest. InvalidArgument: NaN or infinity in w (names the row).
-  virtual absl::StatusOr<QuantizedTensor> Encode(TensorView w) const = 0;
+  // Elements along k that share a scale in a weight of this shape; k where the whole row (or more)
+  // does, 1 for floating schemes.
+  virtual int64_t group(const Shape& w) const = 0;
+  // The grid for w [n, k] f32: a QuantizedTensor without codes. InvalidArgument: NaN or infinity
+  // in w (names the row), or a FitOptions that this scheme cannot follow.
+  virtual absl::StatusOr<QuantizedTensor> Fit(TensorView w, const FitOptions& options) const = 0;
+  // Codes of the grid values nearest to w [n, k], all of whose elements are finite.
+  virtual absl::StatusOr<QuantizedTensor> EncodeOn(TensorView w, QuantizedTensor grid) const = 0;
+  // The grid values nearest to column `column`: w [n] -> out [n]; what EncodeOn and DecodeRows
+  // would give, bit for bit. For methods that round column by column.
+  virtual void NearestColumn(const QuantizedTensor& grid, int64_t column, std::span<const float> w,
+                             std::span<float> out) const = 0;
+  // Rounds w to nearest on the grid that fits its range: EncodeOn(w, Fit(w)).
+  absl::StatusOr<QuantizedTensor> Encode(TensorView w) const;
   // Rows [row, row + rows) as f32 into `out` [rows, k]: the scheme's definition.
   virtual absl::Status DecodeRows(const QuantizedTensor& q, int64_t row, int64_t rows,
                                   std::span<float> out) const = 0;
   virtual IntegrityFinding Inspect(const QuantizedTensor& q) const = 0;
 };
 
+// Every family in its default spelling and the spellings that recipes use; tests iterate over it.
 std::span<const QuantScheme* const> AllSchemes();
-absl::StatusOr<const QuantScheme*> FindScheme(
-    std::string_view name);  // NotFound lists the names that exist
+// By any valid spelling; options in any order. NotFound lists the families; InvalidArgument names
+// the option at fault and what the family takes. The object lives as long as the process.
+absl::StatusOr<const QuantScheme*> FindScheme(std::string_view spelling);
 
 }  // namespace assay

@@ -1,30 +1,73 @@
-// Every scheme, in the order in which reports list them. A new scheme: its file, a line here, a
-// line in quant/schemes/schemes.h and in quant/CMakeLists.txt.
+// Every scheme. A new family: its file, a line in kFamilies, in quant/schemes/schemes.h and in
+// quant/CMakeLists.txt; the spellings of it that recipes use: lines in kSpellings, in the order in
+// which reports list them.
 #include <array>
+#include <map>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/mutex.h"
 #include "quant/scheme.h"
 #include "quant/schemes/schemes.h"
 
 namespace assay {
+namespace {
 
-std::span<const QuantScheme* const> AllSchemes() {
-  static const std::array<const QuantScheme*, 3> schemes = {&F32Scheme(), &Bf16Scheme(),
-                                                            &Int8ChannelScheme()};
-  return schemes;
-}
+constexpr std::array kFamilies = {
+    SchemeFamily{"f32", "", MakeF32},
+    SchemeFamily{"bf16", "", MakeBf16},
+    SchemeFamily{"int8_channel", "", MakeInt8Channel},
+};
+constexpr std::array<std::string_view, 3> kSpellings = {"f32", "bf16", "int8_channel"};
 
-absl::StatusOr<const QuantScheme*> FindScheme(std::string_view name) {
-  for (const QuantScheme* scheme : AllSchemes()) {
-    if (scheme->name() == name) return scheme;
+// Objects by canonical spelling, never freed.
+class Schemes {
+ public:
+  absl::StatusOr<const QuantScheme*> Get(std::unique_ptr<const QuantScheme> made) {
+    const MutexLock lock(mutex_);
+    const std::string name(made->name());
+    return schemes_.try_emplace(name, std::move(made)).first->second.get();
   }
-  const auto append_name = [](std::string* out, const QuantScheme* scheme) {
-    absl::StrAppend(out, std::string(scheme->name()));
+
+ private:
+  Mutex mutex_;
+  std::map<std::string, std::unique_ptr<const QuantScheme>> schemes_ GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+absl::StatusOr<const QuantScheme*> FindScheme(std::string_view spelling) {
+  static Schemes& schemes = *new Schemes;
+  const size_t colon = spelling.find(':');
+  std::vector<std::string> options;
+  if (colon != std::string_view::npos)
+    options = absl::StrSplit(std::string(spelling.substr(colon + 1)), ',');
+  for (const SchemeFamily& family : kFamilies) {
+    if (family.name != spelling.substr(0, colon)) continue;
+    absl::StatusOr<std::unique_ptr<const QuantScheme>> made = family.make(options);
+    if (made.ok()) return schemes.Get(*std::move(made));
+    return absl::InvalidArgumentError(absl::StrCat(
+        std::string(spelling), ": ", made.status().message(), "; ", std::string(family.name),
+        family.options.empty() ? " takes no options" : " takes ", std::string(family.options)));
+  }
+  const auto append_name = [](std::string* out, const SchemeFamily& family) {
+    absl::StrAppend(out, std::string(family.name));
   };
   return absl::NotFoundError(
-      absl::StrCat("no quantization scheme of this name: ", std::string(name),
-                   "; known: ", absl::StrJoin(AllSchemes(), ", ", append_name)));
+      absl::StrCat("no quantization scheme of this name: ", std::string(spelling),
+                   "; known: ", absl::StrJoin(kFamilies, ", ", append_name)));
+}
+
+std::span<const QuantScheme* const> AllSchemes() {
+  static const auto& schemes = *new std::vector<const QuantScheme*>([] {
+    std::vector<const QuantScheme*> found;
+    for (const std::string_view spelling : kSpellings)
+      found.push_back(FindScheme(spelling).value());
+    return found;
+  }());
+  return schemes;
 }
 
 }  // namespace assay

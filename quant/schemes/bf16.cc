@@ -21,11 +21,18 @@ class Bf16 final : public QuantScheme {
   bool is_floating() const override { return true; }
   absl::Status Accepts(const Shape& w) const override { return CheckMatrixShape(name(), w); }
 
-  absl::StatusOr<QuantizedTensor> Encode(TensorView w) const override {
+  int64_t group(const Shape&) const override { return 1; }
+
+  absl::StatusOr<QuantizedTensor> Fit(TensorView w, const FitOptions& options) const override {
     RETURN_IF_ERROR(CheckEncodable(name(), w));
-    QuantizedTensor q;
-    q.scheme = this;
-    q.shape = w.shape;
+    RETURN_IF_ERROR(CheckNoShrink(name(), options));
+    QuantizedTensor grid;
+    grid.scheme = this;
+    grid.shape = w.shape;
+    return grid;
+  }
+
+  absl::StatusOr<QuantizedTensor> EncodeOn(TensorView w, QuantizedTensor q) const override {
     ASSIGN_OR_RETURN(q.codes, Tensor::Create(CpuDevice(), w.shape, DType::kBf16));
     const float* from = w.as<float>();
     uint16_t* to = q.codes.data<uint16_t>();
@@ -44,6 +51,12 @@ class Bf16 final : public QuantScheme {
     const uint16_t* from = q.codes.data<uint16_t>() + row * q.shape[1];
     std::transform(from, from + out.size(), out.begin(), Bf16ToF32);
     return absl::OkStatus();
+  }
+
+  void NearestColumn(const QuantizedTensor&, int64_t, std::span<const float> w,
+                     std::span<float> out) const override {
+    std::transform(w.begin(), w.end(), out.begin(),
+                   [](float v) { return Bf16ToF32(F32ToBf16(v)); });
   }
 
   IntegrityFinding Inspect(const QuantizedTensor& q) const override {
@@ -70,9 +83,9 @@ class Bf16 final : public QuantScheme {
 
 }  // namespace
 
-const QuantScheme& Bf16Scheme() {
-  static const Bf16 scheme;
-  return scheme;
+absl::StatusOr<std::unique_ptr<const QuantScheme>> MakeBf16(std::span<const std::string> options) {
+  RETURN_IF_ERROR(CheckNoOptions(options));
+  return std::make_unique<Bf16>();
 }
 
 }  // namespace assay

@@ -18,11 +18,18 @@ class F32 final : public QuantScheme {
   bool is_floating() const override { return true; }
   absl::Status Accepts(const Shape& w) const override { return CheckMatrixShape(name(), w); }
 
-  absl::StatusOr<QuantizedTensor> Encode(TensorView w) const override {
+  int64_t group(const Shape&) const override { return 1; }
+
+  absl::StatusOr<QuantizedTensor> Fit(TensorView w, const FitOptions& options) const override {
     RETURN_IF_ERROR(CheckEncodable(name(), w));
-    QuantizedTensor q;
-    q.scheme = this;
-    q.shape = w.shape;
+    RETURN_IF_ERROR(CheckNoShrink(name(), options));
+    QuantizedTensor grid;
+    grid.scheme = this;
+    grid.shape = w.shape;
+    return grid;
+  }
+
+  absl::StatusOr<QuantizedTensor> EncodeOn(TensorView w, QuantizedTensor q) const override {
     ASSIGN_OR_RETURN(q.codes, Tensor::Create(CpuDevice(), w.shape, DType::kF32));
     std::memcpy(q.codes.data<float>(), w.data, w.bytes());
     return q;
@@ -34,6 +41,11 @@ class F32 final : public QuantScheme {
     const float* from = q.codes.data<float>() + row * q.shape[1];
     std::copy_n(from, out.size(), out.begin());
     return absl::OkStatus();
+  }
+
+  void NearestColumn(const QuantizedTensor&, int64_t, std::span<const float> w,
+                     std::span<float> out) const override {
+    std::copy(w.begin(), w.end(), out.begin());
   }
 
   IntegrityFinding Inspect(const QuantizedTensor& q) const override {
@@ -51,9 +63,9 @@ class F32 final : public QuantScheme {
 
 }  // namespace
 
-const QuantScheme& F32Scheme() {
-  static const F32 scheme;
-  return scheme;
+absl::StatusOr<std::unique_ptr<const QuantScheme>> MakeF32(std::span<const std::string> options) {
+  RETURN_IF_ERROR(CheckNoOptions(options));
+  return std::make_unique<F32>();
 }
 
 }  // namespace assay

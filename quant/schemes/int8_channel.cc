@@ -28,19 +28,24 @@ inline float RoundHalfEven(float v) {
   return (v + kMagic) - kMagic;
 }
 
-float EncodeRow(const float* w, int64_t k, int8_t* codes) {
+float ScaleOf(const float* w, int64_t k, float shrink) {
   float absmax = 0;
   for (int64_t i = 0; i < k; ++i) absmax = std::max(absmax, std::fabs(w[i]));
-  if (absmax <= FLT_MIN / 2) {
+  absmax *= shrink;
+  return absmax <= FLT_MIN / 2 ? 0 : std::max(absmax / kMaxCode, FLT_MIN);
+}
+
+// Clamped before rounding: beyond 2^22 the rounding is not one.
+inline float CodeOf(float w, float scale) {
+  return RoundHalfEven(std::clamp(w / scale, -127.0f, 127.0f));
+}
+
+void EncodeRow(const float* w, int64_t k, float scale, int8_t* codes) {
+  if (scale == 0) {
     std::fill_n(codes, k, int8_t{0});
-    return 0;
+    return;
   }
-  const float scale = std::max(absmax / kMaxCode, FLT_MIN);
-  for (int64_t i = 0; i < k; ++i) {
-    const float code = RoundHalfEven(w[i] / scale);
-    codes[i] = static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f));
-  }
-  return scale;
+  for (int64_t i = 0; i < k; ++i) codes[i] = static_cast<int8_t>(CodeOf(w[i], scale));
 }
 
 struct RowCounts {
@@ -83,19 +88,38 @@ class Int8Channel final : public QuantScheme {
   bool is_floating() const override { return false; }
   absl::Status Accepts(const Shape& w) const override { return CheckMatrixShape(name(), w); }
 
-  absl::StatusOr<QuantizedTensor> Encode(TensorView w) const override {
+  int64_t group(const Shape& w) const override { return w[1]; }
+
+  absl::StatusOr<QuantizedTensor> Fit(TensorView w, const FitOptions& options) const override {
     RETURN_IF_ERROR(CheckEncodable(name(), w));
     const int64_t n = w.shape[0], k = w.shape[1];
-    QuantizedTensor q;
-    q.scheme = this;
-    q.shape = w.shape;
-    ASSIGN_OR_RETURN(q.codes, Tensor::Create(CpuDevice(), w.shape, DType::kI8));
-    ASSIGN_OR_RETURN(q.scales, Tensor::Create(CpuDevice(), Shape{n}, DType::kF32));
+    RETURN_IF_ERROR(CheckShrink(name(), options, n));
+    QuantizedTensor grid;
+    grid.scheme = this;
+    grid.shape = w.shape;
+    ASSIGN_OR_RETURN(grid.scales, Tensor::Create(CpuDevice(), Shape{n}, DType::kF32));
     for (int64_t row = 0; row < n; ++row) {
-      q.scales.data<float>()[row] =
-          EncodeRow(w.as<float>() + row * k, k, q.codes.data<int8_t>() + row * k);
+      grid.scales.data<float>()[row] =
+          ScaleOf(w.as<float>() + row * k, k, options.shrink.empty() ? 1 : options.shrink[row]);
+    }
+    return grid;
+  }
+
+  absl::StatusOr<QuantizedTensor> EncodeOn(TensorView w, QuantizedTensor q) const override {
+    ASSIGN_OR_RETURN(q.codes, Tensor::Create(CpuDevice(), w.shape, DType::kI8));
+    const int64_t n = w.shape[0], k = w.shape[1];
+    for (int64_t row = 0; row < n; ++row) {
+      EncodeRow(w.as<float>() + row * k, k, q.scales.data<float>()[row],
+                q.codes.data<int8_t>() + row * k);
     }
     return q;
+  }
+
+  void NearestColumn(const QuantizedTensor& grid, int64_t, std::span<const float> w,
+                     std::span<float> out) const override {
+    const float* scales = grid.scales.data<float>();
+    for (size_t i = 0; i < w.size(); ++i)
+      out[i] = scales[i] == 0 ? 0 : scales[i] * CodeOf(w[i], scales[i]);
   }
 
   absl::Status DecodeRows(const QuantizedTensor& q, int64_t row, int64_t rows,
@@ -131,9 +155,10 @@ class Int8Channel final : public QuantScheme {
 
 }  // namespace
 
-const QuantScheme& Int8ChannelScheme() {
-  static const Int8Channel scheme;
-  return scheme;
+absl::StatusOr<std::unique_ptr<const QuantScheme>> MakeInt8Channel(
+    std::span<const std::string> options) {
+  RETURN_IF_ERROR(CheckNoOptions(options));
+  return std::make_unique<Int8Channel>();
 }
 
 }  // namespace assay

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "quant/schemes/schemes.h"
 
 namespace assay {
 
@@ -43,6 +44,31 @@ absl::Status CheckEncodable(std::string_view scheme, TensorView w) {
   return absl::InvalidArgumentError(
       absl::StrCat(std::string(scheme), " cannot store NaN or infinity: row=", bad / w.shape[1],
                    " column=", bad % w.shape[1], " value=", w.as<float>()[bad]));
+}
+
+absl::Status CheckShrink(std::string_view scheme, const FitOptions& options, int64_t groups) {
+  if (options.shrink.empty()) return absl::OkStatus();
+  if (options.shrink.size() != static_cast<size_t>(groups)) {
+    return absl::InvalidArgumentError(absl::StrCat(std::string(scheme), " has ", groups,
+                                                   " groups: shrink=", options.shrink.size()));
+  }
+  for (const float part : options.shrink) {
+    if (part > 0 && part <= 1) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(std::string(scheme), " keeps a part in (0, 1] of a range: shrink=", part));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckNoShrink(std::string_view scheme, const FitOptions& options) {
+  if (options.shrink.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(scheme), " has no range of its own that could be clipped"));
+}
+
+absl::Status CheckNoOptions(std::span<const std::string> options) {
+  if (options.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("unknown option \"", options.front(), "\""));
 }
 
 absl::Status CheckDecodable(const QuantizedTensor& q, const StoredLayout& layout, RowRange range,

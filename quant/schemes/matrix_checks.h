@@ -13,6 +13,11 @@ absl::Status CheckMatrixShape(std::string_view scheme, const Shape& w);
 // the first row that holds NaN or infinity; FailedPrecondition as above.
 absl::Status CheckEncodable(std::string_view scheme, TensorView w);
 
+// What Fit asks of its options: `shrink` is empty or has `groups` values in (0, 1]; or is empty.
+// InvalidArgument.
+absl::Status CheckShrink(std::string_view scheme, const FitOptions& options, int64_t groups);
+absl::Status CheckNoShrink(std::string_view scheme, const FitOptions& options);
+
 // The first element of `values` that is NaN or infinite; -1 if none.
 int64_t FirstNonFinite(std::span<const float> values);
 

@@ -1,11 +1,40 @@
-// The schemes by name, for the list and for kernels that support one of them. Thread-safe.
+// The scheme families, for the list, and those schemes that kernels ask for by name. Thread-safe.
 #pragma once
+#include <memory>
+#include <span>
+#include <string>
+
 #include "quant/scheme.h"
 
 namespace assay {
 
-const QuantScheme& F32Scheme();          // "f32": f32.cc
-const QuantScheme& Bf16Scheme();         // "bf16": bf16.cc
-const QuantScheme& Int8ChannelScheme();  // "int8_channel": int8_channel.cc
+// `options`: what the spelling has behind its colon. InvalidArgument names the one at fault.
+using MakeScheme =
+    absl::StatusOr<std::unique_ptr<const QuantScheme>>(std::span<const std::string> options);
+struct SchemeFamily {
+  std::string_view name;
+  std::string_view options;  // what it takes, in words for messages; empty = none
+  MakeScheme* make;
+};
+
+MakeScheme MakeF32;          // f32.cc
+MakeScheme MakeBf16;         // bf16.cc
+MakeScheme MakeInt8Channel;  // int8_channel.cc
+
+// For families without options: InvalidArgument when there are any.
+absl::Status CheckNoOptions(std::span<const std::string> options);
+
+inline const QuantScheme& F32Scheme() {
+  static const QuantScheme& scheme = *FindScheme("f32").value();
+  return scheme;
+}
+inline const QuantScheme& Bf16Scheme() {
+  static const QuantScheme& scheme = *FindScheme("bf16").value();
+  return scheme;
+}
+inline const QuantScheme& Int8ChannelScheme() {
+  static const QuantScheme& scheme = *FindScheme("int8_channel").value();
+  return scheme;
+}
 
 }  // namespace assay

@@ -181,6 +181,60 @@ TEST(SchemeListTest, NamesAreStable) {
   EXPECT_THAT(names, testing::ElementsAre("f32", "bf16", "int8_channel"));
 }
 
+TEST_P(EverySchemeTest, NearestColumnIsEncodeOnAndDecode) {
+  const int64_t n = 13, k = 70;
+  const Tensor fitted = RandomTensor({n, k}, 21), other = RandomTensor({n, k}, 22);
+  ASSERT_OK_AND_ASSIGN(QuantizedTensor grid, scheme().Fit(fitted.view(), {}));
+  std::vector<std::vector<float>> columns(k, std::vector<float>(n));
+  for (int64_t i = 0; i < k; ++i) {
+    std::vector<float> column(n);
+    for (int64_t r = 0; r < n; ++r) column[r] = 1.5f * other.data<float>()[r * k + i];
+    scheme().NearestColumn(grid, i, column, std::span<float>(columns[i]));
+  }
+  std::vector<float> wide(other.data<float>(), other.data<float>() + n * k);
+  for (float& v : wide) v *= 1.5f;  // beyond the grid's range, too
+  const Tensor tensor = TensorOf({n, k}, wide);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor q, scheme().EncodeOn(tensor.view(), std::move(grid)));
+  const std::vector<float> decoded = DecodeAll(q);
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t i = 0; i < k; ++i) ASSERT_EQ(columns[i][r], decoded[r * k + i]) << r << "," << i;
+  }
+}
+
+TEST_P(EverySchemeTest, ShrinkKeepsAPartOfTheRangeOrIsRefused) {
+  const int64_t n = 4, k = 64;
+  const Tensor tensor = RandomTensor({n, k}, 23);
+  const int64_t groups = n * ((k + scheme().group({n, k}) - 1) / scheme().group({n, k}));
+  const std::vector<float> half(static_cast<size_t>(groups), 0.5f);
+  absl::StatusOr<QuantizedTensor> fitted = scheme().Fit(tensor.view(), {.shrink = half});
+  if (!fitted.ok()) {
+    EXPECT_THAT(fitted, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("clipped")));
+    return;
+  }
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor whole, scheme().Encode(tensor.view()));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor clipped,
+                       scheme().EncodeOn(tensor.view(), *std::move(fitted)));
+  const std::vector<float> a = DecodeAll(whole), b = DecodeAll(clipped);
+  const float most_whole = std::fabs(*std::max_element(
+      a.begin(), a.end(), [](float x, float y) { return std::fabs(x) < std::fabs(y); }));
+  const float most_clipped = std::fabs(*std::max_element(
+      b.begin(), b.end(), [](float x, float y) { return std::fabs(x) < std::fabs(y); }));
+  EXPECT_NEAR(most_clipped, most_whole / 2, most_whole / 10);
+  const std::vector<float> bad(static_cast<size_t>(groups), 1.5f);
+  EXPECT_THAT(scheme().Fit(tensor.view(), {.shrink = bad}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1.5")));
+  EXPECT_THAT(scheme().Fit(tensor.view(), {.shrink = std::span(half).first(1)}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("shrink=1")));
+}
+
+TEST(SchemeListTest, OptionsAreCheckedByTheFamily) {
+  EXPECT_THAT(
+      FindScheme("int8_channel:g32"),
+      StatusIs(absl::StatusCode::kInvalidArgument,
+               HasSubstr("int8_channel:g32: unknown option \"g32\"; int8_channel takes no")));
+  EXPECT_EQ(FindScheme("f32").value(), FindScheme("f32").value());
+}
+
 TEST(SchemeListTest, FindListsTheNamesThatExist) {
   EXPECT_THAT(FindScheme("int9"), StatusIs(absl::StatusCode::kNotFound,
                                            HasSubstr("int9; known: f32, bf16, int8_channel")));
