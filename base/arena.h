@@ -72,6 +72,9 @@ class ThreadPool;
 struct ComputeContext {
   ThreadPool& pool;
   Arena& scratch;
+  // [rows of x] 1 where the row is a decode step, or nullptr: all rows are prefill. Read by linear
+  // layers whose activation mode depends on the phase.
+  const uint8_t* decode_rows = nullptr;
 };
 
 }  // namespace assay

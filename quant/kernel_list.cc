@@ -7,8 +7,9 @@
 namespace assay {
 
 std::span<const LinearKernel* const> AllLinearKernels() {
-  static const std::array<const LinearKernel*, 4> kernels = {&OnednnInt8Kernel(), &Avx2Int8Kernel(),
-                                                             &Avx2F32Kernel(), &ReferenceKernel()};
+  static const std::array<const LinearKernel*, 5> kernels = {&OnednnInt8Kernel(), &Avx2Int8Kernel(),
+                                                             &Avx2F32Kernel(), &DecodedF32Kernel(),
+                                                             &ReferenceKernel()};
   return kernels;
 }
 

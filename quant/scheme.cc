@@ -6,9 +6,13 @@
 namespace assay {
 namespace {
 
-constexpr std::array<std::pair<ActivationMode, std::string_view>, 2> kActivationNames = {{
+constexpr std::array<std::pair<ActivationMode, std::string_view>, 6> kActivationNames = {{
     {ActivationMode::kA16, "a16"},
     {ActivationMode::kA8Token, "a8_token"},
+    {ActivationMode::kA8Tensor, "a8_tensor"},
+    {ActivationMode::kA8Mix, "a8_mix"},
+    {ActivationMode::kInt8Outlier, "int8_outlier"},
+    {ActivationMode::kA4Token, "a4_token"},
 }};
 
 }  // namespace

@@ -11,6 +11,7 @@
 // Schemes are stateless, const and thread-safe. What a scheme stores is canonical: independent of
 // device and kernel. Kernels repack it (quant/linear.h); artifacts store it (docs/formats.md).
 #pragma once
+#include <array>
 #include <map>
 #include <optional>
 #include <span>
@@ -44,13 +45,19 @@ struct FitOptions {
   std::span<const float> shrink;
 };
 
-// How x enters the product y = x W^T. Names as in recipes: "a16", "a8_token".
+// How x enters the product y = x W^T. Names as in recipes. Definitions: quant/activation.h.
 enum class ActivationMode {
-  kA16,      // weight-only: x in f32, or rounded per row to codes of 13 to 16 bits (a kernel that
-             // does so says it)
-  kA8Token,  // x quantized symmetrically to int8 per row at run time: s = absmax / 127, round half
-             // to even
+  kA16,          // weight-only: x in f32, or rounded per row to codes of 13 to 16 bits (a kernel
+                 // that does so says it)
+  kA8Token,      // int8, symmetric, a scale per row found at run time
+  kA8Tensor,     // int8, asymmetric, one calibrated scale and zero point
+  kA8Mix,        // a8_token for rows of prefill, a8_tensor for rows of decode
+  kInt8Outlier,  // a8_token but for the calibrated outlier columns, which stay in f32 (LLM.int8())
+  kA4Token,      // int4, symmetric, a scale per row found at run time
 };
+inline constexpr std::array kActivationModes = {
+    ActivationMode::kA16,   ActivationMode::kA8Token,     ActivationMode::kA8Tensor,
+    ActivationMode::kA8Mix, ActivationMode::kInt8Outlier, ActivationMode::kA4Token};
 std::string_view Name(ActivationMode mode);
 std::optional<ActivationMode> FindActivationMode(std::string_view name);
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
 #include "gtest/gtest.h"
+#include "quant/activation.h"
 #include "quant/kernels/a8_token.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
@@ -34,7 +35,7 @@ std::vector<Variant> Variants() {
   std::vector<Variant> variants;
   for (const LinearKernel* kernel : AllLinearKernels()) {
     for (const QuantScheme* scheme : AllSchemes()) {
-      for (const ActivationMode mode : {ActivationMode::kA16, ActivationMode::kA8Token}) {
+      for (const ActivationMode mode : kActivationModes) {
         if (kernel->Supports({{64, 64}, scheme, mode, DeviceKind::kCpu}).ok())
           variants.push_back({kernel, scheme, mode});
       }
@@ -47,7 +48,18 @@ struct Call {
   int64_t m = 1;
   bool bias = false, accumulate = false;
   int threads = 1;
+  bool decode = false;  // the phase of all rows
 };
+
+// The weight with what the variant's mode needs beside it: a static range of +-2.5 or so, two
+// outlier columns.
+absl::StatusOr<QuantizedTensor> EncodeFor(const Variant& v, TensorView w) {
+  ASSIGN_OR_RETURN(QuantizedTensor q, v.scheme->Encode(w));
+  ActivationParams params = {.scale = 0.02f, .zero = 7};
+  if (w.shape[1] > 3) params.outliers = {1, static_cast<int32_t>(w.shape[1] - 1)};
+  RETURN_IF_ERROR(WriteActivationParams(params, v.activation, q));
+  return q;
+}
 
 class Fixture {
  public:
@@ -70,19 +82,26 @@ std::vector<float> Forward(const QuantizedLinear& linear, TensorView x, const Ca
   Fixture fixture(call.threads, linear.scratch_bytes(call.m));
   ComputeContext context = fixture.context();
   Tensor y = RandomTensor({call.m, linear.problem().shape[0]}, 6);
+  const std::vector<uint8_t> phases(static_cast<size_t>(call.m), call.decode ? 1 : 0);
+  context.decode_rows = phases.data();
   linear.Forward(x, y.mutable_view(), context, call.accumulate);
   return {y.data<float>(), y.data<float>() + y.shape().elements()};
 }
 
-// Sum of |x| |w| per output: what rounding errors of any order of summation are relative to.
-std::vector<float> Magnitudes(const QuantizedTensor& w, TensorView x) {
+// Sum of |x| |w| per output, x as its mode sees it: what rounding errors of any order of summation
+// are relative to.
+std::vector<float> Magnitudes(const Variant& v, const QuantizedTensor& w, TensorView x,
+                              bool decode) {
   const int64_t m = x.shape[0], n = w.shape[0], k = w.shape[1];
   std::vector<float> decoded(static_cast<size_t>(n * k)), sums(static_cast<size_t>(m * n));
   EXPECT_OK(w.scheme->DecodeRows(w, 0, n, std::span<float>(decoded)));
+  const ActivationParams params = ReadActivationParams(w, v.activation).value();
+  std::vector<float> seen(static_cast<size_t>(k));
+  std::vector<int16_t> codes(seen.size());
   for (int64_t r = 0; r < m; ++r) {
+    RepresentRow(v.activation, params, {decode}, {x.as<float>() + r * k, seen.size()}, codes, seen);
     for (int64_t c = 0; c < n; ++c) {
-      for (int64_t i = 0; i < k; ++i)
-        sums[r * n + c] += std::fabs(x.as<float>()[r * k + i] * decoded[c * k + i]);
+      for (int64_t i = 0; i < k; ++i) sums[r * n + c] += std::fabs(seen[i] * decoded[c * k + i]);
     }
   }
   return sums;
@@ -127,17 +146,20 @@ int64_t CountWrong(const Variant& v, const QuantizedTensor& w, TensorView x, con
                    const std::vector<float>& y) {
   const Variant reference = {&ReferenceKernel(), v.scheme, v.activation};
   const bool integer_a16 = v.kernel == &Avx2Int8Kernel() && v.activation == ActivationMode::kA16;
-  const std::vector<float> expected =
-      integer_a16
-          ? IntegerA16(w, x, call)
-          : Forward(Make(reference, w, call.bias), x,
-                    {.m = call.m, .bias = call.bias, .accumulate = call.accumulate, .threads = 1});
+  const std::vector<float> expected = integer_a16 ? IntegerA16(w, x, call)
+                                                  : Forward(Make(reference, w, call.bias), x,
+                                                            {.m = call.m,
+                                                             .bias = call.bias,
+                                                             .accumulate = call.accumulate,
+                                                             .threads = 1,
+                                                             .decode = call.decode});
   int64_t wrong = 0;
-  if (v.activation == ActivationMode::kA8Token || integer_a16) {
+  if (integer_a16 || (HasCodes(v.activation) && v.scheme == &Int8ChannelScheme() &&
+                      v.kernel != &DecodedF32Kernel())) {
     for (size_t i = 0; i < y.size(); ++i) wrong += !(y[i] == expected[i]);
     return wrong;
   }
-  const std::vector<float> magnitudes = Magnitudes(w, x);
+  const std::vector<float> magnitudes = Magnitudes(v, w, x, call.decode);
   for (size_t i = 0; i < y.size(); ++i) {
     const float bound =
         (magnitudes[i] + 8) * static_cast<float>(w.shape[1] + 3) * FLT_EPSILON;  // |bias|+|y| < 8
@@ -180,11 +202,12 @@ TEST_P(EveryKernelTest, AgreesWithTheReferenceOnAwkwardShapes) {
     const int64_t m = std::max<int64_t>(1, p.m);
     const Tensor weights = RandomTensor({p.n, p.k}, 100 + p.n);
     const Tensor x = RandomTensor({m, p.k}, 200 + p.k);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weights.view()));
     const Call call = {.m = m,
                        .bias = variation % 2 == 1,
                        .accumulate = variation / 2 % 2 == 1,
-                       .threads = 1 + variation % 3};
+                       .threads = 1 + variation % 3,
+                       .decode = variation % 5 < 2};
     ++variation;
     const std::vector<float> y = Forward(Make(GetParam(), w, call.bias), x.view(), call);
     ASSERT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0)
@@ -195,7 +218,7 @@ TEST_P(EveryKernelTest, AgreesWithTheReferenceOnAwkwardShapes) {
 
 TEST_P(EveryKernelTest, BiasAccumulateAndThreadsInEveryCombination) {
   const Tensor weights = RandomTensor({83, 57}, 1), x = RandomTensor({19, 57}, 2);
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weights.view()));
   for (int i = 0; i < 12; ++i) {
     const Call call = {
         .m = 19, .bias = i % 2 == 1, .accumulate = i / 2 % 2 == 1, .threads = 1 + i / 4};
@@ -212,7 +235,7 @@ TEST_P(EveryKernelTest, ExtremeCodesDoNotSaturate) {
     for (size_t i = 0; i < weights.size(); ++i) weights[i] = i / k % 3 == 0 || i % 2 == 0 ? 1 : -1;
     for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = i / k % 2 == 0 || i % 2 == 0 ? -2 : 2;
     const Tensor weight = TensorOf({33, k}, weights), x = TensorOf({kRows, k}, inputs);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weight.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weight.view()));
     const Call call = {.m = kRows};
     const std::vector<float> y = Forward(Make(GetParam(), w, false), x.view(), call);
     EXPECT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0) << "k=" << k;
@@ -238,7 +261,7 @@ TEST_P(EveryKernelTest, CrowdedExtremesInFewGroups) {
     for (int64_t i = 0; i < 3 * k; ++i)
       inputs[i] = i / k == 0 || (i / k == 1 && i % 2 == 0) ? 1 : -1;
     const Tensor weight = TensorOf({n, k}, weights), x = TensorOf({m, k}, inputs);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weight.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weight.view()));
     const Call call = {.m = m, .threads = 2};
     const std::vector<float> y = Forward(Make(GetParam(), w, false), x.view(), call);
     EXPECT_EQ(CountWrong(GetParam(), w, x.view(), call, y), 0) << "k=" << k;
@@ -248,7 +271,7 @@ TEST_P(EveryKernelTest, CrowdedExtremesInFewGroups) {
 TEST_P(EveryKernelTest, ARowDoesNotDependOnItsBatch) {
   const int64_t n = 83, k = 131;
   const Tensor weights = RandomTensor({n, k}, 1), x = RandomTensor({97, k}, 2);
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weights.view()));
   const QuantizedLinear linear = Make(GetParam(), w, true);
   std::vector<std::vector<float>> alone;
   for (int64_t r = 0; r < 97; ++r) {
@@ -269,7 +292,7 @@ TEST_P(EveryKernelTest, ARowDoesNotDependOnItsBatch) {
 TEST_P(EveryKernelTest, DecodeRowIsTheSchemesDecode) {
   for (const Shape shape : {Shape{1, 1}, Shape{37, 45}, Shape{16, 64}, Shape{33, 131}}) {
     const Tensor weights = RandomTensor(shape, 8);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weights.view()));
     const QuantizedLinear linear = Make(GetParam(), w, false);
     std::vector<float> expected(static_cast<size_t>(shape[1])), row(expected.size());
     for (int64_t r = 0; r < shape[0]; ++r) {
@@ -287,7 +310,7 @@ TEST_P(EveryKernelTest, NaNInOneRowStaysInThatRow) {
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     Tensor x = RandomTensor({3, k}, 2);
     x.data<float>()[k + 39] = bad;
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weights.view()));
     const std::vector<float> y = Forward(Make(GetParam(), w, false), x.view(), {.m = 3});
     for (int64_t c = 0; c < n; ++c) {
       EXPECT_TRUE(std::isfinite(y[c]));
@@ -302,7 +325,7 @@ TEST_P(EveryKernelTest, ZeroRowsAndEmptyBatches) {
   std::vector<float> weights = RandomNormal(n * k, 1);
   std::fill_n(weights.begin() + 3 * k, k, 0.0f);
   const Tensor weight = TensorOf({n, k}, weights);
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weight.view()));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weight.view()));
   const QuantizedLinear linear = Make(GetParam(), w, false);
   const Tensor zero = TensorOf({1, k}, std::vector<float>(k, 0.0f));
   for (const float y : Forward(linear, zero.view(), {.m = 1})) EXPECT_EQ(y, 0.0f);
@@ -316,7 +339,7 @@ TEST_P(EveryKernelTest, ZeroRowsAndEmptyBatches) {
 TEST_P(EveryKernelTest, TheComparisonSeesAWrongWeight) {
   const int64_t n = 33, k = 64;
   const Tensor weights = RandomTensor({n, k}, 1), x = RandomTensor({4, k}, 2);
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, GetParam().scheme->Encode(weights.view()));
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, EncodeFor(GetParam(), weights.view()));
   const Call call = {.m = 4};
   ASSERT_EQ(CountWrong(GetParam(), w, x.view(), call,
                        Forward(Make(GetParam(), w, false), x.view(), call)),
@@ -325,7 +348,7 @@ TEST_P(EveryKernelTest, TheComparisonSeesAWrongWeight) {
     std::vector<float> swapped(weights.data<float>(), weights.data<float>() + n * k);
     std::swap_ranges(swapped.begin() + 5 * k, swapped.begin() + 6 * k, swapped.begin() + 6 * k);
     const Tensor tensor = TensorOf({n, k}, swapped);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, GetParam().scheme->Encode(tensor.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, EncodeFor(GetParam(), tensor.view()));
     EXPECT_GE(CountWrong(GetParam(), w, x.view(), call,
                          Forward(Make(GetParam(), bad, false), x.view(), call)),
               2 * 4);
@@ -334,7 +357,7 @@ TEST_P(EveryKernelTest, TheComparisonSeesAWrongWeight) {
     std::vector<float> swapped(weights.data<float>(), weights.data<float>() + n * k);
     std::swap(swapped[7 * k + 10], swapped[7 * k + 11]);
     const Tensor tensor = TensorOf({n, k}, swapped);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, GetParam().scheme->Encode(tensor.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, EncodeFor(GetParam(), tensor.view()));
     EXPECT_GE(CountWrong(GetParam(), w, x.view(), call,
                          Forward(Make(GetParam(), bad, false), x.view(), call)),
               4);
@@ -344,7 +367,7 @@ TEST_P(EveryKernelTest, TheComparisonSeesAWrongWeight) {
     for (int64_t i = 0; i < k; ++i)
       scaled[9 * k + i] *= GetParam().scheme == &Bf16Scheme() ? 1.01f : 1.001f;
     const Tensor tensor = TensorOf({n, k}, scaled);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, GetParam().scheme->Encode(tensor.view()));
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor bad, EncodeFor(GetParam(), tensor.view()));
     EXPECT_GE(CountWrong(GetParam(), w, x.view(), call,
                          Forward(Make(GetParam(), bad, false), x.view(), call)),
               3);  // an output near zero may hide it
@@ -443,9 +466,9 @@ TEST(KernelRefusalTest, EachKernelSaysWhatItMultiplies) {
   EXPECT_THAT(
       Avx2Int8Kernel().Supports({{8, 8}, &F32Scheme(), ActivationMode::kA16, DeviceKind::kCpu}),
       StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("int8_channel")));
-  EXPECT_THAT(ReferenceKernel().Supports(
-                  {{8, 8}, &F32Scheme(), ActivationMode::kA8Token, DeviceKind::kCpu}),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("a8_token in f32")));
+  EXPECT_THAT(
+      DecodedF32Kernel().Supports({{8, 8}, &F32Scheme(), ActivationMode::kA16, DeviceKind::kCpu}),
+      StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("need no decoding")));
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
-// Kernel "avx2_int8": int8_channel weights times a8_token or a16 activations on AVX2. One packed
+// Kernel "avx2_int8": int8_channel weights times integer or a16 activations on AVX2. One packed
 // copy of the codes serves decode, which runs at memory speed, and prefill (avx2_int8_micro.h).
 //
 // a8_token is exact: the integer dot products and the f32 epilogue are those of "reference", bit
 // for bit, for every m. A short list of the weights' excess makes many rows faster
 // (avx2_int8_bounded.h).
+//
+// a8_tensor, a8_mix and a4_token are exact in the same way, by the first of these loops.
 //
 // a16 rounds each row of x to 16-bit codes with a scale of its own,
 //
@@ -16,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/cpu_info.h"
+#include "quant/activation.h"
 #include "quant/kernels/a8_token.h"
 #include "quant/kernels/cpu/avx2_int8_bounded.h"
 #include "quant/kernels/cpu/panel_tasks.h"
@@ -45,6 +48,8 @@ struct Packed final : PackedWeight {
   std::optional<Int8Excess> excess;
   int64_t bounded_from_rows = 0;
   Int8TokenRange range = kA8Range;
+  ActivationMode mode = ActivationMode::kA8Token;
+  ActivationParams params;  // of the other modes
 
   size_t bytes() const override {
     return panels.bytes() + scales.bytes() + (excess ? excess->bytes() : 0);
@@ -108,8 +113,9 @@ class Avx2Int8 final : public LinearKernel {
   std::string_view name() const override { return "avx2_int8"; }
 
   absl::Status Supports(const LinearProblem& p) const override {
-    if (p.scheme != &Int8ChannelScheme()) {
-      return absl::UnimplementedError("multiplies int8_channel weights");
+    if (p.scheme != &Int8ChannelScheme() || p.activation == ActivationMode::kInt8Outlier) {
+      return absl::UnimplementedError(
+          "multiplies int8_channel weights by activations without columns of their own");
     }
     if (!HostCpu().avx2 || !HostCpu().fma) {
       return absl::UnimplementedError("CPU has no AVX2 and FMA");
@@ -126,6 +132,8 @@ class Avx2Int8 final : public LinearKernel {
     auto packed = std::make_unique<Packed>();
     packed->n = w.shape[0];
     packed->k = w.shape[1];
+    packed->mode = mode;
+    ASSIGN_OR_RETURN(packed->params, ReadActivationParams(w, mode));
     if (mode == ActivationMode::kA16) {
       ASSIGN_OR_RETURN(packed->range, A16Range(w));
     }
@@ -196,15 +204,27 @@ class Avx2Int8 final : public LinearKernel {
     return static_cast<double>(m) * static_cast<double>(packed.n * packed.k);
   }
 
+  // One row of x as s16 codes, padded; returns its scale.
+  static float Quantize(const Packed& packed, const uint8_t* decode_rows, int64_t row,
+                        const float* x, int16_t* codes) {
+    if (packed.mode == ActivationMode::kA16 || packed.mode == ActivationMode::kA8Token)
+      return Avx2QuantizeToken(x, packed.k, packed.range, codes);
+    std::fill(codes + packed.k, codes + packed.padded_k(), int16_t{0});
+    const auto k = static_cast<size_t>(packed.k);
+    return QuantizeRow(packed.mode, packed.params,
+                       {decode_rows != nullptr && decode_rows[row] != 0}, {x, k}, {codes, k});
+  }
+
   static void RunExact(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
     const int64_t m = args.x.shape[0], k = packed.k, padded_k = packed.padded_k();
     auto* codes = context.scratch.Allocate<int16_t>(static_cast<size_t>(m * padded_k));
     auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
     const float* x = args.x.as<float>();
+    const uint8_t* decode_rows = context.decode_rows;
     // About 0.1 us per thousand elements: small batches are not worth a fork of their own.
     context.pool.ParallelFor(m, std::max<int64_t>(1, 24000 / k), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        scales[row] = Avx2QuantizeToken(x + row * k, k, packed.range, codes + row * padded_k);
+        scales[row] = Quantize(packed, decode_rows, row, x + row * k, codes + row * padded_k);
     });
     const PanelGrid grid = {m, packed.num_panels(),
                             std::max<int64_t>(12, kTaskBytes / (padded_k * 2)), 12,

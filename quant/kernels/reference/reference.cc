@@ -1,9 +1,12 @@
 // Kernel "reference": every scheme and activation mode by its definition, on any x86-64.
 //
-//   a16        y = sum over k, in order, of x[k] * decode(w)[k], one f32 rounding per product and
-//              per sum (no FMA), + bias, + y
-//   a8_token   int8_channel only: acc = sum of code_x * code_w exactly in 64 bit, then
-//              y = (s_x * s_w) * f32(acc), + bias, + y; each step rounded to f32 once
+//   integer codes on both sides (int8_channel, every mode but a16):
+//     acc = sum of code_x * code_w exactly in 64 bit, then y = (s_x * s_w) * f32(acc), + the
+//     outlier columns' x * decode(w) in order (int8_outlier), + bias, + y; each step rounded to f32
+//     once
+//   everything else:
+//     y = sum over k, in order, of what x stands for (quant/activation.h) times decode(w)[k], one
+//     f32 rounding per product and per sum (no FMA), + bias, + y
 //
 // The packed weight is a copy of the canonical one. Batch-invariant: a row is computed alone.
 #include <algorithm>
@@ -11,7 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
-#include "quant/kernels/a8_token.h"
+#include "quant/activation.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
 
@@ -23,8 +26,18 @@ constexpr int64_t kRowBlock = 8;  // rows of x that share one decoded row of w
 struct Packed final : PackedWeight {
   QuantizedTensor w;
   ActivationMode activation = ActivationMode::kA16;
+  ActivationParams params;
   size_t bytes() const override { return w.bytes(); }
+  bool integer() const { return MultipliesIntegers(w.scheme, activation); }
+
+  static bool MultipliesIntegers(const QuantScheme* scheme, ActivationMode activation) {
+    return HasCodes(activation) && scheme == &Int8ChannelScheme();
+  }
 };
+
+RowPhase PhaseOf(const ComputeContext& context, int64_t row) {
+  return {context.decode_rows != nullptr && context.decode_rows[row] != 0};
+}
 
 absl::StatusOr<Tensor> Clone(const Tensor& from) {
   if (from.empty()) return Tensor();
@@ -70,8 +83,8 @@ void DotRow(const float* x, int64_t k, const float* w, float* dot) {
 }
 
 // Columns [begin, end) of y, weights decoded one row at a time into `row` [k].
-void RunA16(const Packed& packed, const LinearArgs& args, int64_t begin, int64_t end,
-            std::span<float> row) {
+void RunFloat(const Packed& packed, const LinearArgs& args, int64_t begin, int64_t end,
+              std::span<float> row) {
   const int64_t m = args.x.shape[0], k = args.x.shape[1];
   const float* x = args.x.as<float>();
   for (int64_t column = begin; column < end; ++column) {
@@ -91,8 +104,8 @@ void RunA16(const Packed& packed, const LinearArgs& args, int64_t begin, int64_t
   }
 }
 
-int64_t DotInt8(const int8_t* a, const int8_t* b, int64_t k) {
-  constexpr int64_t kBlock = 1 << 16;  // 2^16 * 128 * 128 = 2^30 fits 32 bit
+int64_t DotIntegers(const int16_t* a, const int8_t* b, int64_t k) {
+  constexpr int64_t kBlock = 1 << 15;  // 2^15 * 255 * 128 < 2^31
   int64_t total = 0;
   for (int64_t begin = 0; begin < k; begin += kBlock) {
     const int64_t end = std::min(k, begin + kBlock);
@@ -107,43 +120,41 @@ class Reference final : public LinearKernel {
  public:
   std::string_view name() const override { return "reference"; }
 
-  absl::Status Supports(const LinearProblem& p) const override {
-    if (p.activation == ActivationMode::kA16 || p.scheme == &Int8ChannelScheme()) {
-      return absl::OkStatus();
-    }
-    return absl::UnimplementedError(absl::StrCat("no integer codes to multiply with ",
-                                                 std::string(Name(p.activation)), " in ",
-                                                 std::string(p.scheme->name())));
-  }
+  absl::Status Supports(const LinearProblem&) const override { return absl::OkStatus(); }
 
   absl::StatusOr<std::unique_ptr<const PackedWeight>> Pack(
       const QuantizedTensor& w, ActivationMode activation) const override {
     auto packed = std::make_unique<Packed>();
     packed->activation = activation;
+    ASSIGN_OR_RETURN(packed->params, ReadActivationParams(w, activation));
     ASSIGN_OR_RETURN(packed->w, Clone(w));
     return packed;
   }
 
   size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
     const auto k = static_cast<size_t>(p.shape[1]), rows = static_cast<size_t>(m);
-    if (p.activation == ActivationMode::kA8Token) return rows * (k + sizeof(float)) + 128;
-    return static_cast<size_t>(kMaxWorkers) * k * sizeof(float) + 64;
+    const size_t codes = HasCodes(p.activation) ? rows * (k * 2 + sizeof(float)) + 128 : 0;
+    if (Packed::MultipliesIntegers(p.scheme, p.activation)) return codes;
+    return codes + (HasCodes(p.activation) ? rows * k * sizeof(float) + 64 : 0) +
+           static_cast<size_t>(kMaxWorkers) * k * sizeof(float) + 64;
   }
 
   void Run(const PackedWeight& w, const LinearArgs& args, ComputeContext& context) const override {
     const auto& packed = static_cast<const Packed&>(w);
     const Arena::Scope scope(context.scratch);
-    if (packed.activation == ActivationMode::kA8Token) {
-      RunA8(packed, args, context);
+    if (packed.integer()) {
+      RunIntegers(packed, args, context);
       return;
     }
+    LinearArgs seen = args;
+    if (HasCodes(packed.activation)) seen.x.data = Represent(packed, args.x, context);
     const int64_t n = packed.w.shape[0], k = packed.w.shape[1];
     const int workers = std::min(context.pool.num_threads(), kMaxWorkers);
     auto* rows = context.scratch.Allocate<float>(static_cast<size_t>(workers * k));
     context.pool.Run([&](int worker) {
       if (worker >= workers) return;
-      RunA16(packed, args, n * worker / workers, n * (worker + 1) / workers,
-             {rows + worker * k, static_cast<size_t>(k)});
+      RunFloat(packed, seen, n * worker / workers, n * (worker + 1) / workers,
+               {rows + worker * k, static_cast<size_t>(k)});
     });
   }
 
@@ -155,20 +166,40 @@ class Reference final : public LinearKernel {
  private:
   static constexpr int kMaxWorkers = 64;  // more threads than this leave the rest idle
 
-  static void RunA8(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
-    const int64_t m = args.x.shape[0], n = packed.w.shape[0], k = packed.w.shape[1];
-    auto* codes = context.scratch.Allocate<int8_t>(static_cast<size_t>(m * k));
-    auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
+  // x as the mode sees it, in scratch.
+  static const std::byte* Represent(const Packed& packed, TensorView x, ComputeContext& context) {
+    const int64_t m = x.shape[0];
+    const auto k = static_cast<size_t>(x.shape[1]);
+    auto* codes = context.scratch.Allocate<int16_t>(k);
+    auto* out = context.scratch.Allocate<float>(static_cast<size_t>(m) * k);
     for (int64_t r = 0; r < m; ++r) {
-      scales[r] = QuantizeA8Token(args.x.as<float>() + r * k, k, codes + r * k);
+      RepresentRow(packed.activation, packed.params, PhaseOf(context, r),
+                   {x.as<float>() + r * x.shape[1], k}, {codes, k}, {out + r * x.shape[1], k});
+    }
+    return reinterpret_cast<const std::byte*>(out);
+  }
+
+  static void RunIntegers(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
+    const int64_t m = args.x.shape[0], n = packed.w.shape[0], k = packed.w.shape[1];
+    auto* codes = context.scratch.Allocate<int16_t>(static_cast<size_t>(m * k));
+    auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
+    const float* x = args.x.as<float>();
+    for (int64_t r = 0; r < m; ++r) {
+      scales[r] =
+          QuantizeRow(packed.activation, packed.params, PhaseOf(context, r),
+                      {x + r * k, static_cast<size_t>(k)}, {codes + r * k, static_cast<size_t>(k)});
     }
     const int8_t* weights = packed.w.codes.data<int8_t>();
     const float* weight_scales = packed.w.scales.data<float>();
     context.pool.ParallelFor(n, 16, [&](int64_t begin, int64_t end) {
       for (int64_t column = begin; column < end; ++column) {
         for (int64_t r = 0; r < m; ++r) {
-          const auto acc = static_cast<float>(DotInt8(codes + r * k, weights + column * k, k));
-          Store(args, r, column, (scales[r] * weight_scales[column]) * acc);
+          const int8_t* w = weights + column * k;
+          const auto acc = static_cast<float>(DotIntegers(codes + r * k, w, k));
+          float value = (scales[r] * weight_scales[column]) * acc;
+          for (const int32_t i : packed.params.outliers)
+            value += x[r * k + i] * (weight_scales[column] * static_cast<float>(w[i]));
+          Store(args, r, column, value);
         }
       }
     });

@@ -1,0 +1,58 @@
+// What each activation mode (quant/scheme.h) makes of a row of x: the definitions that kernels and
+// tests share. Pure; any thread.
+//
+//   mode          code                                            x stands for
+//   a8_token      quant/kernels/a8_token.h                        scale * code
+//   a8_tensor     clamp(rint(x / scale) + zero, -128, 127)        scale * (code - zero)
+//   a8_mix        a8_token in prefill, a8_tensor in decode
+//   int8_outlier  a8_token over the other columns; outliers: 0    scale * code, or x itself
+//   a4_token      clamp(rint(x / scale), -7, 7), scale =          scale * code
+//                 clip * absmax / 7
+//
+// rint rounds half to even; x / scale is computed as x * (1 / scale) with one rounding each. A row
+// with NaN or infinity (outside the outlier columns) gets scale NaN; rows that are all zero or tiny
+// are handled as in a8_token.
+//
+// Sources: design.md section 2; a8_tensor, a8_mix: msmodelslim W8A8 and W8A8_mix; int8_outlier:
+// bitsandbytes LLM.int8() with columns fixed at calibration, so that a row does not depend on its
+// batch; a4_token: QuaRot.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "quant/scheme.h"
+
+namespace assay {
+
+// What a mode needs beyond its name. Stored with the weight, in QuantizedTensor::extra, so that
+// artifacts carry it:
+//   a8_tensor, a8_mix  "x_scale" f32 [1], > 0; "x_zero" i32 [1] in [-128, 127]
+//   int8_outlier       "x_outliers" i32 [c], columns, strictly ascending
+//   a4_token           "x_clip" f32 [1] in (0, 1], absent: 1
+struct ActivationParams {
+  float scale = 1;
+  int32_t zero = 0;
+  std::vector<int32_t> outliers;
+  float clip = 1;
+};
+// InvalidArgument names the tensor that is missing or wrong.
+absl::StatusOr<ActivationParams> ReadActivationParams(const QuantizedTensor& w,
+                                                      ActivationMode mode);
+// ResourceExhausted.
+absl::Status WriteActivationParams(const ActivationParams& params, ActivationMode mode,
+                                   QuantizedTensor& w);
+
+// The modes that give integers: all but a16.
+inline bool HasCodes(ActivationMode mode) { return mode != ActivationMode::kA16; }
+
+struct RowPhase {
+  bool decode = false;
+};
+// x [k] -> codes [k] with the zero point already subtracted, in [-255, 255]; returns the scale.
+float QuantizeRow(ActivationMode mode, const ActivationParams& params, RowPhase phase,
+                  std::span<const float> x, std::span<int16_t> codes);
+// x [k] as the mode sees it, f32 [k]; outlier columns as they are. `codes` is scratch [k].
+void RepresentRow(ActivationMode mode, const ActivationParams& params, RowPhase phase,
+                  std::span<const float> x, std::span<int16_t> codes, std::span<float> out);
+
+}  // namespace assay

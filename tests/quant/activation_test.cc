@@ -1,0 +1,164 @@
+// Activation modes by their definitions (quant/activation.h), by hand and against NumPy-like loops.
+#include "quant/activation.h"
+
+#include <cmath>
+#include <limits>
+
+#include "base/thread_pool.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "quant/kernels/a8_token.h"
+#include "quant/linear.h"
+#include "quant/schemes/schemes.h"
+#include "tests/support/random_tensor.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+struct Row {
+  float scale;
+  std::vector<int16_t> codes;
+};
+Row Quantize(ActivationMode mode, const ActivationParams& params, const std::vector<float>& x,
+             bool decode = false) {
+  Row row{0, std::vector<int16_t>(x.size())};
+  row.scale = QuantizeRow(mode, params, {decode}, x, row.codes);
+  return row;
+}
+
+TEST(ActivationTest, A8TokenIsTheKernelsDefinition) {
+  const std::vector<float> x = RandomNormal(577, 3);
+  std::vector<int8_t> codes(x.size());
+  const float scale = QuantizeA8Token(x.data(), 577, codes.data());
+  const Row row = Quantize(ActivationMode::kA8Token, {}, x);
+  EXPECT_EQ(row.scale, scale);
+  EXPECT_TRUE(std::equal(codes.begin(), codes.end(), row.codes.begin()));
+}
+
+TEST(ActivationTest, A8TensorClampsAroundItsZeroPoint) {
+  const ActivationParams params = {.scale = 0.5f, .zero = -28};
+  // rint(x / 0.5) - 28 in [-128, 127]: x / 0.5 in [-100, 155].
+  const Row row = Quantize(ActivationMode::kA8Tensor, params, {0, 0.25f, 0.75f, 1, 77.5f, 78, -60});
+  EXPECT_EQ(row.scale, 0.5f);
+  EXPECT_THAT(row.codes, ElementsAre(0, 0, 2, 2, 155, 155, -100));
+}
+
+TEST(ActivationTest, A8MixChangesWithThePhase) {
+  const ActivationParams params = {.scale = 0.5f, .zero = 0};
+  const std::vector<float> x = {1, -2, 0.1f};
+  EXPECT_THAT(Quantize(ActivationMode::kA8Mix, params, x, false).codes, ElementsAre(64, -127, 6));
+  EXPECT_THAT(Quantize(ActivationMode::kA8Mix, params, x, true).codes, ElementsAre(2, -4, 0));
+}
+
+TEST(ActivationTest, OutlierColumnsDoNotSetTheScale) {
+  const ActivationParams params = {.outliers = {0, 2}};
+  const std::vector<float> x = {1000, 1.27f, -500, 0.1f};
+  const Row row = Quantize(ActivationMode::kInt8Outlier, params, x);
+  EXPECT_FLOAT_EQ(row.scale, 0.01f);
+  EXPECT_THAT(row.codes, ElementsAre(0, 127, 0, 10));
+  std::vector<int16_t> codes(4);
+  std::vector<float> seen(4);
+  RepresentRow(ActivationMode::kInt8Outlier, params, {}, x, codes, seen);
+  EXPECT_EQ(seen[0], 1000);
+  EXPECT_EQ(seen[2], -500);
+}
+
+TEST(ActivationTest, A4TokenClipsAndRoundsHalfToEven) {
+  EXPECT_THAT(Quantize(ActivationMode::kA4Token, {}, {7, -7, 0.5f, 1.5f, 2.5f}).codes,
+              ElementsAre(7, -7, 0, 2, 2));
+  const Row clipped = Quantize(ActivationMode::kA4Token, {.clip = 0.5f}, {14, -3, 1});
+  EXPECT_EQ(clipped.scale, 1);
+  EXPECT_THAT(clipped.codes, ElementsAre(7, -3, 1));
+}
+
+TEST(ActivationTest, ABrokenRowStaysVisible) {
+  for (const ActivationMode mode : kActivationModes) {
+    if (!HasCodes(mode)) continue;
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+      EXPECT_TRUE(std::isnan(Quantize(mode, {.scale = 0.1f}, {1, bad, 2}).scale)) << Name(mode);
+    }
+    EXPECT_THAT(Quantize(mode, {.scale = 0.1f}, {0, -0.0f, 1e-40f}).codes, ElementsAre(0, 0, 0));
+  }
+}
+
+TEST(ActivationParamsTest, SurviveTheirTensors) {
+  const Tensor weights = RandomTensor({4, 40}, 1);
+  for (const ActivationMode mode : kActivationModes) {
+    ASSERT_OK_AND_ASSIGN(QuantizedTensor w, Int8ChannelScheme().Encode(weights.view()));
+    const ActivationParams params = {
+        .scale = 0.25f, .zero = -3, .outliers = {0, 17, 39}, .clip = 0.875f};
+    ASSERT_OK(WriteActivationParams(params, mode, w));
+    ASSERT_OK_AND_ASSIGN(const ActivationParams read, ReadActivationParams(w, mode));
+    const std::vector<float> x = RandomNormal(40, 2);
+    const Row a = Quantize(mode, params, x, true), b = Quantize(mode, read, x, true);
+    if (!HasCodes(mode) || mode == ActivationMode::kA8Token) continue;
+    EXPECT_EQ(a.codes, b.codes) << Name(mode);
+  }
+}
+
+TEST(ActivationParamsTest, MissingOrWrongTensorsAreNamed) {
+  const Tensor weights = RandomTensor({4, 40}, 1);
+  ASSERT_OK_AND_ASSIGN(QuantizedTensor w, Int8ChannelScheme().Encode(weights.view()));
+  EXPECT_THAT(ReadActivationParams(w, ActivationMode::kA8Tensor),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("a8_tensor needs x_scale: absent; was the model calibrated?")));
+  const auto with = [&](const ActivationParams& params, ActivationMode mode) {
+    EXPECT_OK(WriteActivationParams(params, mode, w));
+    return ReadActivationParams(w, mode).status();
+  };
+  EXPECT_THAT(with({.scale = -1}, ActivationMode::kA8Mix),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not -1")));
+  EXPECT_THAT(with({.scale = 1, .zero = 128}, ActivationMode::kA8Mix),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not 128")));
+  EXPECT_THAT(with({.outliers = {3, 3}}, ActivationMode::kInt8Outlier),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("below 40, not 3")));
+  EXPECT_THAT(with({.outliers = {40}}, ActivationMode::kInt8Outlier),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("below 40, not 40")));
+  EXPECT_THAT(with({.clip = 0}, ActivationMode::kA4Token),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not 0")));
+  EXPECT_THAT(QuantizedLinear::Create(w, Tensor(), {.activation = ActivationMode::kA4Token}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("x_clip")));
+}
+
+// Rows of prefill and of decode in one batch get what each gets alone.
+TEST(ActivationPhaseTest, RowsOfBothPhasesShareABatch) {
+  const int64_t n = 24, k = 64, m = 40;
+  const Tensor weights = RandomTensor({n, k}, 1), x = RandomTensor({m, k}, 2);
+  ASSERT_OK_AND_ASSIGN(QuantizedTensor w, Int8ChannelScheme().Encode(weights.view()));
+  ASSERT_OK(WriteActivationParams({.scale = 0.03f, .zero = 11}, ActivationMode::kA8Mix, w));
+  ThreadPool pool({.num_threads = 2});
+  for (const char* kernel : {"", "decoded_f32", "reference"}) {
+    ASSERT_OK_AND_ASSIGN(
+        const QuantizedLinear linear,
+        QuantizedLinear::Create(w, Tensor(),
+                                {.activation = ActivationMode::kA8Mix, .kernel = kernel}));
+    Arena arena = *Arena::Create(CpuDevice(), linear.scratch_bytes(m));
+    const auto run = [&](const std::vector<uint8_t>& phases) {
+      ComputeContext context = {pool, arena, phases.data()};
+      std::vector<float> y(static_cast<size_t>(m * n));
+      linear.Forward(x.view(),
+                     {reinterpret_cast<std::byte*>(y.data()), {m, n}, DType::kF32, nullptr},
+                     context);
+      return y;
+    };
+    std::vector<uint8_t> mixed(m);
+    for (int64_t r = 0; r < m; ++r) mixed[r] = r % 3 == 0;
+    const std::vector<float> prefill = run(std::vector<uint8_t>(m, 0)),
+                             decode = run(std::vector<uint8_t>(m, 1)), both = run(mixed);
+    EXPECT_NE(prefill, decode);
+    for (int64_t r = 0; r < m; ++r) {
+      const std::vector<float>& expected = mixed[r] != 0 ? decode : prefill;
+      EXPECT_TRUE(
+          std::equal(both.begin() + r * n, both.begin() + (r + 1) * n, expected.begin() + r * n))
+          << kernel << " row " << r;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace assay
