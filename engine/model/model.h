@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/model/checkpoint.h"
+#include "engine/model/fold.h"
 #include "engine/ops/batch.h"
 #include "engine/ops/kv_pool.h"
 #include "quant/linear.h"
@@ -95,6 +96,9 @@ struct ModelFamily {  // one row per architecture family in engine/model/family_
   bool (*matches)(const Checkpoint&);  // by config()["model_type"] / ["architectures"]
   absl::StatusOr<ModelSpec> (*parse)(const Checkpoint&);  // InvalidArgument names the key
   std::vector<LinearSlot> (*slots)(const ModelSpec&);
+  // Where channels may be rescaled without changing the function (engine/model/fold.h), in the
+  // order of the layers.
+  std::vector<FoldGroup> (*folds)(const ModelSpec&);
   // `linears` holds every slot. Reads norms, position tables, ... from the checkpoint; keeps no
   // reference to it.
   absl::StatusOr<std::unique_ptr<const Model>> (*build)(const ModelSpec&, const Checkpoint&,

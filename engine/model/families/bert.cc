@@ -336,6 +336,7 @@ ModelFamily BertFamily() {
           .matches = IsBert,
           .parse = ParseBert,
           .slots = BertSlots,
+          .folds = BertFolds,
           .build = BertModel::Build};
 }
 

@@ -304,4 +304,22 @@ std::vector<LinearSlot> BertHeadSlots(const ModelSpec& spec) {
           Slot("", names.head_out, {names.head_out}, {spec.num_labels, spec.hidden})};
 }
 
+std::vector<FoldGroup> BertFolds(const ModelSpec& spec) {
+  // Post-norm: what a norm puts out also goes past the next linear, so only values can be rescaled;
+  // gelu stands between the two linears of the MLP.
+  const EncoderNames& names = NamesOf(spec);
+  std::vector<FoldGroup> folds;
+  for (int layer = 0; layer < spec.layers; ++layer) {
+    const std::string prefix = EncoderLayerPrefix(spec, layer);
+    const std::string value = absl::StrCat(prefix, std::string(names.value));
+    const std::string output = absl::StrCat(prefix, std::string(names.attention_output));
+    folds.push_back({.kind = FoldGroup::Kind::kValueOutput,
+                     .slot = output,
+                     .producers = {value + ".weight", value + ".bias"},
+                     .consumers = {output + ".weight"},
+                     .channels = spec.hidden});
+  }
+  return folds;
+}
+
 }  // namespace assay

@@ -29,6 +29,7 @@ absl::StatusOr<ModelSpec> ParseBert(const Checkpoint& checkpoint);
 // classification head are not slots: they see one row per request, so that quantizing them saves no
 // time and next to no memory, and puts its error right before the answer.
 std::vector<LinearSlot> BertSlots(const ModelSpec& spec);
+std::vector<FoldGroup> BertFolds(const ModelSpec& spec);
 // The classification head as slots of its own, [dense, out]: {} for other tasks.
 std::vector<LinearSlot> BertHeadSlots(const ModelSpec& spec);
 

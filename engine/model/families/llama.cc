@@ -256,6 +256,7 @@ ModelFamily LlamaFamily() {
           .matches = IsLlama,
           .parse = ParseLlama,
           .slots = LlamaSlots,
+          .folds = LlamaFolds,
           .build = LlamaModel::Build};
 }
 

@@ -214,4 +214,47 @@ std::vector<LinearSlot> LlamaSlots(const ModelSpec& spec) {
   return slots;
 }
 
+std::vector<FoldGroup> LlamaFolds(const ModelSpec& spec) {
+  const int64_t hidden = spec.hidden, head_dim = spec.head_dim;
+  std::vector<FoldGroup> folds;
+  for (int layer = 0; layer < spec.layers; ++layer) {
+    const std::string prefix = LlamaLayerPrefix(layer);
+    const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+    folds.push_back({.kind = FoldGroup::Kind::kNormLinear,
+                     .slot = attention + "qkv_proj",
+                     .producers = {prefix + "input_layernorm.weight"},
+                     .consumers = {attention + "q_proj.weight", attention + "k_proj.weight",
+                                   attention + "v_proj.weight"},
+                     .channels = hidden});
+    folds.push_back({.kind = FoldGroup::Kind::kValueOutput,
+                     .slot = attention + "o_proj",
+                     .producers = {attention + "v_proj.weight"},
+                     .consumers = {attention + "o_proj.weight"},
+                     .channels = spec.kv_heads * head_dim,
+                     .head_dim = head_dim,
+                     .heads_per_channel = spec.heads / spec.kv_heads});
+    if (spec.qkv_bias) folds.back().producers.push_back(attention + "v_proj.bias");
+    folds.push_back({.kind = FoldGroup::Kind::kNormLinear,
+                     .slot = mlp + "gate_up_proj",
+                     .producers = {prefix + "post_attention_layernorm.weight"},
+                     .consumers = {mlp + "gate_proj.weight", mlp + "up_proj.weight"},
+                     .channels = hidden});
+    folds.push_back({.kind = FoldGroup::Kind::kUpDown,
+                     .slot = mlp + "down_proj",
+                     .producers = {mlp + "up_proj.weight"},
+                     .consumers = {mlp + "down_proj.weight"},
+                     .channels = spec.ffn});
+    if (spec.mlp_bias) folds.back().producers.push_back(mlp + "up_proj.bias");
+  }
+  // A tied head shares its weight with the embedding table, which the final norm does not feed.
+  if (!spec.tied_head) {
+    folds.push_back({.kind = FoldGroup::Kind::kNormLinear,
+                     .slot = "lm_head",
+                     .producers = {"model.norm.weight"},
+                     .consumers = {"lm_head.weight"},
+                     .channels = hidden});
+  }
+  return folds;
+}
+
 }  // namespace assay

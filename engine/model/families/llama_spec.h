@@ -11,6 +11,7 @@ bool IsLlama(const Checkpoint& checkpoint);
 absl::StatusOr<ModelSpec> ParseLlama(const Checkpoint& checkpoint);
 // The embedding; per layer qkv_proj, o_proj, gate_up_proj, down_proj; the head unless it is tied.
 std::vector<LinearSlot> LlamaSlots(const ModelSpec& spec);
+std::vector<FoldGroup> LlamaFolds(const ModelSpec& spec);
 // "model.layers.3."
 std::string LlamaLayerPrefix(int layer);
 
