@@ -10,6 +10,9 @@ struct SequenceSpan {
   int32_t first_row = 0;  // into ForwardBatch::tokens
   int32_t num_rows = 0;
   int32_t start_position = 0;  // of the first row; a row attends to [0, its own position]
+  // Rows at or behind this position are decode steps, the others prefill: a property of the request
+  // (its prompt's length), not of how its rows are batched.
+  int32_t first_decode_position = INT32_MAX;
   std::span<const int32_t>
       blocks;  // KV blocks that cover [0, start_position + num_rows); empty for encoders
 };

@@ -276,6 +276,7 @@ void GenerateLoop::BuildBatch(const StepPlan& plan) {
     spans_.push_back({.first_row = static_cast<int32_t>(tokens_.size()),
                       .num_rows = rows.num_rows,
                       .start_position = s.num_computed,
+                      .first_decode_position = s.num_prompt,
                       .blocks = std::span(s.kv.blocks).first(KvCache::BlocksFor(end))});
     tokens_.insert(tokens_.end(), s.tokens.begin() + s.num_computed, s.tokens.begin() + end);
     if (!rows.sample) continue;

@@ -103,6 +103,17 @@ MutableView Scratch::Matrix(int64_t rows, int64_t columns) {
   return {reinterpret_cast<std::byte*>(data), Shape{rows, columns}, DType::kF32, &CpuDevice()};
 }
 
+uint8_t* Scratch::DecodeRows(const ForwardBatch& batch) {
+  auto* rows = arena_.Allocate<uint8_t>(batch.tokens.size());
+  ok_ = ok_ && rows != nullptr;
+  if (rows == nullptr) return nullptr;
+  for (const SequenceSpan& s : batch.sequences) {
+    for (int32_t i = 0; i < s.num_rows; ++i)
+      rows[s.first_row + i] = s.start_position + i >= s.first_decode_position ? 1 : 0;
+  }
+  return rows;
+}
+
 absl::Status Scratch::Exhausted() const {
   return absl::InternalError(absl::StrCat(
       "scratch is smaller than scratch_bytes() asked for: capacity=", arena_.capacity()));

@@ -24,17 +24,20 @@ struct BoundLinear {
 // NotFound names the slot; InvalidArgument: the linear has another shape.
 absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears);
 
-// Matrices f32 from the arena of one forward pass. The arena has a fixed end, so every taker checks
-// ok() once, before it computes.
+// Matrices f32, and marks of rows, from the arena of one forward pass. The arena has a fixed end,
+// so every taker checks ok() once, before it computes.
 class Scratch {
  public:
   explicit Scratch(Arena& arena) : arena_(arena) {}
   MutableView Matrix(int64_t rows, int64_t columns);
+  // ComputeContext::decode_rows of a decoder's batch.
+  uint8_t* DecodeRows(const ForwardBatch& batch);
   bool ok() const { return ok_; }
   absl::Status Exhausted() const;  // Internal, with the arena's capacity
   static size_t bytes(int64_t rows, int64_t columns) {
     return static_cast<size_t>(rows * columns) * sizeof(float) + 64;
   }
+  static size_t decode_rows_bytes(int64_t rows) { return static_cast<size_t>(rows) + 64; }
 
  private:
   Arena& arena_;

@@ -143,8 +143,10 @@ absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& contex
                   .normed = scratch.Matrix(rows, spec_.hidden),
                   .cos = scratch.Matrix(rows, spec_.head_dim / 2),
                   .sin = scratch.Matrix(rows, spec_.head_dim / 2)};
+  ComputeContext phased = context;
+  phased.decode_rows = scratch.DecodeRows(args.batch);
   if (!scratch.ok()) return scratch.Exhausted();
-  const Pass pass(ops_, args, context);
+  const Pass pass(ops_, args, phased);
   FillRotations(pass, work);
   pass.Embed(*embedding_.linear, args.batch.tokens, work.x);
   for (int i = 0; i < spec_.layers; ++i) {
@@ -213,13 +215,17 @@ absl::Status LlamaModel::Head(const Pass& pass, TensorView x) const {
   const Arena::Scope scope(pass.context.scratch);
   Scratch scratch(pass.context.scratch);
   const MutableView last = scratch.Matrix(static_cast<int64_t>(wanted.size()), spec_.hidden);
-  if (!scratch.ok()) return scratch.Exhausted();
+  auto* phases = pass.context.scratch.Allocate<uint8_t>(wanted.size());
+  if (!scratch.ok() || phases == nullptr) return scratch.Exhausted();
   for (size_t i = 0; i < wanted.size(); ++i) {
     std::copy_n(x.as<float>() + int64_t{wanted[i]} * spec_.hidden, spec_.hidden,
                 last.as<float>() + static_cast<int64_t>(i) * spec_.hidden);
+    phases[i] = pass.context.decode_rows[wanted[i]];
   }
   ops_.RmsNorm(last, final_norm_.view(), spec_.norm_eps, last, pass.context);
-  return pass.Linear(head_, last, pass.args.out);
+  ComputeContext phased = pass.context;
+  phased.decode_rows = phases;
+  return Pass(ops_, pass.args, phased).Linear(head_, last, pass.args.out);
 }
 
 size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const {
@@ -234,10 +240,11 @@ size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t conte
   }
   attention += Scratch::bytes(rows, qkv_width()) + Scratch::bytes(rows, q_width());
   mlp += Scratch::bytes(rows, int64_t{2} * spec_.ffn) + Scratch::bytes(rows, spec_.ffn);
-  const size_t head =
-      Scratch::bytes(logit_rows, spec_.hidden) + LinearScratch(*head_.linear, logit_rows);
-  return 2 * Scratch::bytes(rows, spec_.hidden) + 2 * Scratch::bytes(rows, spec_.head_dim / 2) +
-         std::max({attention, mlp, head});
+  const size_t head = Scratch::bytes(logit_rows, spec_.hidden) +
+                      Scratch::decode_rows_bytes(logit_rows) +
+                      LinearScratch(*head_.linear, logit_rows);
+  return 2 * Scratch::bytes(rows, spec_.hidden) + Scratch::decode_rows_bytes(rows) +
+         2 * Scratch::bytes(rows, spec_.head_dim / 2) + std::max({attention, mlp, head});
 }
 
 size_t LlamaModel::other_weight_bytes() const {
