@@ -32,4 +32,7 @@ class MappedFile {
   size_t size_;
 };
 
+// The whole file as text. NotFound with the path.
+absl::StatusOr<std::string> ReadFile(const std::string& path);
+
 }  // namespace assay

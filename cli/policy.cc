@@ -1,11 +1,10 @@
 #include "quant/policy/policy.h"
 
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "base/mapped_file.h"
 #include "cli/commands.h"
 
 namespace assay {
@@ -16,14 +15,6 @@ struct PolicyOptions {
   uint64_t model_bytes = 0;
   bool json = false;
 };
-
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 void PrintText(const PolicyDecision& decision, const std::string& origin) {
   const Recipe& recipe = decision.recipe;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/cpu_info.h"
+#include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/ops/ops.h"
 

@@ -102,6 +102,5 @@ class ArtifactReader {
 
 // Text into a new file at `path`, through a temporary name, fsync and rename.
 absl::Status WriteFileAtomically(const std::string& path, const std::string& text);
-absl::StatusOr<std::string> ReadFile(const std::string& path);  // NotFound
 
 }  // namespace assay

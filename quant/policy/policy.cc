@@ -100,15 +100,6 @@ absl::StatusOr<Policy::Rule> ReadRule(YamlSection section, const Vocabulary& voc
   return rule;
 }
 
-absl::StatusOr<YAML::Node> Load(std::string_view yaml, const std::string& origin) {
-  try {
-    return YAML::Load(std::string(yaml));
-  } catch (const YAML::Exception& e) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(origin, ":", e.mark.line + 1, ": not YAML: ", e.msg));
-  }
-}
-
 // Empty when the weights fit the device, else what is missing.
 std::string DoesNotFit(const Recipe& recipe, uint64_t model_bytes_f32, uint64_t memory_bytes) {
   const double need = static_cast<double>(model_bytes_f32) * recipe.bits_per_weight / 32;
@@ -200,7 +191,7 @@ std::string Describe(const HardwareInfo& hardware) {
 absl::StatusOr<Policy> Policy::Parse(std::string_view yaml, std::string_view origin) {
   Policy policy;
   policy.origin_ = std::string(origin);
-  ASSIGN_OR_RETURN(const YAML::Node document, Load(yaml, policy.origin_));
+  ASSIGN_OR_RETURN(const YAML::Node document, LoadYaml(yaml, policy.origin_));
   ASSIGN_OR_RETURN(YamlSection root, YamlSection::Open(document, policy.origin_, ""));
   ASSIGN_OR_RETURN(const std::optional<int> version, root.Integer("version"));
   if (version != 1) return root.Error("version", "expected policy format 1");

@@ -118,4 +118,13 @@ absl::Status YamlSection::Finish() const {
   return absl::OkStatus();
 }
 
+absl::StatusOr<YAML::Node> LoadYaml(std::string_view yaml, const std::string& origin) {
+  try {
+    return YAML::Load(std::string(yaml));
+  } catch (const YAML::Exception& e) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(origin, ":", e.mark.line + 1, ": not YAML: ", e.msg));
+  }
+}
+
 }  // namespace assay

@@ -13,6 +13,9 @@
 
 namespace assay {
 
+// InvalidArgument with origin and line where the text is not YAML.
+absl::StatusOr<YAML::Node> LoadYaml(std::string_view yaml, const std::string& origin);
+
 class YamlSection {
  public:
   // `path` is where the mapping sits in the document ("recipes.int8"), for messages.

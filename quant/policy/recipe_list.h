@@ -1,0 +1,25 @@
+// Recipes that come with Assay, by name, and recipes of a user's own, from a file. One YAML mapping
+// each, with the keys of a policy's `recipes.<name>` (docs/formats.md). Thread-safe.
+#pragma once
+#include <span>
+#include <string_view>
+
+#include "quant/policy/policy.h"
+
+namespace assay {
+
+struct BuiltInRecipe {
+  std::string_view name, yaml;
+};
+// quant/recipes/*.yaml, in the order of quant/policy/CMakeLists.txt (which generates this).
+std::span<const BuiltInRecipe> BuiltInRecipes();
+
+// A built-in recipe by name, or the file of that path (it has a '/' or ends in .yaml). For the CPU.
+// NotFound lists the names, or says that the file cannot be read; InvalidArgument names line and
+// key.
+absl::StatusOr<Recipe> FindRecipe(std::string_view name_or_path);
+// The recipe called `name` from `yaml`; `origin` for messages.
+absl::StatusOr<Recipe> ParseRecipe(std::string_view yaml, std::string_view origin,
+                                   std::string_view name);
+
+}  // namespace assay
