@@ -12,7 +12,7 @@ namespace assay {
 namespace {
 
 struct AdmitOptions {
-  std::string path, name, scheme;
+  std::string path, name, scheme, recipe;
   int64_t version = 0;
   bool dry_run = false;
 };
@@ -31,6 +31,9 @@ int RunAdmit(const GlobalOptions& global, const AdmitOptions& options) {
   request.set_name(options.name);
   request.set_version(options.version);
   request.set_scheme(options.scheme);
+  const bool file = options.recipe.find('/') != std::string::npos ||
+                    options.recipe.find(".yaml") != std::string::npos;
+  request.set_recipe(file ? AbsolutePath(options.recipe) : options.recipe);
   request.set_dry_run(options.dry_run);
   const auto context = client.NewContext(0);
   const auto stream = stub->Admit(context.get(), request);
@@ -60,13 +63,18 @@ void AddAdmit(CLI::App& app, CommandLine& line) {
       "Quantize, prove and serve a checkpoint on the server's host\n\nExamples:\n"
       "  assay admit ~/checkpoints/smollm2.gguf\n"
       "  assay admit ./my-model --name mine --scheme bf16\n"
+      "  assay admit ./my-model --recipe w8a8_dynamic\n"
       "  assay admit ./my-model --dry-run || echo \"would not serve: $?\"\n\n"
       "Exit code 3: the accuracy gate rejected it; the report says which layer and why.");
   command->add_option("path", options->path, "GGUF file, safetensors file, or folder")->required();
   command->add_option("--name", options->name, "Name to serve it under [last part of the path]");
   command->add_option("--model-version", options->version, "Version [one more than the newest]");
   command->add_option("--scheme", options->scheme,
-                      "f32, bf16 or int8_channel instead of the policy's choice");
+                      "One scheme for every layer instead of the policy's recipe, e.g. bf16");
+  command
+      ->add_option("--recipe", options->recipe,
+                   "Recipe instead of the policy's: built-in (assay recipes) or a YAML file")
+      ->excludes("--scheme");
   command->add_flag("--dry-run", options->dry_run, "Verify and report, do not serve");
   command->callback([&line, options] {
     line.run = [&line, options] { return RunAdmit(line.global, *options); };

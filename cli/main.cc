@@ -1,4 +1,5 @@
-// assay: the command line of the server. Every subcommand but `policy` and `version` is a client.
+// assay: the command line of the server. A client, but for the subcommands that
+// say that they need no server.
 #include <cstdio>
 #include <cstdlib>
 
@@ -69,9 +70,10 @@ int main(int argc, char** argv) {
         const bool good = absl::SimpleAtod(text, &seconds) && seconds >= 0 && seconds <= 1e6;
         return good ? std::string() : absl::StrCat("'", text, "' is not a number of seconds");
       });
-  for (const auto add : {assay::AddGenerate, assay::AddEmbed, assay::AddStatus, assay::AddAdmit,
-                         assay::AddReport, assay::AddPolicy, assay::AddTokenize, assay::AddUnload,
-                         assay::AddHealth, assay::AddVersion}) {
+  for (const auto add :
+       {assay::AddGenerate, assay::AddEmbed, assay::AddStatus, assay::AddAdmit, assay::AddReport,
+        assay::AddPolicy, assay::AddRecipes, assay::AddVerify, assay::AddQuantize,
+        assay::AddTokenize, assay::AddUnload, assay::AddHealth, assay::AddVersion}) {
     add(app, line);
   }
   MoveExamplesToFooter(app);

@@ -33,7 +33,7 @@ class Schemes {
 
  private:
   Mutex mutex_;
-  std::map<std::string, std::unique_ptr<const QuantScheme>> schemes_ GUARDED_BY(mutex_);
+  std::map<std::string, std::unique_ptr<const QuantScheme>> schemes_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace

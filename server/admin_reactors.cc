@@ -63,6 +63,7 @@ AdmitReactor::AdmitReactor(Admin& admin, const assay::v1::AdmitRequest& request,
   admission.version = request.version();
   admission.path = request.path();
   admission.scheme = request.scheme();
+  admission.recipe = request.recipe();
   admission.dry_run = request.dry_run();
   const absl::StatusOr<int64_t> version =
       admin.Admit(admission, [link = link_](const AdmissionProgress& progress) {

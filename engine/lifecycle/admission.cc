@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "base/log.h"
 #include "engine/lifecycle/admission_stages.h"
+#include "quant/policy/recipe_list.h"
 
 namespace assay {
 namespace {
@@ -129,9 +130,15 @@ absl::Status CheckRequest(AdmissionRequest& request) {
     return absl::InvalidArgumentError(
         absl::StrCat("a version is a positive number: version=", request.version));
   }
-  if (request.scheme.empty()) return absl::OkStatus();
-  const absl::StatusOr<const QuantScheme*> scheme = FindScheme(request.scheme);
-  return scheme.ok() ? absl::OkStatus() : absl::InvalidArgumentError(scheme.status().message());
+  if (!request.scheme.empty() && !request.recipe.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("an admission takes a scheme or a recipe, not both: scheme=", request.scheme,
+                     " recipe=", request.recipe));
+  }
+  const absl::Status known = !request.scheme.empty()   ? FindScheme(request.scheme).status()
+                             : !request.recipe.empty() ? FindRecipe(request.recipe).status()
+                                                       : absl::OkStatus();
+  return known.ok() ? known : absl::InvalidArgumentError(known.message());
 }
 
 Pipeline::~Pipeline() {

@@ -12,6 +12,7 @@
 #include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/ops/ops.h"
+#include "quant/policy/recipe_list.h"
 
 namespace assay {
 namespace {
@@ -230,6 +231,10 @@ absl::Status ProfileStage(Admission& a) {
                    a.host.options.policy.Choose(a.report.hardware, a.report.bytes_f32, false));
   if (!a.request.scheme.empty()) {
     RETURN_IF_ERROR(Override(a.request.scheme, a.report.decision));
+  }
+  if (!a.request.recipe.empty()) {
+    ASSIGN_OR_RETURN(a.recipe(), FindRecipe(a.request.recipe));
+    a.report.decision.trace.push_back("the request asks for recipe " + a.request.recipe);
   }
   const DType kv = a.recipe().kv_dtype;
   if (kv != DType::kF16 && kv != DType::kF32) {

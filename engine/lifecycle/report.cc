@@ -155,6 +155,8 @@ void ReadRecipe(const json& object, const std::string& path, Recipe& recipe, abs
   f.Get("fallback_activation", recipe.fallback_activation_name);
   f.Get("max_fallback_fraction", recipe.max_fallback_fraction);
   f.Get("keep", recipe.keep);
+  f.Get("transforms", recipe.transforms);
+  f.Get("rounding", recipe.rounding);
   std::string kv;
   f.Get("kv_dtype", kv);
   const std::optional<DType> dtype = FindDType(kv);

@@ -48,6 +48,8 @@ struct Recipe {
   std::string fallback_activation_name = "a16";  // as activation_name
   double max_fallback_fraction = 0.2;            // of linear layers
   std::vector<std::string> keep;  // globs over slot names that stay in fallback_scheme
+  std::vector<std::string> transforms;  // in order, as spelled in quant/methods/
+  std::string rounding = "nearest";     // likewise
   DType kv_dtype = DType::kF16;
 };
 // What the verified model must keep to, per task (design.md section 5). Divergences in nats.

@@ -1,7 +1,5 @@
 #include "quant/policy/recipe_list.h"
 
-#include <yaml-cpp/yaml.h>
-
 #include <filesystem>
 
 #include "absl/strings/match.h"

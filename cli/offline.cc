@@ -1,0 +1,146 @@
+// Admission without a server: the same pipeline, in this process, that ends before serving.
+#include <unistd.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/log.h"
+#include "base/mapped_file.h"
+#include "base/mutex.h"
+#include "base/thread_pool.h"
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "engine/lifecycle/admission.h"
+#include "engine/lifecycle/progress_display.h"
+#include "engine/lifecycle/report.h"
+#include "engine/metrics.h"
+
+namespace assay {
+namespace {
+
+struct OfflineOptions {
+  std::string path, scheme, recipe, policy, evaluation, output;
+  int threads = 0;
+  bool json = false;
+};
+
+// The end of one admission, handed from its thread to ours.
+class Outcome {
+ public:
+  void Set(AdmissionProgress progress) {
+    const MutexLock lock(mutex_);
+    progress_ = std::move(progress);
+    done_ = true;
+    changed_.NotifyOne();
+  }
+  AdmissionProgress Wait() {
+    const MutexLock lock(mutex_);
+    while (!done_) changed_.Wait(mutex_);
+    return progress_;
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;
+  AdmissionProgress progress_ ABSL_GUARDED_BY(mutex_);
+};
+
+absl::StatusOr<AdmissionOptions> PipelineOptions(const OfflineOptions& options) {
+  AdmissionOptions pipeline;
+  if (!options.policy.empty()) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(options.policy));
+    ASSIGN_OR_RETURN(pipeline.policy, Policy::Parse(text, options.policy));
+  }
+  pipeline.evaluation_path = options.evaluation;
+  pipeline.cache_dir = options.output;
+  return pipeline;
+}
+
+absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
+  ASSIGN_OR_RETURN(AdmissionOptions pipeline_options, PipelineOptions(options));
+  ThreadPool pool({.num_threads = options.threads});
+  Metrics metrics(ASSAY_VERSION, "cpu");
+  ModelRegistry registry;
+  ProgressDisplay display(stderr);
+  Outcome outcome;
+  const std::unique_ptr<AdmissionPipeline> pipeline =
+      AdmissionPipeline::Start(registry, pool, metrics, RealClock(), std::move(pipeline_options));
+  const AdmissionRequest request = {
+      .path = options.path, .scheme = options.scheme, .recipe = options.recipe, .dry_run = true};
+  const auto sink = [&](const AdmissionProgress& progress) {
+    if (progress.done) {
+      outcome.Set(progress);
+    } else {
+      display.Show({absl::StrCat(progress.name, ":", progress.version), progress.stage,
+                    progress.fraction, progress.message},
+                   absl::Now());
+    }
+  };
+  RETURN_IF_ERROR(pipeline->Enqueue(request, sink).status());
+  AdmissionProgress end = outcome.Wait();
+  display.Clear();
+  return end;
+}
+
+int RunOffline(const OfflineOptions& options) {
+  ConfigureLog(LogLevel::kError, LogFormat::kText);
+  const absl::StatusOr<AdmissionProgress> end = Admit(options);
+  if (!end.ok()) return FailLocally(end.status());
+  if (end->report == nullptr) return FailLocally(end->status);
+  const std::string text = options.json ? ToJson(*end->report).dump(2) + "\n"
+                                        : ToTerminalText(*end->report, TerminalColumns());
+  std::fputs(text.c_str(), stdout);
+  if (end->status.ok()) return kExitOk;
+  FailLocally(end->status);
+  return end->report->verdict == "rejected" ? kExitRejected : kExitRefused;
+}
+
+void AddCommon(CLI::App* command, OfflineOptions& options) {
+  command->add_option("path", options.path, "GGUF file, safetensors file, or folder")->required();
+  command->add_option("--scheme", options.scheme, "One scheme for every layer");
+  command
+      ->add_option("--recipe", options.recipe,
+                   "Built-in recipe (assay recipes) or a YAML file [the policy decides]")
+      ->excludes("--scheme");
+  command->add_option("--policy", options.policy, "Policy file [the built-in one]")
+      ->type_name("FILE");
+  command->add_option("--evaluation", options.evaluation, "Held-out text [the bundled extract]")
+      ->type_name("FILE");
+  command->add_option("--threads", options.threads, "Compute threads [all cores]")
+      ->check(CLI::Range(0, 1024));
+  command->add_flag("--json", options.json, "The report as JSON");
+}
+
+}  // namespace
+
+void AddVerify(CLI::App& app, CommandLine& line) {
+  auto options = std::make_shared<OfflineOptions>();
+  CLI::App* command = app.add_subcommand(
+      "verify",
+      "Quantize and prove a checkpoint here, keep nothing (needs no server)\n\nExamples:\n"
+      "  assay verify model.gguf\n"
+      "  assay verify ./my-model --recipe w8a8_dynamic --json\n\n"
+      "Exit code 3: the accuracy gate would reject it; the report says which layer and why.");
+  AddCommon(command, *options);
+  command->callback([&line, options] { line.run = [options] { return RunOffline(*options); }; });
+}
+
+void AddQuantize(CLI::App& app, CommandLine& line) {
+  auto options = std::make_shared<OfflineOptions>();
+  CLI::App* command = app.add_subcommand(
+      "quantize",
+      "Quantize and prove a checkpoint into an artifact folder (needs no server)\n\nExamples:\n"
+      "  assay quantize model.gguf --output ~/artifacts\n\n"
+      "A server whose artifact_cache is that folder then loads the model instead of quantizing "
+      "it.");
+  AddCommon(command, *options);
+  command->add_option("--output", options->output, "Artifact folder, made when absent")
+      ->required()
+      ->type_name("DIR");
+  command->callback([&line, options] { line.run = [options] { return RunOffline(*options); }; });
+}
+
+}  // namespace assay
