@@ -237,9 +237,9 @@ absl::Status ProfileStage(Admission& a) {
     a.report.decision.trace.push_back("the request asks for recipe " + a.request.recipe);
   }
   const DType kv = a.recipe().kv_dtype;
-  if (kv != DType::kF16 && kv != DType::kF32) {
+  if (!IsKvDType(kv)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the KV cache on the CPU is f16 or f32: kv=", std::string(Name(kv)),
+        absl::StrCat("the KV cache on the CPU is f32, f16, i8 or u4: kv=", std::string(Name(kv)),
                      " recipe=", a.recipe().name));
   }
   a.plan = MakePlan(a.recipe(), a.slots);

@@ -10,13 +10,14 @@ absl::StatusOr<KvPool> KvPool::Create(Device& device, Layout layout, int num_blo
         "KV pool needs positive sizes: layers=", layout.layers, " kv_heads=", layout.kv_heads,
         " head_dim=", layout.head_dim, " blocks=", num_blocks));
   }
-  if (layout.dtype != DType::kF32 && layout.dtype != DType::kF16) {
+  if (!IsKvDType(layout.dtype)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("KV pool holds f32 or f16: dtype=", std::string(Name(layout.dtype))));
+        absl::StrCat("KV pool holds f32, f16, i8 or u4: dtype=", std::string(Name(layout.dtype))));
   }
-  const int64_t elements = static_cast<int64_t>(layout.block_bytes() / (Bits(layout.dtype) / 8));
-  ASSIGN_OR_RETURN(Tensor storage,
-                   Tensor::Create(device, Shape{num_blocks, elements}, layout.dtype));
+  ASSIGN_OR_RETURN(
+      Tensor storage,
+      Tensor::Create(device, Shape{num_blocks, static_cast<int64_t>(layout.block_bytes())},
+                     DType::kU8));
   return KvPool(std::move(storage), layout, num_blocks);
 }
 

@@ -3,6 +3,7 @@
 // numbers.
 #pragma once
 #include "base/tensor.h"
+#include "engine/ops/kv_row.h"
 
 namespace assay {
 
@@ -11,9 +12,10 @@ class KvPool {
   static constexpr int kBlockTokens = 16;
   struct Layout {
     int layers = 0, kv_heads = 0, head_dim = 0;
-    DType dtype = DType::kF16;    // kF32 (reference) or kF16
+    DType dtype = DType::kF16;  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h
+    int64_t row_bytes() const { return KvRowBytes(dtype, head_dim); }
     size_t block_bytes() const {  // K and V of all layers
-      return BytesOf(int64_t{2} * layers * kv_heads * kBlockTokens * head_dim, dtype);
+      return static_cast<size_t>(int64_t{2} * layers * kv_heads * kBlockTokens * row_bytes());
     }
   };
   // ResourceExhausted.
@@ -22,8 +24,7 @@ class KvPool {
   const Layout& layout() const { return layout_; }
   int num_blocks() const { return num_blocks_; }
   size_t bytes() const { return storage_.bytes(); }
-  // Keys of one layer and head in one block: [kBlockTokens, head_dim] in layout().dtype. Values
-  // likewise.
+  // Keys of one layer and head in one block: kBlockTokens rows of row_bytes(). Values likewise.
   std::byte* keys(int layer, int block, int head) { return At(layer, block, 0, head); }
   std::byte* values(int layer, int block, int head) { return At(layer, block, 1, head); }
   const std::byte* keys(int layer, int block, int head) const {
@@ -36,9 +37,9 @@ class KvPool {
  private:
   KvPool(Tensor storage, Layout layout, int num_blocks)
       : storage_(std::move(storage)), layout_(layout), num_blocks_(num_blocks) {}
-  // storage_: [num_blocks, layers, 2, kv_heads, kBlockTokens, head_dim]
+  // storage_: [num_blocks, layers, 2, kv_heads, kBlockTokens, row_bytes]
   std::byte* At(int layer, int block, int k_or_v, int head) {
-    const size_t tile = BytesOf(int64_t{kBlockTokens} * layout_.head_dim, layout_.dtype);
+    const auto tile = static_cast<size_t>(kBlockTokens * layout_.row_bytes());
     const size_t index =
         ((static_cast<size_t>(block) * layout_.layers + layer) * 2 + k_or_v) * layout_.kv_heads +
         head;

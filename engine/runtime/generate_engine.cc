@@ -37,8 +37,8 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   RETURN_IF_ERROR(CheckAtLeastOne("max_sequences", options.max_sequences));
   RETURN_IF_ERROR(CheckAtLeastOne("max_step_tokens", options.max_step_tokens));
   RETURN_IF_ERROR(CheckAtLeastOne("max_queue", options.max_queue));
-  if (options.kv_dtype != DType::kF16 && options.kv_dtype != DType::kF32)
-    return absl::InvalidArgumentError(absl::StrCat("kv_dtype must be f16 or f32: kv_dtype=",
+  if (!IsKvDType(options.kv_dtype))
+    return absl::InvalidArgumentError(absl::StrCat("kv_dtype must be f32, f16, i8 or u4: kv_dtype=",
                                                    std::string(Name(options.kv_dtype))));
   if (options.max_context < 0 || options.max_context > spec.max_context)
     return absl::InvalidArgumentError(absl::StrCat(

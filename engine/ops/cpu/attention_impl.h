@@ -35,7 +35,7 @@ class AttentionKernel {
   explicit AttentionKernel(const AttentionTile& tile)
       : t_(tile), vectors_(tile.rows * tile.heads), width_((tile.head_dim + 7) / 8 * 8) {}
 
-  // Rows of K or V of one chunk: f32 or f16, `stride` elements apart.
+  // Rows of K or V of one chunk as f32 or f16, `stride` elements apart.
   struct Chunk {
     const void* data;
     int64_t stride;
@@ -85,21 +85,32 @@ class AttentionKernel {
   // once is cheaper). Rows from `last` on are not touched.
   Chunk Locate(const std::byte* base, int64_t stride, int at, int last) {
     const KeySource& source = t_.source;
-    const int64_t element = source.half ? 2 : 4;
     const std::byte* data = source.blocks != nullptr
                                 ? base + source.blocks[at / kKeyChunk] * source.block_stride
-                                : base + at * stride * element;
+                                : base + at * stride;
     // A block of the pool always has memory for all its rows; a matrix ends with its last row.
     const bool whole = source.blocks != nullptr || last - at >= kKeyChunk;
-    const bool direct = !source.half || vectors_ <= kDirectVectors;
-    if (whole && direct && width_ == t_.head_dim) return {data, stride, source.half};
+    const bool half = source.dtype == DType::kF16;
+    const bool direct = source.dtype == DType::kF32 || (half && vectors_ <= kDirectVectors);
+    if (whole && direct && width_ == t_.head_dim) return {data, stride / (half ? 2 : 4), half};
     const int rows = last - at < kKeyChunk ? last - at : kKeyChunk;
-    for (int r = 0; r < rows; ++r) {
-      const std::byte* row = data + r * stride * element;
-      source.half ? Unpack(reinterpret_cast<const uint16_t*>(row), chunk_ + r * width_)
-                  : Unpack(reinterpret_cast<const float*>(row), chunk_ + r * width_);
-    }
+    for (int r = 0; r < rows; ++r) UnpackRow(data + r * stride, chunk_ + r * width_);
     return {chunk_, width_, false};
+  }
+  void UnpackRow(const std::byte* row, float* to) const {
+    switch (t_.source.dtype) {
+      case DType::kF16:
+        return Unpack(reinterpret_cast<const uint16_t*>(row), to);
+      case DType::kI8:
+        DecodeKvI8(row, t_.head_dim, to);
+        break;
+      case DType::kU4:
+        DecodeKvU4(row, t_.head_dim, to);
+        break;
+      default:
+        return Unpack(reinterpret_cast<const float*>(row), to);
+    }
+    for (int i = t_.head_dim; i < width_; ++i) to[i] = 0;
   }
   template <class T>
   void Unpack(const T* from, float* to) const {

@@ -1,7 +1,6 @@
 #include "engine/ops/cpu/cpu_ops.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/cpu_info.h"
 #include "base/thread_pool.h"
@@ -135,13 +134,8 @@ void CpuOps::StoreKv(StridedRows k, StridedRows v, const ForwardBatch& batch, in
                      ComputeContext& c) const {
   const KvPool::Layout& layout = kv.layout();
   const int64_t d = layout.head_dim;
-  const bool half = layout.dtype == DType::kF16;
   const auto store = [&](const float* from, std::byte* tile, int64_t slot) {
-    if (half) {
-      k_.to_half(from, d, reinterpret_cast<uint16_t*>(tile) + slot * d);
-    } else {
-      std::memcpy(reinterpret_cast<float*>(tile) + slot * d, from, d * sizeof(float));
-    }
+    k_.store_kv(layout.dtype, from, d, tile + slot * layout.row_bytes());
   };
   const auto rows = static_cast<int64_t>(batch.tokens.size());
   c.pool.ParallelFor(rows, RowGrain(2 * d * layout.kv_heads), [&](int64_t begin, int64_t end) {
@@ -171,9 +165,9 @@ void CpuOps::PagedAttention(const AttentionArgs& args, const ForwardBatch& batch
              tile.heads = heads;
              tile.source = {.keys = kv.keys(layer, 0, head),
                             .values = kv.values(layer, 0, head),
-                            .half = kv.layout().dtype == DType::kF16,
-                            .key_stride = args.head_dim,
-                            .value_stride = args.head_dim,
+                            .dtype = kv.layout().dtype,
+                            .key_stride = kv.layout().row_bytes(),
+                            .value_stride = kv.layout().row_bytes(),
                             .blocks = s.blocks.data(),
                             .block_stride = static_cast<int64_t>(kv.layout().block_bytes())};
              tile.first_position = s.start_position + row;
@@ -195,8 +189,8 @@ void CpuOps::SelfAttention(const AttentionArgs& args, StridedRows k, StridedRows
              const float* values = v.data + s.first_row * v.row_stride + column;
              tile.source = {.keys = reinterpret_cast<const std::byte*>(keys),
                             .values = reinterpret_cast<const std::byte*>(values),
-                            .key_stride = k.row_stride,
-                            .value_stride = v.row_stride};
+                            .key_stride = k.row_stride * int64_t{sizeof(float)},
+                            .value_stride = v.row_stride * int64_t{sizeof(float)}};
              tile.causal = false;
              tile.num_keys = s.num_rows;
              k_.attention(tile);

@@ -28,8 +28,8 @@ inline constexpr int kMaxTileFloats = 8192;  // tile vectors x head_dim rounded 
 struct KeySource {
   const std::byte* keys = nullptr;    // of block 0, or of row 0
   const std::byte* values = nullptr;  // likewise
-  bool half = false;                  // f16, else f32
-  int64_t key_stride = 0;             // elements from row to row
+  DType dtype = DType::kF32;          // rows as in engine/ops/kv_row.h
+  int64_t key_stride = 0;             // bytes from row to row
   int64_t value_stride = 0;
   const int32_t* blocks = nullptr;
   int64_t block_stride = 0;  // bytes
@@ -58,7 +58,7 @@ struct OpKernels {
                      float* y);
   // In place on one head: pairs (i, i + half).
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
-  void (*to_half)(const float* x, int64_t n, uint16_t* y);
+  void (*store_kv)(DType dtype, const float* x, int64_t n, std::byte* row);
   void (*attention)(const AttentionTile& tile);
   void (*gated_activation)(Activation act, const float* x, int64_t f, float* y);  // x [2 f]
   void (*activate)(Activation act, float* x, int64_t n);

@@ -161,6 +161,20 @@ struct ElementKernels {
     for (int64_t j = 0; i + j < n; ++j) y[i + j] = h[j];
   }
 
+  // engine/ops/kv_row.h
+  static void StoreKv(DType dtype, const float* x, int64_t n, std::byte* row) {
+    switch (dtype) {
+      case DType::kF16:
+        return ToHalf(x, n, reinterpret_cast<uint16_t*>(row));
+      case DType::kI8:
+        return EncodeKvI8(x, n, row);
+      case DType::kU4:
+        return EncodeKvU4(x, n, row);
+      default:
+        __builtin_memcpy(row, x, static_cast<size_t>(n) * sizeof(float));
+    }
+  }
+
   static void GatedActivation(Activation act, const float* x, int64_t f, float* y) {
     Dispatch(act, [=](auto constant) {
       int64_t i = 0;

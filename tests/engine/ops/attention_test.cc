@@ -35,6 +35,11 @@ const Problem kProblems[] = {
     {64, 1, 128, 0, DType::kF16},  // a group larger than a tile: split
     {1, 1, 256, 70},
     {3, 1, 512, 0, DType::kF16},
+    {9, 3, 64, 0, DType::kI8},
+    {5, 1, 100, 7, DType::kI8},
+    {64, 1, 128, 0, DType::kI8},
+    {9, 3, 64, 0, DType::kU4},
+    {3, 3, 27, 33, DType::kU4},  // an odd number of nibbles
 };
 
 // One sequence: q, k, v for all its positions; q rows hold q | k | v side by side, as a fused
@@ -53,17 +58,30 @@ std::vector<double> Exact(const Problem& p, const Sequence& s, int row, int head
   const int d = p.head_dim, group = p.heads / p.kv_heads;
   const int last = causal ? row : s.length - 1;
   const int first = causal && p.window > 0 ? std::max(0, row + 1 - p.window) : 0;
-  const auto cached = [&](int at, int column) -> double {
-    const float x = s.qkv[at * Stride(p) + column];
-    return causal && p.dtype == DType::kF16 ? F16ToF32(F32ToF16(x)) : x;
+  // A row of K or V as the cache gives it back. The integer rows' own rounding is tested in
+  // kv_pool_test.cc; here they are taken as the kernels' input.
+  const auto cached_row = [&](int at, int column) {
+    const float* x = s.qkv.data() + at * Stride(p) + column;
+    std::vector<float> row(x, x + d);
+    std::vector<std::byte> stored(static_cast<size_t>(KvRowBytes(p.dtype, d)));
+    if (!causal) return row;
+    if (p.dtype == DType::kF16) {
+      for (float& v : row) v = F16ToF32(F32ToF16(v));
+    } else if (p.dtype == DType::kI8) {
+      EncodeKvI8(x, d, stored.data());
+      DecodeKvI8(stored.data(), d, row.data());
+    } else if (p.dtype == DType::kU4) {
+      EncodeKvU4(x, d, stored.data());
+      DecodeKvU4(stored.data(), d, row.data());
+    }
+    return row;
   };
   const int k = (p.heads + head / group) * d, v = k + p.kv_heads * d;
   std::vector<double> scores;
   for (int j = first; j <= last; ++j) {
     double dot = 0;
-    for (int i = 0; i < d; ++i) {
-      dot += double{s.qkv[row * Stride(p) + head * d + i]} * cached(j, k + i);
-    }
+    const std::vector<float> key = cached_row(j, k);
+    for (int i = 0; i < d; ++i) dot += double{s.qkv[row * Stride(p) + head * d + i]} * key[i];
     scores.push_back(dot / std::sqrt(d));
   }
   const double top = *std::max_element(scores.begin(), scores.end());
@@ -72,7 +90,8 @@ std::vector<double> Exact(const Problem& p, const Sequence& s, int row, int head
   for (int j = first; j <= last; ++j) {
     const double weight = std::exp(scores[j - first] - top);
     sum += weight;
-    for (int i = 0; i < d; ++i) out[i] += weight * cached(j, v + i);
+    const std::vector<float> value = cached_row(j, v);
+    for (int i = 0; i < d; ++i) out[i] += weight * value[i];
   }
   for (double& o : out) o /= sum;
   return out;

@@ -1,5 +1,8 @@
 #include "engine/ops/kv_pool.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "base/float16.h"
 #include "tests/engine/ops/variants.h"
 #include "tests/support/random_tensor.h"
@@ -16,8 +19,8 @@ TEST(KvPoolTest, RefusesLayoutsItCannotHold) {
   EXPECT_THAT(KvPool::Create(CpuDevice(), {.layers = 1, .kv_heads = 1, .head_dim = 8}, 0),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("blocks=0")));
   EXPECT_THAT(KvPool::Create(CpuDevice(),
-                             {.layers = 1, .kv_heads = 1, .head_dim = 8, .dtype = DType::kI8}, 4),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("dtype=i8")));
+                             {.layers = 1, .kv_heads = 1, .head_dim = 8, .dtype = DType::kBf16}, 4),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("dtype=bf16")));
 }
 
 TEST(KvPoolTest, RefusesMoreThanTheHostHas) {
@@ -32,6 +35,69 @@ TEST(KvPoolTest, BlocksAreAsLargeAsTheLayoutSays) {
   EXPECT_EQ(layout.block_bytes(), 2u * 3 * 2 * 16 * 10 * 2);
   EXPECT_EQ(kv.bytes(), 5 * layout.block_bytes());
   EXPECT_EQ(kv.values(2, 4, 1) + 16 * 10 * 2, kv.keys(0, 0, 0) + kv.bytes());
+}
+
+TEST(KvPoolTest, IntegersHalveAndQuarterTheCache) {
+  const KvPool::Layout f16{.layers = 3, .kv_heads = 2, .head_dim = 128};
+  KvPool::Layout i8 = f16, u4 = f16;
+  i8.dtype = DType::kI8;
+  u4.dtype = DType::kU4;
+  EXPECT_EQ(f16.row_bytes(), 256);
+  EXPECT_EQ(i8.row_bytes(), 132);  // and a scale
+  EXPECT_EQ(u4.row_bytes(), 72);   // and a scale and a minimum
+}
+
+TEST(KvRowTest, I8RoundsToHalfAStep) {
+  for (const int64_t n : {1, 7, 64, 129}) {
+    const std::vector<float> x = RandomNormal(n, 3);
+    std::vector<std::byte> row(static_cast<size_t>(KvRowBytes(DType::kI8, n)));
+    std::vector<float> decoded(x.size());
+    EncodeKvI8(x.data(), n, row.data());
+    DecodeKvI8(row.data(), n, decoded.data());
+    float absmax = 0;
+    for (const float v : x) absmax = std::max(absmax, std::fabs(v));
+    // Half a step and the roundings of scale, quotient and product.
+    for (int64_t i = 0; i < n; ++i)
+      EXPECT_LE(std::fabs(x[i] - decoded[i]), absmax / 127 * 0.50001f) << i;
+  }
+}
+
+TEST(KvRowTest, U4RoundsToHalfAStepAndReachesBothEnds) {
+  for (const int64_t n : {1, 2, 7, 64, 129}) {
+    std::vector<float> x = RandomNormal(n, 3);
+    for (float& v : x) v += 10;  // far from zero: the minimum is stored
+    std::vector<std::byte> row(static_cast<size_t>(KvRowBytes(DType::kU4, n)));
+    std::vector<float> decoded(x.size());
+    EncodeKvU4(x.data(), n, row.data());
+    DecodeKvU4(row.data(), n, decoded.data());
+    const auto [low, high] = std::minmax_element(x.begin(), x.end());
+    for (int64_t i = 0; i < n; ++i)
+      EXPECT_LE(std::fabs(x[i] - decoded[i]), (*high - *low) / 15 * 0.5001f + 1e-5f) << i;
+    EXPECT_NEAR(*std::max_element(decoded.begin(), decoded.end()), *high, 1e-5f);
+    EXPECT_EQ(*std::min_element(decoded.begin(), decoded.end()), *low);
+  }
+}
+
+TEST(KvRowTest, ZerosStayAndNotANumberStaysVisible) {
+  std::vector<std::byte> row(static_cast<size_t>(KvRowBytes(DType::kF32, 8)));
+  std::vector<float> decoded(8);
+  const std::vector<float> zeros(8, 0.0f);
+  EncodeKvI8(zeros.data(), 8, row.data());
+  DecodeKvI8(row.data(), 8, decoded.data());
+  EXPECT_EQ(decoded, zeros);
+  EncodeKvU4(zeros.data(), 8, row.data());
+  DecodeKvU4(row.data(), 8, decoded.data());
+  EXPECT_EQ(decoded, zeros);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    std::vector<float> x = RandomNormal(8, 3);
+    x[5] = bad;
+    EncodeKvI8(x.data(), 8, row.data());
+    DecodeKvI8(row.data(), 8, decoded.data());
+    for (const float v : decoded) EXPECT_TRUE(std::isnan(v));
+    EncodeKvU4(x.data(), 8, row.data());
+    DecodeKvU4(row.data(), 8, decoded.data());
+    for (const float v : decoded) EXPECT_TRUE(std::isnan(v));
+  }
 }
 
 class StoreKvTest : public OpsVariant {};
