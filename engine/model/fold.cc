@@ -54,6 +54,23 @@ absl::Status FoldedCheckpoint::Add(const Fold& fold) {
     return absl::InvalidArgumentError(absl::StrCat(
         "fold of ", group.slot, " needs positive scales: channel=", i, " scale=", fold.scales[i]));
   }
+  const int64_t half = group.head_dim / 2;
+  for (int64_t i = 0; group.rotary_pairs && i < group.channels; ++i) {
+    if (i % group.head_dim >= half || fold.scales[i] == fold.scales[i + half]) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "fold of ", group.slot, " needs equal scales within a rotary pair: channel=", i,
+        " scale=", fold.scales[i], " partner=", fold.scales[i + half]));
+  }
+  for (const std::string& name : group.partners) {
+    ASSIGN_OR_RETURN(const CheckpointTensor* tensor, base_.Find(name));
+    if (tensor->shape.rank == 0 || tensor->shape[0] != group.columns()) {
+      return absl::InvalidArgumentError(absl::StrCat("fold of ", group.slot, ": ", name, " is ",
+                                                     ToString(tensor->shape), ", expected ",
+                                                     group.columns(), " rows"));
+    }
+    Multiply(factors_[name].row, static_cast<size_t>(group.columns()),
+             [&](int64_t j) { return fold.scales[group.ChannelOf(j)]; });
+  }
   for (const std::string& name : group.producers) {
     ASSIGN_OR_RETURN(const CheckpointTensor* tensor, base_.Find(name));
     if (tensor->shape.rank == 0 || tensor->shape[0] != group.channels) {
@@ -122,6 +139,8 @@ std::string_view Name(FoldGroup::Kind kind) {
       return "value_output";
     case FoldGroup::Kind::kUpDown:
       return "up_down";
+    case FoldGroup::Kind::kKeyQuery:
+      return "key_query";
   }
   return "unknown";
 }

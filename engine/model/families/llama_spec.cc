@@ -226,6 +226,20 @@ std::vector<FoldGroup> LlamaFolds(const ModelSpec& spec) {
                      .consumers = {attention + "q_proj.weight", attention + "k_proj.weight",
                                    attention + "v_proj.weight"},
                      .channels = hidden});
+    if (!spec.qk_norm) {  // else a norm, shared by the heads, stands between
+      folds.push_back({.kind = FoldGroup::Kind::kKeyQuery,
+                       .slot = attention + "qkv_proj",
+                       .producers = {attention + "k_proj.weight"},
+                       .partners = {attention + "q_proj.weight"},
+                       .channels = spec.kv_heads * head_dim,
+                       .head_dim = head_dim,
+                       .heads_per_channel = spec.heads / spec.kv_heads,
+                       .rotary_pairs = true});
+      if (spec.qkv_bias) {
+        folds.back().producers.push_back(attention + "k_proj.bias");
+        folds.back().partners.push_back(attention + "q_proj.bias");
+      }
+    }
     folds.push_back({.kind = FoldGroup::Kind::kValueOutput,
                      .slot = attention + "o_proj",
                      .producers = {attention + "v_proj.weight"},

@@ -22,6 +22,8 @@ std::vector<Fold> RandomFolds(const ModelSpec& spec, const ModelFamily& family, 
   for (FoldGroup& group : family.folds(spec)) {
     std::vector<float> scales(static_cast<size_t>(group.channels));
     for (float& s : scales) s = std::exp(normal(random));
+    for (int64_t i = 0; group.rotary_pairs && i < group.channels; ++i)
+      if (i % group.head_dim >= group.head_dim / 2) scales[i] = scales[i - group.head_dim / 2];
     folds.push_back({std::move(group), std::move(scales)});
   }
   return folds;
@@ -88,7 +90,9 @@ TEST_P(FoldTest, LeavesTheFunctionUnchanged) {
 TEST_P(FoldTest, SeesAConsumerThatIsLeftOut) {
   for (size_t g = 0; g < std::min<size_t>(4, family_->folds(spec_).size()); ++g) {
     std::vector<Fold> folds = RandomFolds(spec_, *family_, 0.3f);
-    folds[g].group.consumers.pop_back();
+    std::vector<std::string>& readers =
+        folds[g].group.consumers.empty() ? folds[g].group.partners : folds[g].group.consumers;
+    readers.pop_back();
     EXPECT_GT(Difference(folds), 10 * bound_) << folds[g].group.slot;
   }
 }
@@ -105,12 +109,24 @@ TEST_P(FoldTest, SeesHeadsThatAreMixedUp) {
   std::vector<Fold> folds = RandomFolds(spec_, *family_, 0.3f);
   bool grouped = false;
   for (Fold& fold : folds) {
-    if (fold.group.heads_per_channel <= 1) continue;
+    if (fold.group.heads_per_channel <= 1 || fold.group.rotary_pairs) continue;
     grouped = true;
     fold.group.head_dim /= 2;  // the wrong query heads read each value channel
   }
   if (!grouped) return;  // nothing to mix up
   EXPECT_GT(Difference(folds), 10 * bound_);
+}
+
+TEST_P(FoldTest, RefusesARotaryPairWithTwoScales) {
+  for (Fold& fold : RandomFolds(spec_, *family_, 0.3f)) {
+    if (!fold.group.rotary_pairs) continue;
+    fold.scales[1] *= 1.5f;
+    EXPECT_THAT(ApplyFolds(*checkpoint_, {fold}),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rotary pair: channel=1")));
+    fold.group.rotary_pairs = false;  // and rightly so
+    EXPECT_GT(Difference({fold}), 10 * bound_);
+    return;
+  }
 }
 
 TEST_P(FoldTest, HashNamesTheFolds) {
