@@ -104,7 +104,7 @@ MutableView Scratch::Matrix(int64_t rows, int64_t columns) {
 }
 
 uint8_t* Scratch::DecodeRows(const ForwardBatch& batch) {
-  auto* rows = arena_.Allocate<uint8_t>(batch.tokens.size());
+  auto* rows = arena_.TryAllocate<uint8_t>(batch.tokens.size());
   ok_ = ok_ && rows != nullptr;
   if (rows == nullptr) return nullptr;
   for (const SequenceSpan& s : batch.sequences) {

@@ -215,7 +215,7 @@ absl::Status LlamaModel::Head(const Pass& pass, TensorView x) const {
   const Arena::Scope scope(pass.context.scratch);
   Scratch scratch(pass.context.scratch);
   const MutableView last = scratch.Matrix(static_cast<int64_t>(wanted.size()), spec_.hidden);
-  auto* phases = pass.context.scratch.Allocate<uint8_t>(wanted.size());
+  auto* phases = pass.context.scratch.TryAllocate<uint8_t>(wanted.size());
   if (!scratch.ok() || phases == nullptr) return scratch.Exhausted();
   for (size_t i = 0; i < wanted.size(); ++i) {
     std::copy_n(x.as<float>() + int64_t{wanted[i]} * spec_.hidden, spec_.hidden,
