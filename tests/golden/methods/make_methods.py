@@ -279,7 +279,7 @@ def main():
     out["mse"] = {"int8_channel": mse_shrink(w, Int8Channel(), 2.4, ones), "int4_group:g32": mse_shrink(w, Int4Group(), 2.4, ones)}
     out["imatrix"] = {"int8_channel": mse_shrink(w, Int8Channel(), 2, squares),
                       "int4_group:g32": mse_shrink(w, Int4Group(), 2, squares)}
-    out["hqq"] = hqq_zeros(w)
+    out["hqq"], out["hqq_large"] = hqq_zeros(w), hqq_zeros(w * 32)  # beta is an absolute size: the norm matters to the second
     out["ranges"] = activation_ranges()
     out["sensitivity"] = sensitivity(values)
     json.dump(out, sys.stdout)
