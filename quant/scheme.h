@@ -76,7 +76,7 @@ class QuantScheme {
   // The spelling, options in canonical order, defaults left out. On disk, in recipes and in
   // metrics: never renamed.
   virtual std::string_view name() const = 0;
-  virtual double bits_per_weight(const Shape& w) const = 0;  // including scales
+  virtual double bits_per_weight(const Shape& w) const = 0;  // with scales; int8_sparse: typical
   virtual bool is_floating() const = 0;                      // f32, bf16: nothing is quantized
   // FailedPrecondition says why W of this shape cannot be stored so.
   virtual absl::Status Accepts(const Shape& w) const = 0;

@@ -75,7 +75,7 @@ absl::Status CheckDecodable(const QuantizedTensor& q, const StoredLayout& layout
                             size_t out_size) {
   const std::string scheme(q.scheme->name());
   RETURN_IF_ERROR(CheckMatrixShape(scheme, q.shape));
-  const int64_t n = q.shape[0], k = q.shape[1];
+  const int64_t n = q.shape[0];
   if (q.codes.dtype() != layout.codes_type || q.codes.shape() != q.shape || q.codes.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(std::string(scheme), " needs codes ", std::string(Name(layout.codes_type)),
@@ -88,6 +88,11 @@ absl::Status CheckDecodable(const QuantizedTensor& q, const StoredLayout& layout
         absl::StrCat(std::string(scheme), " needs scales f32", ToString(Shape{n}),
                      ": scales=", std::string(Name(q.scales.dtype())), ToString(q.scales.shape())));
   }
+  return CheckRowRange(q.shape, range, out_size);
+}
+
+absl::Status CheckRowRange(const Shape& w, RowRange range, size_t out_size) {
+  const int64_t n = w[0], k = w[1];
   if (range.row < 0 || range.rows < 0 || range.row > n - range.rows ||
       out_size != static_cast<size_t>(range.rows * k)) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -30,6 +30,8 @@ struct StoredLayout {
 struct RowRange {
   int64_t row, rows;
 };
+// 0 <= row, row + rows <= n, out of rows * k elements. InvalidArgument.
+absl::Status CheckRowRange(const Shape& w, RowRange range, size_t out_size);
 absl::Status CheckDecodable(const QuantizedTensor& q, const StoredLayout& layout, RowRange range,
                             size_t out_size);
 

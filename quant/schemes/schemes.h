@@ -20,6 +20,17 @@ struct SchemeFamily {
 MakeScheme MakeF32;          // f32.cc
 MakeScheme MakeBf16;         // bf16.cc
 MakeScheme MakeInt8Channel;  // int8_channel.cc
+MakeScheme MakeInt8Group;    // int8_group.cc
+MakeScheme MakeInt8Sparse;   // int8_sparse.cc
+MakeScheme MakeInt4Group;    // int4_group.cc
+MakeScheme MakeInt3Group;    // int3_group.cc
+MakeScheme MakeFp8E4M3;      // fp8.cc
+MakeScheme MakeFp8E5M2;      // fp8.cc
+MakeScheme MakeNf4;          // nf4.cc
+MakeScheme MakeFp4;          // fp4.cc
+MakeScheme MakeMxfp4;        // mxfp4.cc
+MakeScheme MakeNvfp4;        // nvfp4.cc
+MakeScheme MakeW4A8;         // w4a8.cc
 
 // For families without options: InvalidArgument when there are any.
 absl::Status CheckNoOptions(std::span<const std::string> options);

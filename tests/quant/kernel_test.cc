@@ -11,6 +11,7 @@
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
 #include "tests/support/random_tensor.h"
+#include "tests/support/scheme_testing.h"
 #include "tests/support/status_matchers.h"
 
 namespace assay {
@@ -26,7 +27,7 @@ struct Variant {
 };
 
 std::string ToName(const Variant& v) {
-  return absl::StrCat(std::string(v.kernel->name()), "_", std::string(v.scheme->name()), "_",
+  return absl::StrCat(std::string(v.kernel->name()), "_", TestName(v.scheme->name()), "_",
                       std::string(Name(v.activation)));
 }
 
