@@ -5,19 +5,20 @@
 namespace assay {
 namespace {
 
-// torch.linspace(0.1, 1, steps) in f32, its halves counted from either end.
+// torch.linspace(0.1, 1, parts + 1) in f32: each edge is rounded once and counted from the nearer
+// end.
+float Edge(int j, int parts) {
+  const double step = (1.0f - 0.1f) / static_cast<float>(parts);
+  return static_cast<float>(j < (parts + 1) / 2 ? 0.1f + step * j : 1.0 - step * (parts - j));
+}
+
 std::array<float, 256> MakeDynamicMap() {
   std::array<float, 256> map{};
   size_t filled = 0;
   for (int i = 0; i < 7; ++i) {
     const int parts = 1 << i;
-    const float step = 0.9f / static_cast<float>(parts);
-    const auto edge = [&](int j) {
-      return 2 * j < parts + 1 ? 0.1f + step * static_cast<float>(j)
-                               : 1.0f - step * static_cast<float>(parts - j);
-    };
     for (int j = 0; j < parts; ++j) {
-      const float middle = (edge(j) + edge(j + 1)) / 2;
+      const float middle = (Edge(j, parts) + Edge(j + 1, parts)) / 2;
       const auto value = static_cast<float>(std::pow(10.0, i - 6)) * middle;
       map[filled++] = value;
       map[filled++] = -value;
