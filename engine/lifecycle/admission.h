@@ -10,9 +10,9 @@
 namespace assay {
 
 struct AdmissionRequest {
-  std::string name;      // empty: from the path's last component
-  int64_t version = 0;   // 0: one more than the newest known
-  std::string path;      // checkpoint file or directory
+  std::string name;     // empty: from the path's last component
+  int64_t version = 0;  // 0: one more than the newest known
+  std::string path;     // checkpoint file or directory
   // Instead of the policy's recipe, one of: a scheme for every layer ("f32", "int4_group:g32"); a
   // recipe, built-in or from a file (quant/policy/recipe_list.h). Both empty: the policy decides.
   std::string scheme, recipe;

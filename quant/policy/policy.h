@@ -47,7 +47,7 @@ struct Recipe {
   ActivationMode fallback_activation = ActivationMode::kA16;
   std::string fallback_activation_name = "a16";  // as activation_name
   double max_fallback_fraction = 0.2;            // of linear layers
-  std::vector<std::string> keep;  // globs over slot names that stay in fallback_scheme
+  std::vector<std::string> keep;        // globs over slot names that stay in fallback_scheme
   std::vector<std::string> transforms;  // in order, as spelled in quant/methods/
   std::string rounding = "nearest";     // likewise
   DType kv_dtype = DType::kF16;
