@@ -108,6 +108,7 @@ absl::StatusOr<const QuantScheme*> FindScheme(std::string_view spelling) {
 std::span<const QuantScheme* const> AllSchemes() {
   static const auto& schemes = *new std::vector<const QuantScheme*>([] {
     std::vector<const QuantScheme*> found;
+    found.reserve(kSpellings.size());
     for (const std::string_view spelling : kSpellings)
       found.push_back(FindScheme(spelling).value());
     return found;

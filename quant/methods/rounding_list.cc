@@ -63,6 +63,7 @@ absl::StatusOr<const Rounding*> FindRounding(std::string_view spelling) {
 std::span<const Rounding* const> AllRoundings() {
   static const auto& roundings = *new std::vector<const Rounding*>([] {
     std::vector<const Rounding*> found;
+    found.reserve(std::size(kSpellings));
     for (const std::string_view spelling : kSpellings)
       found.push_back(FindRounding(spelling).value());
     return found;

@@ -67,8 +67,6 @@ absl::StatusOr<RawRecipe> RecipeFromYaml(YamlSection section, std::string name) 
   raw.bits_given = section.Child("bits_per_weight").IsDefined();
   RETURN_IF_ERROR(section.Number("bits_per_weight", 0.5, 64, recipe.bits_per_weight));
   ASSIGN_OR_RETURN(recipe.keep, section.TextList("keep"));
-  ASSIGN_OR_RETURN(recipe.transforms, section.TextList("transforms"));
-  RETURN_IF_ERROR(section.Text("rounding", recipe.rounding));
   RETURN_IF_ERROR(ReadKv(section, recipe));
   RETURN_IF_ERROR(ReadFallback(section, recipe));
   RETURN_IF_ERROR(section.Finish());

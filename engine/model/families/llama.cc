@@ -109,8 +109,8 @@ void LlamaModel::FillRotations(const Pass& pass, const Work& work) const {
     pass.context.pool.ParallelFor(s.num_rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin * half; i < end * half; ++i) {
         // The angle in f32, as the models were trained with; its functions as exactly as f32 holds.
-        const auto position = static_cast<float>(s.start_position + i / half);
-        const double angle = position * spec_.rope_inv_freq[i % half];
+        const int64_t position = s.start_position + i / half;
+        const double angle = static_cast<float>(position) * spec_.rope_inv_freq[i % half];
         const int64_t at = s.first_row * half + i;
         work.cos.as<float>()[at] = static_cast<float>(std::cos(angle)) * spec_.rope_attention_scale;
         work.sin.as<float>()[at] = static_cast<float>(std::sin(angle)) * spec_.rope_attention_scale;
