@@ -49,6 +49,13 @@ std::string UnknownCommand(const CLI::App& app) {
   return "";
 }
 
+// An answer that could not be written (a full disk) is a failure, whatever the command says.
+int CloseOutput(int exit_code) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return exit_code;
+  std::fprintf(stderr, "assay: cannot write the output: is the disk full?\n");
+  return exit_code == assay::kExitOk ? assay::kExitRefused : exit_code;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -80,11 +87,11 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    if (e.get_exit_code() == 0) return CloseOutput(app.exit(e));  // --help, --version
     const std::string unknown = UnknownCommand(app);
     std::fprintf(stderr, "assay: %s (see assay --help)\n",
                  unknown.empty() ? e.what() : unknown.c_str());
     return assay::kExitRefused;
   }
-  return line.run();
+  return CloseOutput(line.run());
 }

@@ -14,7 +14,7 @@ namespace assay {
 enum class Outcome { kSuccess, kError, kRejected, kTimeout, kCancelled };
 enum class RejectReason { kQueueFull, kTooLarge, kInvalid, kDraining, kNotReady };
 enum class WorkStage { kQueue, kCompute, kSend };
-enum class FinishReason { kStop, kLength, kCancelled, kError };
+enum class FinishReason { kStop, kLength, kCancelled, kError, kDeadline };
 enum class MemoryKind { kWeights, kKv, kWorkspace, kReference };
 
 // One model version. Series of an unloaded version are dropped when the object dies.

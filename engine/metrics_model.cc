@@ -50,7 +50,7 @@ constexpr const char* kOutcomes[] = {"success", "error", "rejected", "timeout", 
 constexpr const char* kRejectReasons[] = {"queue_full", "too_large", "invalid", "draining",
                                           "not_ready"};
 constexpr const char* kWorkStages[] = {"queue", "compute", "send"};
-constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled", "error"};
+constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled", "error", "deadline"};
 constexpr const char* kMemoryKinds[] = {"weights", "kv", "workspace", "reference"};
 constexpr const char* kStates[] = {"queued",   "admitting", "warming",  "serving",
                                    "draining", "retired",   "rejected", "failed"};
@@ -97,7 +97,7 @@ struct GenerationSeries {
   SeriesGroup group;
   Histogram *first_token, *inter_token, *duration, *prompt_length, *generated_length;
   Counter *prompt_tokens, *generated_tokens, *cache_hits, *preemptions;
-  Counter* finished[4];
+  Counter* finished[5];
   Gauge *running, *waiting, *kv_used, *kv_cached, *kv_free, *kv_usage, *kv_block_tokens;
 };
 

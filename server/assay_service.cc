@@ -110,6 +110,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
   const auto tokenize = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const auto servable,
                      AcquireWithTokenizer(context_, request->model(), request->version()));
+    RETURN_IF_ERROR(CheckTotalBytes(request->text().size()));
     ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                      servable->tokenizer->Encode(request->text(), !request->no_special(),
                                                  request->parse_special()));

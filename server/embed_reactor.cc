@@ -15,9 +15,16 @@ constexpr int kMaxInputs = 1024;  // of one request
 
 EmbedReactor::EmbedReactor(ServiceContext& context, const assay::v1::EmbedRequest& request,
                            assay::v1::EmbedResponse* response, grpc::CallbackServerContext* rpc)
-    : rpc_(rpc), response_(response) {
+    : clock_(context.clock),
+      rpc_(rpc),
+      response_(response),
+      window_(RowsInEngine(context.config.engine)) {
   const absl::Status prepared = Prepare(context, request);
   prepared.ok() ? Submit() : AllEnded(prepared);
+}
+
+void EmbedReactor::OnCancel() {
+  if (!IsExpiry(arrival_, DeadlineOf(*rpc_), clock_.Now())) group_.Cancel();
 }
 
 absl::Status EmbedReactor::Prepare(ServiceContext& context,
@@ -39,6 +46,9 @@ absl::Status EmbedReactor::Prepare(ServiceContext& context,
         "expected 1 to ", kMaxInputs, " texts or token sequences (not both), got ",
         request.texts_size(), " texts and ", request.tokens_size(), " token sequences"));
   }
+  size_t bytes = 0;
+  for (const std::string& text : request.texts()) bytes += text.size();
+  if (request.texts_size() > 1) RETURN_IF_ERROR(CheckTotalBytes(bytes));
   for (const std::string& text : request.texts()) {
     ASSIGN_OR_RETURN(std::vector<int32_t> ids,
                      EncodeForEncoder(servable, text, request.truncate()));
@@ -57,14 +67,14 @@ absl::Status EmbedReactor::Prepare(ServiceContext& context,
 void EmbedReactor::Submit() {
   EncodeEngine* engine = record_->servable()->encode.get();
   group_.SubmitAll(
-      tokens_.size(),
+      {tokens_.size(), window_},
       [this, engine](size_t row) {
-        absl::StatusOr<SequenceId> id = engine->Submit(
-            {std::move(tokens_[row]), {}, DeadlineOf(*rpc_)}, [this, row](EncodeResult&& result) {
-              const absl::Status status = result.status;
-              results_[row] = std::move(result);
-              group_.Ended(status);
-            });
+        absl::StatusOr<SequenceId> id = engine->Submit({tokens_[row], {}, DeadlineOf(*rpc_)},
+                                                       [this, row](EncodeResult&& result) {
+                                                         const absl::Status status = result.status;
+                                                         results_[row] = std::move(result);
+                                                         group_.Ended(status);
+                                                       });
         // No sink reads this before SubmitAll lets go of the group.
         progress_ = id.ok() ? Progress::kAccepted : std::max(progress_, Progress::kSubmitted);
         return id;
@@ -75,7 +85,6 @@ void EmbedReactor::Submit() {
 
 void EmbedReactor::AllEnded(const absl::Status& status) {
   RequestTimes times;
-  times.deadline = DeadlineOf(*rpc_);
   for (const EncodeResult& result : results_) {
     times.queued = std::max(times.queued, result.queued);
     times.compute = std::max(times.compute, result.compute);

@@ -14,16 +14,19 @@ class EmbedReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
  public:
   EmbedReactor(ServiceContext& context, const assay::v1::EmbedRequest& request,
                assay::v1::EmbedResponse* response, grpc::CallbackServerContext* rpc);
-  void OnCancel() override { group_.Cancel(); }
+  void OnCancel() override;
 
  private:
   absl::Status Prepare(ServiceContext& context, const assay::v1::EmbedRequest& request);
   void Submit();
   void AllEnded(const absl::Status& status);
 
+  const Clock& clock_;
+  const absl::Time arrival_ = clock_.Now();
   grpc::CallbackServerContext* const rpc_;
   assay::v1::EmbedResponse* const response_;
   std::unique_ptr<RequestRecord> record_;
+  const size_t window_;
   Progress progress_ = Progress::kChecked;
   std::vector<std::vector<int32_t>> tokens_;
   std::vector<EncodeResult> results_;  // each written by the engine's loop thread, once

@@ -55,7 +55,7 @@ absl::StatusOr<SamplingParams> ToSampling(const assay::v1::SamplingParams& proto
 
 GenerateReactor::GenerateReactor(ServiceContext& context, const assay::v1::GenerateRequest& request,
                                  grpc::CallbackServerContext* rpc)
-    : rpc_(rpc) {
+    : clock_(context.clock), rpc_(rpc) {
   const absl::Status started = Start(context, request);
   if (started.ok()) return;
   {
@@ -152,7 +152,6 @@ void GenerateReactor::Record(const TokenEvent& end) {
   times.compute = end.usage.total - end.usage.queued;
   times.decoupled = true;
   times.responses = end.usage.generated_tokens;
-  times.deadline = DeadlineOf(*rpc_);
   record_->Done(end.status, Progress::kAccepted, times);
 }
 
@@ -200,7 +199,8 @@ void GenerateReactor::OnCancel() {
     cancelled_ = true;
   }
   // The engine still ends the sequence with an event, which finishes the RPC.
-  if (id) record_->servable()->generate->Cancel(*id);
+  const bool expired = IsExpiry(arrival_, DeadlineOf(*rpc_), clock_.Now());
+  if (id && !expired) record_->servable()->generate->Cancel(*id);
 }
 
 }  // namespace assay

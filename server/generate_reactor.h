@@ -34,6 +34,8 @@ class GenerateReactor final
   Next DecideLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Act(const Next& next);
 
+  const Clock& clock_;
+  const absl::Time arrival_ = clock_.Now();
   grpc::CallbackServerContext* const rpc_;
   std::unique_ptr<RequestRecord> record_;  // set by Start
   bool wants_logprobs_ = false;            // set by Start

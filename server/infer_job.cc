@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/model_description.h"
 #include "server/prompts.h"
+#include "server/status_convert.h"
 
 namespace assay {
 namespace {
@@ -30,6 +31,8 @@ std::string_view Name(FinishReason reason) {
       return "cancelled";
     case FinishReason::kError:
       return "error";
+    case FinishReason::kDeadline:
+      return "deadline";
   }
   return "error";
 }
@@ -40,7 +43,7 @@ void InferJob::Start(const inference::ModelInferRequest& request) {
   const bool generates = record_->servable()->spec.task == ModelTask::kGenerate;
   Servable* servable = record_->servable().get();
   group_.SubmitAll(
-      rows_.size(),
+      {rows_.size(), RowsInEngine(context_.config.engine)},
       [this, generates](size_t row) {
         absl::StatusOr<SequenceId> id = generates ? SubmitGenerate(row) : SubmitEncode(row);
         // No sink reads this before SubmitAll lets go of the group.
@@ -51,6 +54,10 @@ void InferJob::Start(const inference::ModelInferRequest& request) {
         generates ? servable->generate->Cancel(id) : servable->encode->Cancel(id);
       },
       [this](const absl::Status& status) { AllEnded(status); });
+}
+
+void InferJob::Cancel() {
+  if (!IsExpiry(arrival_, options_.deadline, context_.clock.Now())) group_.Cancel();
 }
 
 absl::Status InferJob::Prepare(const inference::ModelInferRequest& request) {
@@ -102,6 +109,9 @@ absl::Status InferJob::ReadTexts(const InputView& input) {
   ASSIGN_OR_RETURN(const std::vector<std::string> texts, ReadBytes(input));
   shape_.assign(shape.begin(), shape.end());
   const Servable& servable = *record_->servable();
+  size_t bytes = 0;
+  for (const std::string& text : texts) bytes += text.size();
+  if (texts.size() > 1) RETURN_IF_ERROR(CheckTotalBytes(bytes));
   rows_.resize(texts.size());
   for (size_t row = 0; row < texts.size(); ++row) {
     ASSIGN_OR_RETURN(rows_[row].tokens,
@@ -172,16 +182,15 @@ absl::Status InferJob::CheckRequestedOutputs(const inference::ModelInferRequest&
 }
 
 absl::StatusOr<SequenceId> InferJob::SubmitGenerate(size_t row) {
-  GenerateRequest request{std::move(rows_[row].tokens), parameters_.sampling,
+  GenerateRequest request{rows_[row].tokens, parameters_.sampling,
                           std::min(options_.deadline, record_->arrival() + parameters_.timeout)};
   return record_->servable()->generate->Submit(
       std::move(request), [this, row](TokenEvent&& event) { OnToken(row, std::move(event)); });
 }
 
 absl::StatusOr<SequenceId> InferJob::SubmitEncode(size_t row) {
-  EncodeRequest request{std::move(rows_[row].tokens),
-                        {},
-                        std::min(options_.deadline, record_->arrival() + parameters_.timeout)};
+  EncodeRequest request{
+      rows_[row].tokens, {}, std::min(options_.deadline, record_->arrival() + parameters_.timeout)};
   return record_->servable()->encode->Submit(std::move(request),
                                              [this, row](EncodeResult&& result) {
                                                const absl::Status status = result.status;
@@ -280,7 +289,6 @@ RequestTimes InferJob::Times() const {
     times.batch_requests = std::max(times.batch_requests, row.encoded.batch_requests);
   }
   times.decoupled = streams_;
-  times.deadline = options_.deadline;
   return times;
 }
 

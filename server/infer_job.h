@@ -38,7 +38,7 @@ class InferJob {
 
   // `request` dies with the call. The job may be over when this returns.
   void Start(const inference::ModelInferRequest& request);
-  void Cancel() { group_.Cancel(); }
+  void Cancel();
 
  private:
   struct Row {
@@ -68,6 +68,7 @@ class InferJob {
   bool Wants(std::string_view output) const;
 
   ServiceContext& context_;
+  const absl::Time arrival_ = context_.clock.Now();
   const InferOptions options_;
   InferSink sink_;
   std::string id_;
@@ -82,6 +83,6 @@ class InferJob {
   std::unique_ptr<RequestRecord> record_;
 };
 
-std::string_view Name(FinishReason reason);  // "stop", "length", "cancelled", "error"
+std::string_view Name(FinishReason reason);  // "stop", "length", ...
 
 }  // namespace assay

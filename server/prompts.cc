@@ -8,8 +8,11 @@ namespace assay {
 namespace {
 
 // Normalizers drop blanks and control characters, so a text of more bytes than the context could
-// hold may still fit: this much is always tokenized.
+// hold may still fit: this much is always tokenized (about a millisecond).
 constexpr size_t kAlwaysTokenized = size_t{64} << 10;
+
+// Of all texts in one request: a second of tokenizing.
+constexpr size_t kMostBytesOfRequest = size_t{4} << 20;
 
 // The first `bytes` of a text, without the beginning of a character that does not fit.
 std::string_view Head(std::string_view text, size_t bytes) {
@@ -42,6 +45,13 @@ absl::Status CheckBytes(const Servable& servable, size_t text_bytes) {
   return absl::InvalidArgumentError(absl::StrCat("a text of ", text_bytes,
                                                  " bytes cannot fit the context of ",
                                                  servable.spec.max_context, " tokens"));
+}
+
+absl::Status CheckTotalBytes(size_t bytes) {
+  if (bytes <= kMostBytesOfRequest) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("the texts of the request have ", bytes,
+                                                 " bytes, at most ", kMostBytesOfRequest,
+                                                 " go into one request"));
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Servable& servable, std::string_view text) {

@@ -19,6 +19,9 @@ size_t MostBytes(const Servable& servable, size_t text_bytes);
 // InvalidArgument: a text that is longer than that, with both numbers.
 absl::Status CheckBytes(const Servable& servable, size_t text_bytes);
 
+// Texts of one request that belong together. InvalidArgument: more than 4 MiB of them in all.
+absl::Status CheckTotalBytes(size_t bytes);
+
 // A prompt as the client wrote it; special tokens in the text count. InvalidArgument: not UTF-8, or
 // no tokens.
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Servable& servable, std::string_view text);

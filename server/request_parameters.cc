@@ -80,6 +80,14 @@ absl::Status ReadList(const std::string& name, const Parameter& p, std::vector<T
   if (!fits)
     return Wrong(name, "a string that holds a JSON array of " +
                            std::string(std::is_same_v<T, std::string> ? "strings" : "token ids"));
+  if constexpr (std::is_same_v<T, int32_t>) {
+    for (const nlohmann::json& value : json) {
+      const bool negative = value.is_number_integer() && !value.is_number_unsigned();
+      if (negative || value.get<uint64_t>() > std::numeric_limits<int32_t>::max()) {
+        return Wrong(name, "token ids from 0 to 2147483647, found " + value.dump());
+      }
+    }
+  }
   out = json.get<std::vector<T>>();
   return absl::OkStatus();
 }
@@ -88,7 +96,8 @@ absl::Status ReadStop(const std::string& name, const Parameter& p, std::vector<s
   if (p.parameter_choice_case() != Parameter::kStringParam) {
     return Wrong(name, "a string, or a string that holds a JSON array of strings");
   }
-  if (absl::StartsWith(p.string_param(), "[")) return ReadList(name, p, out);
+  const bool is_json = nlohmann::json::accept(p.string_param());
+  if (is_json && absl::StartsWith(p.string_param(), "[")) return ReadList(name, p, out);
   out = {p.string_param()};
   return absl::OkStatus();
 }

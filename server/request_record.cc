@@ -61,10 +61,7 @@ void RequestRecord::Done(const absl::Status& status, Progress progress, RequestT
   const absl::Time now = context_.clock.Now();
   times.total = now - arrival_;
   if (progress == Progress::kChecked) servable_->metrics->Rejected(RejectReason::kInvalid);
-  // An expired deadline reaches the engine as gRPC's cancellation, if that is faster.
-  const bool expired = absl::IsCancelled(status) && now >= times.deadline;
-  servable_->metrics->RequestDone(expired ? Outcome::kTimeout : OutcomeOf(status, progress),
-                                  times.total);
+  servable_->metrics->RequestDone(OutcomeOf(status, progress), times.total);
   if (status.ok()) {
     context_.statistics.Succeeded(servable_->name, servable_->version, times, now);
   } else {

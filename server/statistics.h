@@ -17,7 +17,6 @@ struct RequestTimes {
   int batch_requests = 1;  // encoders: how many requests shared the executed batch
   bool decoupled = false;  // several responses: counted in response_stats, too
   int responses = 1;
-  absl::Time deadline = absl::InfiniteFuture();  // of the request
 };
 
 class Statistics {

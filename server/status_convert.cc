@@ -8,6 +8,7 @@ namespace {
 // A step of a loaded decoder takes tens of milliseconds, a draining server is replaced in seconds.
 constexpr const char* kQueueFullPushbackMs = "100";
 constexpr const char* kUnavailablePushbackMs = "1000";
+constexpr absl::Duration kDeadlineTravel = absl::Milliseconds(20);
 constexpr size_t kMaxMessageBytes = 4096;  // trailers are headers: 8 KiB for all of them
 
 }  // namespace
@@ -35,6 +36,11 @@ absl::Time DeadlineOf(const grpc::ServerContextBase& context) {
     return absl::InfiniteFuture();
   }
   return absl::FromChrono(deadline);
+}
+
+bool IsExpiry(absl::Time arrival, absl::Time deadline, absl::Time now) {
+  if (deadline == absl::InfiniteFuture()) return false;
+  return now + kDeadlineTravel + (deadline - arrival) / 100 >= deadline;
 }
 
 }  // namespace assay

@@ -15,4 +15,9 @@ absl::Status FromGrpc(const grpc::Status& status);
 // The client's deadline; InfiniteFuture when it set none.
 absl::Time DeadlineOf(const grpc::ServerContextBase& context);
 
+// gRPC cancels an RPC whose deadline passes, and so does the client, somewhat earlier: the timeout
+// that it sends is rounded up (by at most 1%) and travels. True when a cancellation at `now` is
+// that: it is left to the engine, which ends the request as expired at the deadline.
+bool IsExpiry(absl::Time arrival, absl::Time deadline, absl::Time now);
+
 }  // namespace assay

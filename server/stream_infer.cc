@@ -121,6 +121,10 @@ void StreamInferReactor::OnCancel() {
   {
     MutexLock lock(mu_);
     broken_ = no_more_reads_ = true;
+    const bool expired = IsExpiry(arrival_, deadline_, context_.clock.Now());
+    if (end_.ok())
+      end_ = expired ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the deadline passed")
+                     : grpc::Status(grpc::StatusCode::CANCELLED, "cancelled");
   }
   CancelJobs();
   Next next;

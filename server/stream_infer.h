@@ -54,6 +54,7 @@ class StreamInferReactor final
   ServiceContext& context_;
   OpenInferenceService& service_;
   grpc::CallbackServerContext* const rpc_;
+  const absl::Time arrival_ = context_.clock.Now();
   const absl::Time deadline_;
   const bool errors_end_the_stream_;
   inference::ModelInferRequest request_;  // of the read under way

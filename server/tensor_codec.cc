@@ -179,6 +179,10 @@ absl::StatusOr<std::vector<std::string>> ReadBytes(const InputView& input) {
   const std::string& raw = *input.raw;
   size_t at = 0;
   while (at < raw.size()) {
+    if (static_cast<int64_t>(out.size()) == input.elements) {
+      return Bad(tensor, "raw BYTES have more elements than shape ", ShapeText(tensor.shape()),
+                 " needs, ", input.elements);
+    }
     uint32_t length = 0;
     if (raw.size() - at < sizeof(length)) {
       return Bad(tensor, "raw BYTES end inside a length, at byte ", at, " of ", raw.size());

@@ -240,7 +240,7 @@ void GenerateLoop::Step() {
   const absl::Time begin = host_.clock.Now();
   StepPlan& plan = scheduler_.Next(begin);
   for (std::unique_ptr<Sequence>& s : plan.expired)
-    End(std::move(s), FinishReason::kError, absl::DeadlineExceededError("the deadline passed"));
+    End(std::move(s), FinishReason::kDeadline, absl::DeadlineExceededError("the deadline passed"));
   for (int i = 0; i < plan.num_preempted; ++i) host_.metrics->Preempted();
   step_prompt_tokens_ = 0;
   int hits = 0;

@@ -48,11 +48,12 @@ struct TokenEvent {
   std::vector<std::pair<int32_t, float>> top;  // alternatives, most likely first
   // kEnd: exactly one, always last
   FinishReason reason = FinishReason::kStop;
-  absl::Status status;  // OK for kStop and kLength; Cancelled for kCancelled; with kError
-                        // DeadlineExceeded, Unavailable (shut down) or Internal
+  absl::Status status;  // OK for kStop and kLength; Cancelled for kCancelled; DeadlineExceeded for
+                        // kDeadline; with kError Unavailable (shut down) or Internal
   Usage usage;
 };
-// Called on the engine's loop thread: never blocks, never calls back into the engine.
+// Called on the engine's loop thread: never blocks; of the engine it may call Submit and
+// Cancel, which only queue.
 using TokenSink = std::function<void(TokenEvent&&)>;
 
 struct GenerateRequest {

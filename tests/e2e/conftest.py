@@ -72,6 +72,13 @@ class Server:
         body = self.get("/metrics")[1]
         return sum(float(line.rsplit(" ", 1)[1]) for line in body.splitlines() if re.search(pattern, line))
 
+    def requests(self, outcome, model="stories260k"):
+        return self.metric(rf'^assay_inference_requests_total{{model="{model}",outcome="{outcome}"')
+
+    def load(self, model="stories260k"):
+        """Sequences in the engine, waiting or running."""
+        return self.metric(rf'^assay_inference_(pending|running)_requests{{model="{model}"')
+
     def resident_bytes(self):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) * 1024
@@ -187,8 +194,9 @@ def cli(server):
 
     def run(*arguments, address=None, **options):
         done = subprocess.run([BUILD / "cli" / "assay", "--server", address or server.address, *map(str, arguments)],
-                              capture_output=True, timeout=120, env=clean_environment(),
-                              **{"text": True, **({} if "input" in options else {"stdin": subprocess.DEVNULL}), **options})
+                              timeout=120, env=clean_environment(),
+                              **{"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+                                 **({} if "input" in options else {"stdin": subprocess.DEVNULL}), **options})
         return done.returncode, done.stdout, done.stderr
 
     return run

@@ -10,6 +10,7 @@
 namespace assay {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -102,6 +103,14 @@ TEST_F(AssayServiceTest, AnExpiredGenerationFreesItsSlot) {
   const auto stream = stub_->Generate(&context, Prompt("text", 5));
   EXPECT_THAT(FromGrpc(stream->Finish()), StatusIs(absl::StatusCode::kDeadlineExceeded));
   serving_.engine().WaitForRunning(0);
+  // gRPC tells the server of a passed deadline as of a cancellation; the books know better.
+  ASSERT_TRUE(serving_.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
+  EXPECT_EQ(serving_.engine().cancellations(), 0);
+  EXPECT_THAT(
+      serving_.metrics().Scrape(),
+      AllOf(HasSubstr(
+                R"(assay_inference_requests_total{model="text",outcome="timeout",version="1"} 1)"),
+            testing::ContainsRegex(R"(handled_total.*DeadlineExceeded.*"Generate".* 1)")));
 }
 
 TEST_F(AssayServiceTest, SixtyFourStreamsAtOnceAreWhole) {

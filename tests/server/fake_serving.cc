@@ -100,6 +100,7 @@ void FakeGenerateEngine::Loop() {
           if (s.cancelled) {
             event.status = absl::CancelledError("cancelled");
           } else if (expired) {
+            event.reason = FinishReason::kDeadline;
             event.status = absl::DeadlineExceededError("the deadline passed");
           } else if (stop_) {
             event.status = absl::UnavailableError("the engine stops");

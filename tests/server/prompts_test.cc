@@ -42,6 +42,12 @@ TEST_F(PromptsTest, ATextThatMayFitIsTokenized) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no token for A")));
 }
 
+TEST_F(PromptsTest, TheTextsOfARequestAreBoundedTogether) {
+  EXPECT_OK(CheckTotalBytes(size_t{4} << 20));
+  EXPECT_THAT(CheckTotalBytes((size_t{4} << 20) + 1),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("4194305 bytes, at most")));
+}
+
 TEST_F(PromptsTest, TruncationCutsTheTextFirst) {
   EXPECT_THAT(EncodeForEncoder(servable_, std::string(kTooLong - 1, 'a') + "A", /*truncate=*/true),
               IsOkAndHolds(SizeIs(64)));

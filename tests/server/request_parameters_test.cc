@@ -42,6 +42,13 @@ TEST(RequestParametersTest, SeveralStopStringsAreAJsonArray) {
   EXPECT_THAT(parsed.sampling.stop, ElementsAre("\n\n", "User:"));
 }
 
+TEST(RequestParametersTest, AStopStringMayBeginWithABracket) {
+  Parameters p;
+  p["stop"].set_string_param("[INST]");
+  ASSERT_OK_AND_ASSIGN(const RequestParameters parsed, ParseParameters(p, ModelTask::kGenerate));
+  EXPECT_THAT(parsed.sampling.stop, ElementsAre("[INST]"));
+}
+
 TEST(RequestParametersTest, AnUnknownParameterIsAnErrorThatListsTheKnown) {
   Parameters p;
   p["temprature"].set_double_param(1);
@@ -75,9 +82,12 @@ TEST(RequestParametersTest, WrongTypesNameTheParameter) {
   expect(
       "stop", [](auto& v) { v.set_string_param("[1, 2]"); }, "a JSON array of strings");
   expect(
-      "stop", [](auto& v) { v.set_string_param("[\"unclosed"); }, "a JSON array of strings");
-  expect(
       "stop_token_ids", [](auto& v) { v.set_string_param("[\"a\"]"); }, "array of token ids");
+  expect(
+      "stop_token_ids", [](auto& v) { v.set_string_param("[1, 4294967298]"); },
+      "token ids from 0 to 2147483647, found 4294967298");
+  expect(
+      "stop_token_ids", [](auto& v) { v.set_string_param("[-1]"); }, "found -1");
   expect(
       "timeout", [](auto& v) { v.set_int64_param(-1); }, "'timeout': expected microseconds");
 }

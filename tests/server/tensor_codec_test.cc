@@ -120,8 +120,11 @@ TEST(TensorCodecTest, HostileBytesAreRefused) {
   expect(Raw<uint32_t>({0xffffffffu}) + "abc", 1, "has length 4294967295, 3 bytes are left");
   expect("abc", 1, "end inside a length, at byte 0 of 3");
   expect(Raw<uint32_t>({1}) + "a", 2, "have 1 elements, shape [2] needs 2");
-  expect(Raw<uint32_t>({0, 0, 0}), 1, "have 3 elements, shape [1] needs 1");
+  expect(Raw<uint32_t>({0, 0, 0}), 1, "have more elements than shape [1] needs, 1");
   expect("", 1, "have 0 elements");
+  // Millions of empty elements are not read to their broken end.
+  expect(std::string(size_t{4} << 20, '\0') + "abc", 1,
+         "have more elements than shape [1] needs, 1");
 }
 
 TEST(TensorCodecTest, MissingAndDoubledDataAreRefusedInTritonsWords) {

@@ -13,7 +13,7 @@ class FakeModelMetrics final : public ModelMetrics {
   std::atomic<int> cancelled_in_queue{0}, cancelled_in_compute{0};
   std::atomic<int> queued{0}, steps{0}, step_requests{0}, max_step_requests{0};
   std::atomic<int> first_tokens{0}, inter_tokens{0}, requests_done{0};
-  std::atomic<int> finished[4] = {};  // by FinishReason
+  std::atomic<int> finished[5] = {};  // by FinishReason
   std::atomic<int> prompt_tokens{0}, generated_tokens{0}, prefix_hits{0}, preempted{0};
   std::atomic<int> kv_used{0}, kv_cached{0}, kv_total{0}, max_kv_used{0};
   std::atomic<int> waiting{0}, running{0};

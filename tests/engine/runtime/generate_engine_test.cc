@@ -203,6 +203,7 @@ TEST_F(GenerateEngineTest, DeadlinesEndRunningAndWaitingRequests) {
   ASSERT_OK(engine->Submit(waiting, recorder.NewSink()));
   const auto streams = recorder.WaitForAll();
   EXPECT_THAT(streams[0].end.status, StatusIs(Code::kDeadlineExceeded));
+  EXPECT_EQ(streams[0].end.reason, FinishReason::kDeadline);
   EXPECT_EQ(streams[0].tokens.size(), 10u);
   engine->Drain();
   EXPECT_EQ(metrics_->deadline_in_compute, 1);
