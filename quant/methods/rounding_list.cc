@@ -14,8 +14,8 @@ namespace {
 
 constexpr std::array kFamilies = {&kNearestRounding, &kMseRounding,        &kImatrixRounding,
                                   &kAwqClipRounding, &kPercentileRounding, &kKlRounding,
-                                  &kGptqRounding,    &kLearnedRounding};
-constexpr std::array<std::string_view, 11> kSpellings = {"nearest",
+                                  &kGptqRounding,    &kLearnedRounding,    &kHqqRounding};
+constexpr std::array<std::string_view, 12> kSpellings = {"nearest",
                                                          "mse",
                                                          "imatrix",
                                                          "awq_clip",
@@ -25,7 +25,8 @@ constexpr std::array<std::string_view, 11> kSpellings = {"nearest",
                                                          "gptq:act_order",
                                                          "gptq:act_order,asym",
                                                          "gptq:act_order,clip=imatrix",
-                                                         "learned"};
+                                                         "learned",
+                                                         "hqq"};
 
 // Objects by canonical spelling, never freed.
 class Roundings {

@@ -21,5 +21,6 @@ extern const RoundingFamily kPercentileRounding;  // clipping.cc
 extern const RoundingFamily kKlRounding;          // clipping.cc
 extern const RoundingFamily kGptqRounding;        // gptq.cc
 extern const RoundingFamily kLearnedRounding;     // learned.cc
+extern const RoundingFamily kHqqRounding;         // hqq.cc
 
 }  // namespace assay

@@ -21,7 +21,15 @@ using testing::HasSubstr;
 const QuantScheme& SchemeOf(std::string_view spelling) { return *FindScheme(spelling).value(); }
 const Rounding& RoundingOf(std::string_view spelling) { return *FindRounding(spelling).value(); }
 
-class EveryRoundingTest : public testing::TestWithParam<const Rounding*> {};
+// A grid with scales and zero points of its own per group: every method can steer it.
+constexpr const char* kSteerable = "int4_group:g32,asym";
+
+class EveryRoundingTest : public testing::TestWithParam<const Rounding*> {
+ protected:
+  void SetUp() override {
+    if (!FindScheme(kSteerable).ok()) GTEST_SKIP() << kSteerable << " is not built";
+  }
+};
 INSTANTIATE_TEST_SUITE_P(All, EveryRoundingTest,
                          testing::ValuesIn(AllRoundings().begin(), AllRoundings().end()),
                          [](const auto& info) {
@@ -40,10 +48,10 @@ TEST_P(EveryRoundingTest, GivesSoundCodesThatDoNotDependOnThreads) {
   const InputStatistics input = golden.Statistics({.cross = true});
   ThreadPool pool({.num_threads = 3});
   ASSERT_OK_AND_ASSIGN(const QuantizedTensor alone,
-                       GetParam()->Quantize(golden.w.view(), SchemeOf("int8_channel"), &input, {}));
+                       GetParam()->Quantize(golden.w.view(), SchemeOf(kSteerable), &input, {}));
   ASSERT_OK_AND_ASSIGN(
       const QuantizedTensor together,
-      GetParam()->Quantize(golden.w.view(), SchemeOf("int8_channel"), &input, {.pool = &pool}));
+      GetParam()->Quantize(golden.w.view(), SchemeOf(kSteerable), &input, {.pool = &pool}));
   EXPECT_EQ(alone.shape, golden.w.shape());
   EXPECT_EQ(alone.scheme->Inspect(alone).defect, "");
   EXPECT_EQ(Decoded(alone), Decoded(together));
@@ -52,18 +60,18 @@ TEST_P(EveryRoundingTest, GivesSoundCodesThatDoNotDependOnThreads) {
 TEST_P(EveryRoundingTest, SaysWhatStatisticsItMisses) {
   const GoldenLayer& golden = Golden();
   if (GetParam()->needs() == StatisticsNeed::kNothing) {
-    EXPECT_OK(GetParam()->Quantize(golden.w.view(), SchemeOf("int8_channel"), nullptr, {}));
+    EXPECT_OK(GetParam()->Quantize(golden.w.view(), SchemeOf(kSteerable), nullptr, {}));
     return;
   }
-  EXPECT_THAT(GetParam()->Quantize(golden.w.view(), SchemeOf("int8_channel"), nullptr, {}),
+  EXPECT_THAT(GetParam()->Quantize(golden.w.view(), SchemeOf(kSteerable), nullptr, {}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("tokens=0")));
   const InputStatistics input = golden.Statistics({.cross = true});
   const Tensor other = RandomTensor({4, 64}, 1);
-  EXPECT_THAT(GetParam()->Quantize(other.view(), SchemeOf("int8_channel"), &input, {}),
+  EXPECT_THAT(GetParam()->Quantize(other.view(), SchemeOf(kSteerable), &input, {}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("w=[4,64] input=128")));
   if (GetParam()->needs() == StatisticsNeed::kSquares) return;
   const InputStatistics plain = golden.Statistics({});
-  EXPECT_THAT(GetParam()->Quantize(golden.w.view(), SchemeOf("int8_channel"), &plain, {}),
+  EXPECT_THAT(GetParam()->Quantize(golden.w.view(), SchemeOf(kSteerable), &plain, {}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not collected")));
 }
 
@@ -72,7 +80,7 @@ TEST_P(EveryRoundingTest, RefusesNaN) {
   const InputStatistics input = golden.Statistics({.cross = true});
   Tensor w = RandomTensor(golden.w.shape(), 1);
   w.data<float>()[3 * golden.k + 5] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_THAT(GetParam()->Quantize(w.view(), SchemeOf("int8_channel"), &input, {}),
+  EXPECT_THAT(GetParam()->Quantize(w.view(), SchemeOf(kSteerable), &input, {}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row=3 column=5")));
 }
 
@@ -193,7 +201,6 @@ TEST(ClipSearchTest, EqualsTheReferenceGrid) {
   const InputStatistics input = golden.Statistics({});
   for (const auto& [kind, norm] : {std::pair{"mse", 2.4}, std::pair{"imatrix", 2.0}}) {
     for (const auto& [scheme, expected] : golden.json[kind].items()) {
-      if (!FindScheme(scheme).ok()) continue;
       const ClipSearch search{
           .error = norm == 2 ? ClipSearch::Error::kSquares : ClipSearch::Error::kWeight,
           .norm = norm};
@@ -205,6 +212,52 @@ TEST(ClipSearchTest, EqualsTheReferenceGrid) {
         different += std::fabs(shrink[i] - expected[i].get<double>()) > 1e-6;
       EXPECT_EQ(different, 0) << kind << " " << scheme;
     }
+  }
+}
+
+TEST(HqqRoundingTest, LowersTheNormThatItMinimises) {
+  const Tensor w = RandomTensor({16, 128}, 5);  // of a size at which the norm matters
+  for (const char* scheme :
+       {"int4_group:g64,asym", "int4_group:g64,float", "int8_group:g64,asym"}) {
+    if (!FindScheme(scheme).ok()) continue;
+    const auto error = [&](std::string_view rounding) {
+      const QuantizedTensor q =
+          RoundingOf(rounding).Quantize(w.view(), SchemeOf(scheme), nullptr, {}).value();
+      EXPECT_EQ(q.scheme->Inspect(q).defect, "");
+      const std::vector<float> decoded = Decoded(q);
+      double sum = 0;
+      for (size_t i = 0; i < decoded.size(); ++i)
+        sum += std::pow(std::fabs(decoded[i] - w.data<float>()[i]), 0.7);
+      return sum;
+    };
+    EXPECT_LE(error("hqq"), error("nearest")) << scheme;
+  }
+}
+
+TEST(HqqRoundingTest, RefusesGridsWithoutZeroPoints) {
+  const GoldenLayer& golden = Golden();
+  for (const char* scheme : {"int8_channel", "int4_group", "nf4"}) {
+    if (!FindScheme(scheme).ok()) continue;
+    EXPECT_THAT(RoundingOf("hqq").Quantize(golden.w.view(), SchemeOf(scheme), nullptr, {}),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         HasSubstr(absl::StrCat("scheme=", std::string(SchemeOf(scheme).name())))));
+  }
+}
+
+TEST(GptqTest, SchemesWithSharedSecondScalesFallBackToStaticGroups) {
+  const GoldenLayer& golden = Golden();
+  const InputStatistics input = golden.Statistics();
+  ASSERT_OK_AND_ASSIGN(const OutputError error, OutputError::Create(input));
+  for (const char* scheme : {"w4a8:g32", "nf4", "nf4:double", "nvfp4", "mxfp4", "fp8_e4m3"}) {
+    if (!FindScheme(scheme).ok()) continue;
+    const auto output_error = [&](std::string_view rounding) {
+      const QuantizedTensor q =
+          RoundingOf(rounding).Quantize(golden.w.view(), SchemeOf(scheme), &input, {}).value();
+      std::vector<float> difference = Decoded(q);
+      for (size_t i = 0; i < difference.size(); ++i) difference[i] -= golden.w.data<float>()[i];
+      return error.Sum(difference, nullptr);
+    };
+    EXPECT_LT(output_error("gptq"), output_error("nearest")) << scheme;
   }
 }
 
