@@ -107,7 +107,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::Embed(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
                                                     const assay::v1::TokenizeRequest* request,
                                                     assay::v1::TokenizeResponse* response) {
-  const auto tokenize = [&]() -> absl::Status {
+  const auto tokenize = [this, request, response]() -> absl::Status {
     ASSIGN_OR_RETURN(const auto servable,
                      AcquireWithTokenizer(context_, request->model(), request->version()));
     RETURN_IF_ERROR(CheckTotalBytes(request->text().size()));
@@ -120,7 +120,11 @@ AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
     }
     return absl::OkStatus();
   };
-  return Reply(context, tokenize());
+  Unary* reactor = context->DefaultReactor();
+  context_.texts.Run(request->text().size(), [context, reactor, tokenize] {
+    reactor->Finish(ToGrpc(tokenize(), context));
+  });
+  return reactor;
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::Detokenize(Context* context,

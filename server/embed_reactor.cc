@@ -19,21 +19,32 @@ EmbedReactor::EmbedReactor(ServiceContext& context, const assay::v1::EmbedReques
       rpc_(rpc),
       response_(response),
       window_(RowsInEngine(context.config.engine)) {
-  const absl::Status prepared = Prepare(context, request);
-  prepared.ok() ? Submit() : AllEnded(prepared);
+  const absl::Status opened = Open(context, request);
+  if (!opened.ok()) {
+    AllEnded(opened);
+    return;
+  }
+  context.texts.Run(request.ByteSizeLong(), [this, &request] {  // it lives as long as the RPC
+    const absl::Status prepared = Prepare(request);
+    prepared.ok() ? Submit() : AllEnded(prepared);
+  });
 }
 
 void EmbedReactor::OnCancel() {
   if (!IsExpiry(arrival_, DeadlineOf(*rpc_), clock_.Now())) group_.Cancel();
 }
 
-absl::Status EmbedReactor::Prepare(ServiceContext& context,
-                                   const assay::v1::EmbedRequest& request) {
+absl::Status EmbedReactor::Open(ServiceContext& context, const assay::v1::EmbedRequest& request) {
   if (request.version() < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("version must not be negative: ", request.version()));
   }
   ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), request.version()));
+  return absl::OkStatus();
+}
+
+absl::Status EmbedReactor::Prepare(const assay::v1::EmbedRequest& request) {
+  RETURN_IF_ERROR(CheckWanted(group_.cancelled(), DeadlineOf(*rpc_), clock_.Now()));
   const Servable& servable = *record_->servable();
   if (servable.encode == nullptr) {
     return absl::FailedPreconditionError(

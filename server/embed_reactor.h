@@ -17,7 +17,8 @@ class EmbedReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
   void OnCancel() override;
 
  private:
-  absl::Status Prepare(ServiceContext& context, const assay::v1::EmbedRequest& request);
+  absl::Status Open(ServiceContext& context, const assay::v1::EmbedRequest& request);
+  absl::Status Prepare(const assay::v1::EmbedRequest& request);
   void Submit();
   void AllEnded(const absl::Status& status);
 

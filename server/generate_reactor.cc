@@ -56,44 +56,75 @@ absl::StatusOr<SamplingParams> ToSampling(const assay::v1::SamplingParams& proto
 GenerateReactor::GenerateReactor(ServiceContext& context, const assay::v1::GenerateRequest& request,
                                  grpc::CallbackServerContext* rpc)
     : clock_(context.clock), rpc_(rpc) {
-  const absl::Status started = Start(context, request);
-  if (started.ok()) return;
+  const absl::Status opened = Open(context, request);
+  if (!opened.ok()) {
+    Refuse(opened);
+    return;
+  }
+  context.texts.Run(request.ByteSizeLong(), [this, &request] {  // it lives as long as the RPC
+    Progress progress = Progress::kChecked;
+    const absl::Status status = Submit(request, progress);
+    if (status.ok()) return;  // the reactor may be gone
+    record_->Done(status, progress, {});
+    Refuse(status);
+  });
+}
+
+void GenerateReactor::Refuse(const absl::Status& status) {
   {
     MutexLock lock(mu_);
     finished_ = true;
   }
-  Finish(ToGrpc(started, rpc_));
+  Finish(ToGrpc(status, rpc_));
 }
 
-absl::Status GenerateReactor::Start(ServiceContext& context,
-                                    const assay::v1::GenerateRequest& request) {
+absl::Status GenerateReactor::Open(ServiceContext& context,
+                                   const assay::v1::GenerateRequest& request) {
   if (request.version() < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("version must not be negative: ", request.version()));
   }
   ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), request.version()));
-  const Servable& servable = *record_->servable();
-  Progress progress = Progress::kChecked;
-  const auto submit = [&]() -> absl::Status {
-    if (servable.generate == nullptr) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("model '", servable.name, "' does not generate text; use Embed"));
-    }
-    ASSIGN_OR_RETURN(SamplingParams sampling, ToSampling(request.sampling()));
-    wants_logprobs_ = sampling.logprobs >= 0;
-    ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptOf(servable, request));
-    progress = Progress::kSubmitted;
-    ASSIGN_OR_RETURN(
-        const SequenceId id,
-        servable.generate->Submit({std::move(prompt), std::move(sampling), DeadlineOf(*rpc_)},
-                                  [this](TokenEvent&& event) { OnToken(std::move(event)); }));
+  return absl::OkStatus();
+}
+
+absl::Status GenerateReactor::Submit(const assay::v1::GenerateRequest& request,
+                                     Progress& progress) {
+  const absl::Time deadline = DeadlineOf(*rpc_);
+  {
     MutexLock lock(mu_);
-    id_ = id;
-    return absl::OkStatus();
-  };
-  const absl::Status status = submit();
-  if (!status.ok()) record_->Done(status, progress, {});
-  return status;
+    RETURN_IF_ERROR(CheckWanted(cancelled_, deadline, clock_.Now()));
+  }
+  // The engine's end may destroy the reactor, and its record, before this returns.
+  const std::shared_ptr<Servable> servable = record_->servable();
+  if (servable->generate == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("model '", servable->name, "' does not generate text; use Embed"));
+  }
+  ASSIGN_OR_RETURN(SamplingParams sampling, ToSampling(request.sampling()));
+  wants_logprobs_ = sampling.logprobs >= 0;
+  ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptOf(*servable, request));
+  progress = Progress::kSubmitted;
+  {
+    MutexLock lock(mu_);
+    submitting_ = true;
+  }
+  const absl::StatusOr<SequenceId> id =
+      servable->generate->Submit({std::move(prompt), std::move(sampling), deadline},
+                                 [this](TokenEvent&& event) { OnToken(std::move(event)); });
+  RETURN_IF_ERROR(id.status());
+  Next next;
+  bool cancel = false;
+  {
+    MutexLock lock(mu_);
+    submitting_ = false;
+    id_ = *id;
+    cancel = cancelled_ && !ended_;  // while it was on its way
+    next = DecideLocked();
+  }
+  if (cancel) servable->generate->Cancel(*id);
+  Act(next);
+  return absl::OkStatus();
 }
 
 void GenerateReactor::OnToken(TokenEvent&& event) {
@@ -167,7 +198,7 @@ GenerateReactor::Next GenerateReactor::DecideLocked() {
     pending_.Clear();
     has_pending_ = false;
     next.write = writing_ = true;
-  } else if (ended_) {
+  } else if (ended_ && !submitting_) {
     next.finish = finished_ = true;
     next.end = end_;
   }
@@ -195,12 +226,13 @@ void GenerateReactor::OnCancel() {
   {
     MutexLock lock(mu_);
     broken_ = true;
+    // A deadline is left to the engine.
+    if (IsExpiry(arrival_, DeadlineOf(*rpc_), clock_.Now())) return;
     if (!ended_ && !cancelled_) id = id_;
     cancelled_ = true;
   }
   // The engine still ends the sequence with an event, which finishes the RPC.
-  const bool expired = IsExpiry(arrival_, DeadlineOf(*rpc_), clock_.Now());
-  if (id && !expired) record_->servable()->generate->Cancel(*id);
+  if (id) record_->servable()->generate->Cancel(*id);
 }
 
 }  // namespace assay

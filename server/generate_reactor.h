@@ -20,7 +20,10 @@ class GenerateReactor final
   void OnCancel() override ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  absl::Status Start(ServiceContext& context, const assay::v1::GenerateRequest& request);
+  absl::Status Open(ServiceContext& context, const assay::v1::GenerateRequest& request);
+  absl::Status Submit(const assay::v1::GenerateRequest& request, Progress& progress)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void Refuse(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void OnToken(TokenEvent&& event) ABSL_LOCKS_EXCLUDED(mu_);
   void AddToken(const TokenEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddEnd(const TokenEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -37,8 +40,8 @@ class GenerateReactor final
   const Clock& clock_;
   const absl::Time arrival_ = clock_.Now();
   grpc::CallbackServerContext* const rpc_;
-  std::unique_ptr<RequestRecord> record_;  // set by Start
-  bool wants_logprobs_ = false;            // set by Start
+  std::unique_ptr<RequestRecord> record_;  // set by Open
+  bool wants_logprobs_ = false;            // set by Submit
   assay::v1::GenerateResponse writing_message_;
 
   Mutex mu_;
@@ -46,7 +49,8 @@ class GenerateReactor final
   assay::v1::GenerateResponse pending_ ABSL_GUARDED_BY(mu_);
   bool has_pending_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status end_ ABSL_GUARDED_BY(mu_);
-  bool ended_ ABSL_GUARDED_BY(mu_) = false;  // the engine has said its last
+  bool submitting_ ABSL_GUARDED_BY(mu_) = false;  // a thread will still touch the reactor
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;       // the engine has said its last
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;

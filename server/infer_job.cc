@@ -37,9 +37,27 @@ std::string_view Name(FinishReason reason) {
   return "error";
 }
 
-void InferJob::Start(const inference::ModelInferRequest& request) {
-  const absl::Status prepared = Prepare(request);
-  if (!prepared.ok()) return Finish(prepared);
+void InferJob::Start(const inference::ModelInferRequest& request, std::function<void()> taken) {
+  const absl::Status opened = Open(request);
+  if (!opened.ok()) {
+    Finish(opened);
+    return taken();
+  }
+  context_.texts.Run(request.ByteSizeLong(), [this, &request, taken = std::move(taken)] {
+    const absl::Status prepared = Prepare(request);
+    prepared.ok() ? Submit() : Finish(prepared);
+    taken();
+  });
+}
+
+absl::Status InferJob::Open(const inference::ModelInferRequest& request) {
+  id_ = request.id();
+  ASSIGN_OR_RETURN(const int64_t version, ParseVersion(request.model_version()));
+  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context_, request.model_name(), version));
+  return absl::OkStatus();
+}
+
+void InferJob::Submit() {
   const bool generates = record_->servable()->spec.task == ModelTask::kGenerate;
   Servable* servable = record_->servable().get();
   group_.SubmitAll(
@@ -61,9 +79,7 @@ void InferJob::Cancel() {
 }
 
 absl::Status InferJob::Prepare(const inference::ModelInferRequest& request) {
-  id_ = request.id();
-  ASSIGN_OR_RETURN(const int64_t version, ParseVersion(request.model_version()));
-  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context_, request.model_name(), version));
+  RETURN_IF_ERROR(CheckWanted(group_.cancelled(), options_.deadline, context_.clock.Now()));
   const Servable& servable = *record_->servable();
   ASSIGN_OR_RETURN(parameters_, ParseParameters(request.parameters(), servable.spec.task));
   RETURN_IF_ERROR(CheckRequestedOutputs(request));

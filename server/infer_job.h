@@ -36,8 +36,9 @@ class InferJob {
   InferJob(ServiceContext& context, InferOptions options, InferSink sink)
       : context_(context), options_(options), sink_(std::move(sink)) {}
 
-  // `request` dies with the call. The job may be over when this returns.
-  void Start(const inference::ModelInferRequest& request);
+  // Reads `request` until it calls `taken`, on this or another thread. The job may be over, and
+  // gone, by then.
+  void Start(const inference::ModelInferRequest& request, std::function<void()> taken);
   void Cancel();
 
  private:
@@ -51,6 +52,8 @@ class InferJob {
     EncodeResult encoded;
   };
 
+  absl::Status Open(const inference::ModelInferRequest& request);
+  void Submit();
   absl::Status Prepare(const inference::ModelInferRequest& request);
   absl::Status ReadTexts(const InputView& input);
   absl::Status ReadTokenIds(const InputView& ids, const InputView* mask);

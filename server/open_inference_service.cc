@@ -25,7 +25,7 @@ class InferReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
                *response = std::move(event.response);
                Finish(ToGrpc(event.status, rpc));
              }) {
-    job_.Start(request);
+    job_.Start(request, [] {});  // the request lives as long as the RPC
   }
   void OnCancel() override { job_.Cancel(); }
 

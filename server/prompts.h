@@ -1,4 +1,4 @@
-// Text -> tokens for a model that serves. Pure; runs on gRPC's threads.
+// Text -> tokens for a model that serves. Pure; long texts are TextWorkers' work.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -13,8 +13,7 @@ namespace assay {
 absl::Status CheckTokenizer(const Servable& servable);
 
 // The most bytes that a text is tokenized with: what the context holds of the vocabulary's longest
-// token, and at least 64 KiB. Tokenizing costs time on gRPC's threads, so that longer texts are
-// refused (or cut) first.
+// token, and at least 64 KiB. What is longer is refused (or cut) unread.
 size_t MostBytes(const Servable& servable, size_t text_bytes);
 // InvalidArgument: a text that is longer than that, with both numbers.
 absl::Status CheckBytes(const Servable& servable, size_t text_bytes);

@@ -60,8 +60,11 @@ void RequestRecord::Done(const absl::Status& status, Progress progress, RequestT
   if (std::exchange(counted_, true)) return;
   const absl::Time now = context_.clock.Now();
   times.total = now - arrival_;
-  if (progress == Progress::kChecked) servable_->metrics->Rejected(RejectReason::kInvalid);
-  servable_->metrics->RequestDone(OutcomeOf(status, progress), times.total);
+  const Outcome outcome = OutcomeOf(status, progress);
+  if (progress == Progress::kChecked && outcome == Outcome::kRejected) {
+    servable_->metrics->Rejected(RejectReason::kInvalid);
+  }
+  servable_->metrics->RequestDone(outcome, times.total);
   if (status.ok()) {
     context_.statistics.Succeeded(servable_->name, servable_->version, times, now);
   } else {

@@ -39,6 +39,10 @@ class SequenceGroup {
   // One submitted row has ended.
   void Ended(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void Cancel() ABSL_LOCKS_EXCLUDED(mu_);  // idempotent; the rows still end
+  bool cancelled() const ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(mu_);
+    return cancelled_;
+  }
 
  private:
   void Feed() ABSL_LOCKS_EXCLUDED(mu_);

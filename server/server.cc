@@ -92,8 +92,9 @@ struct Server::Parts {
         readiness(config.strict_readiness),
         admissions(AdmissionPipeline::Start(registry, pool, metrics, RealClock(),
                                             OptionsFor(config, policy, models.size()))),
-        context{config,  policy, RealClock(), registry,  *admissions,
-                metrics, gate,   readiness,   statistics},
+        texts(std::max(1, pool.num_threads() / 4)),
+        context{config,  policy, RealClock(), registry,   *admissions,
+                metrics, gate,   readiness,   statistics, texts},
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
         assay(context, *admin) {}
@@ -126,6 +127,7 @@ struct Server::Parts {
   Readiness readiness;
   Statistics statistics;
   std::unique_ptr<AdmissionPipeline> admissions;
+  TextWorkers texts;
   ServiceContext context;
   std::unique_ptr<Admin> admin;
   OpenInferenceService open_inference;

@@ -6,6 +6,7 @@
 #include "server/config.h"
 #include "server/readiness.h"
 #include "server/statistics.h"
+#include "server/text_workers.h"
 #include "server/work_gate.h"
 
 namespace assay {
@@ -20,6 +21,7 @@ struct ServiceContext {
   WorkGate& gate;
   Readiness& readiness;
   Statistics& statistics;
+  TextWorkers& texts;
 };
 
 inline constexpr std::string_view kServerVersion = ASSAY_VERSION;

@@ -43,4 +43,12 @@ bool IsExpiry(absl::Time arrival, absl::Time deadline, absl::Time now) {
   return now + kDeadlineTravel + (deadline - arrival) / 100 >= deadline;
 }
 
+absl::Status CheckWanted(bool cancelled, absl::Time deadline, absl::Time now) {
+  if (cancelled) return absl::CancelledError("the client cancelled the request");
+  if (now >= deadline) {
+    return absl::DeadlineExceededError("the deadline passed before the request was looked at");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace assay

@@ -20,4 +20,8 @@ absl::Time DeadlineOf(const grpc::ServerContextBase& context);
 // that: it is left to the engine, which ends the request as expired at the deadline.
 bool IsExpiry(absl::Time arrival, absl::Time deadline, absl::Time now);
 
+// What ends a request that waited on our side, before work on it begins: Cancelled when the client
+// went away, DeadlineExceeded when `deadline` has come.
+absl::Status CheckWanted(bool cancelled, absl::Time deadline, absl::Time now);
+
 }  // namespace assay

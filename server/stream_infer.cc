@@ -51,14 +51,20 @@ void StreamInferReactor::OnReadDone(bool ok) {
                                          OnEvent(id, request_id, std::move(event));
                                        });
       jobs_.emplace(id, job);
+      starting_ = true;
       ++live_;
     }
   }
-  if (job != nullptr) job->Start(request_);
+  if (job == nullptr) return ReadIsOver();
+  // Only when the job has it all may the next message be read into request_.
+  job->Start(request_, [this] { ReadIsOver(); });
+}
+
+void StreamInferReactor::ReadIsOver() {
   Next next;
   {
     MutexLock lock(mu_);
-    reading_ = false;  // only now: nobody may read into request_ while Start looks at it
+    reading_ = starting_ = false;
     next = DecideLocked();
   }
   Act(next);
@@ -161,7 +167,7 @@ StreamInferReactor::Next StreamInferReactor::DecideLocked() {
     next.write = writing_ = true;
   }
   const bool all_answered = !writing_ && (broken_ ? live_ == 0 : jobs_.empty());
-  if (no_more_reads_ && all_answered) {
+  if (no_more_reads_ && all_answered && !starting_) {
     next.finish = finished_ = true;
   } else if (!no_more_reads_ && !reading_ &&
              jobs_.size() < static_cast<size_t>(context_.config.grpc.max_requests_per_stream)) {

@@ -34,6 +34,7 @@ class StreamInferReactor final
   void OnDone() override;
 
  private:
+  void ReadIsOver() ABSL_LOCKS_EXCLUDED(mu_);
   using JobId = uint64_t;
   struct Message {
     JobId job = 0;
@@ -67,7 +68,8 @@ class StreamInferReactor final
   size_t live_ ABSL_GUARDED_BY(mu_) = 0;  // jobs that have not had their last event
   std::deque<Message> queue_ ABSL_GUARDED_BY(mu_);
   grpc::Status end_ ABSL_GUARDED_BY(mu_);
-  bool reading_ ABSL_GUARDED_BY(mu_) = false;  // or working on what was read
+  bool reading_ ABSL_GUARDED_BY(mu_) = false;   // or starting what was read
+  bool starting_ ABSL_GUARDED_BY(mu_) = false;  // request_ is in use; the reactor must stay
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool no_more_reads_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;  // nothing can be written any more

@@ -113,6 +113,93 @@ TEST_F(AssayServiceTest, AnExpiredGenerationFreesItsSlot) {
             testing::ContainsRegex(R"(handled_total.*DeadlineExceeded.*"Generate".* 1)")));
 }
 
+// More than what gRPC's threads tokenize themselves; the fake engine takes any length.
+assay::v1::GenerateRequest LongPrompt() {
+  assay::v1::GenerateRequest request;
+  request.set_model("text");
+  for (size_t i = 0; i < TextWorkers::kShortBytes; ++i) request.mutable_prompt_ids()->add_ids(1);
+  request.mutable_sampling()->set_max_tokens(3);
+  return request;
+}
+
+TEST_F(AssayServiceTest, LongTextsHoldUpNobodyElse) {
+  HeldTexts held(serving_.texts());
+  // More of them than gRPC has threads.
+  std::vector<std::thread> clients;
+  std::atomic<int> answered{0};
+  for (int i = 0; i < 40; ++i) {
+    clients.emplace_back([this, &answered] {
+      grpc::ClientContext context;
+      const auto stream = stub_->Generate(&context, LongPrompt());
+      assay::v1::GenerateResponse message;
+      std::string text;
+      while (stream->Read(&message)) text += message.text();
+      answered += stream->Finish().ok() && text == "abc" ? 1 : 0;
+    });
+  }
+  while (serving_.gate().active() < 40) std::this_thread::yield();
+  ASSERT_OK(Generate(Prompt("text", 3)));
+  EXPECT_EQ(text_, "abc");
+  EXPECT_EQ(answered, 0);
+  held.Release();
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(answered, 40);
+}
+
+TEST_F(AssayServiceTest, ALongTextWhoseClientGoesAwayFreesItsPlace) {
+  serving_.engine().Hold();  // the server may hear of the cancellation only after held.Release()
+  HeldTexts held(serving_.texts());
+  grpc::ClientContext context;
+  const auto stream = stub_->Generate(&context, LongPrompt());
+  while (serving_.gate().active() < 1) std::this_thread::yield();
+  context.TryCancel();
+  EXPECT_THAT(FromGrpc(stream->Finish()), StatusIs(absl::StatusCode::kCancelled));
+  grpc::ClientContext expired;
+  expired.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  const auto late = stub_->Generate(&expired, LongPrompt());
+  EXPECT_THAT(FromGrpc(late->Finish()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  held.Release();
+  ASSERT_TRUE(serving_.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
+  EXPECT_THAT(
+      serving_.metrics().Scrape(),
+      AllOf(
+          HasSubstr(
+              R"(assay_inference_requests_total{model="text",outcome="cancelled",version="1"} 1)"),
+          HasSubstr(
+              R"(assay_inference_requests_total{model="text",outcome="timeout",version="1"} 1)")));
+}
+
+TEST_F(AssayServiceTest, LongTextsOfEveryCallAreTheWorkers) {
+  HeldTexts held(serving_.texts());
+  assay::v1::TokenizeRequest tokenize;
+  tokenize.set_model("text");
+  tokenize.set_text(std::string(TextWorkers::kShortBytes + 1, 'a'));
+  assay::v1::EmbedRequest embed;
+  embed.set_model("embed");
+  for (int i = 0; i < 700; ++i) embed.add_texts(std::string(100, 'a'));
+  std::atomic<int> answered{0};
+  std::thread tokenizes([&] {
+    grpc::ClientContext context;
+    assay::v1::TokenizeResponse response;
+    EXPECT_OK(FromGrpc(stub_->Tokenize(&context, tokenize, &response)));
+    EXPECT_GT(response.ids_size(), 0);
+    ++answered;
+  });
+  std::thread embeds([&] {
+    grpc::ClientContext context;
+    assay::v1::EmbedResponse response;
+    EXPECT_OK(FromGrpc(stub_->Embed(&context, embed, &response)));
+    EXPECT_EQ(response.embeddings_size(), 700);
+    ++answered;
+  });
+  while (serving_.gate().active() < 1) std::this_thread::yield();
+  ASSERT_OK(Generate(Prompt("text", 1)));
+  EXPECT_EQ(answered, 0);
+  held.Release();
+  tokenizes.join();
+  embeds.join();
+}
+
 TEST_F(AssayServiceTest, SixtyFourStreamsAtOnceAreWhole) {
   std::vector<std::thread> clients;
   std::atomic<int> whole{0};

@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <deque>
+#include <future>
 #include <memory>
 #include <set>
 #include <string>
@@ -82,6 +83,23 @@ class FakeAdmission final : public AdmissionPipeline {
 
 std::shared_ptr<Servable> FakeServable(const std::string& name, ModelTask task, Metrics& metrics);
 
+// Holds the one thread of FakeServing that tokenizes long texts, until Release or the end.
+class HeldTexts {
+ public:
+  explicit HeldTexts(TextWorkers& texts) {
+    texts.Run(TextWorkers::kShortBytes + 1,
+              [released = go_.get_future().share()] { released.wait(); });
+  }
+  ~HeldTexts() { Release(); }
+  void Release() {
+    if (!std::exchange(released_, true)) go_.set_value();
+  }
+
+ private:
+  std::promise<void> go_;
+  bool released_ = false;
+};
+
 // Models "text" (generates), "embed" and "classify" serve.
 class FakeServing {
  public:
@@ -94,6 +112,7 @@ class FakeServing {
   OpenInferenceService& open_inference() { return open_inference_; }
   Metrics& metrics() { return metrics_; }
   WorkGate& gate() { return gate_; }
+  TextWorkers& texts() { return texts_; }
 
  private:
   const ServerConfig config_;
@@ -102,6 +121,7 @@ class FakeServing {
   WorkGate gate_;
   Readiness readiness_{true};
   Statistics statistics_;
+  TextWorkers texts_{1};
   FakeAdmission admissions_{registry_, metrics_};
   ServiceContext context_;
   std::unique_ptr<Admin> admin_;

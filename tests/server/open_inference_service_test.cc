@@ -288,6 +288,54 @@ TEST_F(OpenInferenceServiceTest, DrainLetsAStreamsRequestsFinishThenEndsIt) {
   EXPECT_TRUE(serving_.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
 }
 
+// A long request while each of its 100 texts fits the context.
+inference::ModelInferRequest LongRequest() {
+  auto request = TextRequest("text", std::string(700, 'a'), 3);
+  for (int i = 1; i < 100; ++i) {
+    request.mutable_inputs(0)->mutable_contents()->add_bytes_contents(std::string(700, 'a'));
+  }
+  request.mutable_inputs(0)->set_shape(0, 100);
+  return request;
+}
+
+TEST_F(OpenInferenceServiceTest, ALongRequestOfAStreamIsStillAnsweredWhenItDrains) {
+  HeldTexts held(serving_.texts());
+  grpc::ClientContext context;
+  const auto stream = stub_->ModelStreamInfer(&context);
+  ASSERT_TRUE(stream->Write(LongRequest()));
+  while (serving_.gate().active() < 1) std::this_thread::yield();
+  serving_.gate().Close();
+  serving_.open_inference().Drain();
+  EXPECT_FALSE(serving_.gate().WaitIdle(std::chrono::steady_clock::now()));
+  held.Release();
+  inference::ModelStreamInferResponse message;
+  ASSERT_TRUE(stream->Read(&message));
+  EXPECT_EQ(message.error_message(), "");
+  EXPECT_THAT(Texts(message.infer_response()), testing::SizeIs(100));
+  EXPECT_FALSE(stream->Read(&message));
+  EXPECT_THAT(FromGrpc(stream->Finish()), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(OpenInferenceServiceTest, ACancelledLongRequestIsFreed) {
+  serving_.engine().Hold();  // the server may hear of the cancellation only after held.Release()
+  HeldTexts held(serving_.texts());
+  grpc::ClientContext context;
+  std::thread client([&] {
+    inference::ModelInferResponse response;
+    EXPECT_THAT(FromGrpc(stub_->ModelInfer(&context, LongRequest(), &response)),
+                StatusIs(absl::StatusCode::kCancelled));
+  });
+  while (serving_.gate().active() < 1) std::this_thread::yield();
+  context.TryCancel();
+  client.join();
+  held.Release();
+  EXPECT_TRUE(serving_.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
+  EXPECT_THAT(
+      serving_.metrics().Scrape(),
+      HasSubstr(
+          R"(assay_inference_requests_total{model="text",outcome="cancelled",version="1"} 1)"));
+}
+
 TEST_F(OpenInferenceServiceTest, DescribesModels) {
   inference::ModelMetadataRequest request;
   request.set_name("text");
