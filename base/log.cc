@@ -5,10 +5,13 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
@@ -48,6 +51,34 @@ bool NeedsQuotes(std::string_view value) {
   return value.empty() || value.find_first_of(" \t\n\"=") != std::string_view::npos;
 }
 
+using Fields = std::initializer_list<std::pair<std::string_view, std::string>>;
+
+std::string Now() {
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
+}
+
+std::string JsonLine(LogLevel level, std::string_view message, Fields fields) {
+  nlohmann::ordered_json json{
+      {"time", Now()}, {"level", kNames[static_cast<int>(level)]}, {"message", message}};
+  for (const auto& [key, value] : fields) json[std::string(key)] = value;
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+std::string TextLine(LogLevel level, std::string_view message, Fields fields) {
+  std::string line = absl::StrCat(Now(), " ", std::string(kNames[static_cast<int>(level)]), " ",
+                                  std::string(message));
+  for (const auto& [key, value] : fields) {
+    absl::StrAppend(
+        &line, " ", std::string(key), "=",
+        NeedsQuotes(value) ? absl::StrCat("\"", absl::Utf8SafeCEscape(value), "\"") : value);
+  }
+  return line;
+}
+
+void Write(LogLevel level, const std::string& line) {
+  Sink().log(ToSpdlog(level), spdlog::string_view_t(line.data(), line.size()));
+}
+
 }  // namespace
 
 void ConfigureLog(LogLevel minimum, LogFormat format) {
@@ -55,27 +86,21 @@ void ConfigureLog(LogLevel minimum, LogFormat format) {
   g_format.store(format);
 }
 
-void Log(LogLevel level, std::string_view message,
-         std::initializer_list<std::pair<std::string_view, std::string>> fields) {
+void Log(LogLevel level, std::string_view message, Fields fields) {
   if (!Sink().should_log(ToSpdlog(level))) return;
-  const std::string now =
-      absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
-  const std::string_view name = kNames[static_cast<int>(level)];
-  std::string line;
-  if (g_format.load() == LogFormat::kJson) {
-    nlohmann::ordered_json json{{"time", now}, {"level", name}, {"message", message}};
-    for (const auto& [key, value] : fields) json[std::string(key)] = value;
-    line = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  } else {
-    line = absl::StrCat(now, " ", std::string(name), " ", std::string(message));
-    for (const auto& [key, value] : fields) {
-      absl::StrAppend(&line, " ", std::string(key), "=");
-      absl::StrAppend(&line, NeedsQuotes(value)
-                                 ? absl::StrCat("\"", absl::Utf8SafeCEscape(value), "\"")
-                                 : value);
-    }
+  Write(level, g_format.load() == LogFormat::kJson ? JsonLine(level, message, fields)
+                                                   : TextLine(level, message, fields));
+}
+
+void Announce(std::string_view text) {
+  if (g_format.load() == LogFormat::kText) {
+    std::fwrite(text.data(), 1, text.size(), stderr);
+    return;
   }
-  Sink().log(ToSpdlog(level), spdlog::string_view_t(line.data(), line.size()));
+  for (absl::string_view line : absl::StrSplit(absl::string_view(text.data(), text.size()), '\n')) {
+    line = absl::StripAsciiWhitespace(line);
+    if (!line.empty()) Write(LogLevel::kInfo, JsonLine(LogLevel::kInfo, std::string(line), {}));
+  }
 }
 
 }  // namespace assay

@@ -17,4 +17,9 @@ void ConfigureLog(LogLevel minimum, LogFormat format);
 void Log(LogLevel level, std::string_view message,
          std::initializer_list<std::pair<std::string_view, std::string>> fields = {});
 
+// Text for people (a banner) on stderr, whatever the minimum level: as it is, or, where the log is
+// JSON, a line of the log at INFO for each of its lines that is not blank, so that every line of
+// stderr is JSON.
+void Announce(std::string_view text);
+
 }  // namespace assay

@@ -201,6 +201,7 @@ void Server::Parts::AdmitModels() {
 
 void Server::Parts::OnStartupProgress(const AdmissionProgress& progress) {
   if (!progress.done) {
+    if (config.log_format == LogFormat::kJson) return;  // versions log their states
     MutexLock lock(mu);
     display.Show({absl::StrCat(progress.name, ":", progress.version), progress.stage,
                   progress.fraction, progress.message},
@@ -217,7 +218,7 @@ void Server::Parts::OnStartupProgress(const AdmissionProgress& progress) {
     MutexLock lock(mu);
     display.Clear();
   }
-  std::fputs(ModelLine(progress, elapsed).c_str(), stderr);
+  Announce(ModelLine(progress, elapsed));
   OneStartupModelIsOver();
 }
 
@@ -248,11 +249,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config) {
     ASSIGN_OR_RETURN(models, ScanRepository(config.model_repository));
   }
   auto parts = std::make_unique<Parts>(std::move(config), std::move(policy), std::move(models));
-  std::fputs(StartBanner(parts->config, parts->policy, parts->pool.num_threads()).c_str(), stderr);
+  Announce(StartBanner(parts->config, parts->policy, parts->pool.num_threads()));
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());
-  std::fputs(AddressLine(parts->config, parts->grpc_port, parts->http->port()).c_str(), stderr);
+  Announce(AddressLine(parts->config, parts->grpc_port, parts->http->port()));
   const std::string warning = ExposureWarning(parts->config);
   if (!warning.empty()) Log(LogLevel::kWarning, warning);
   parts->AdmitModels();
@@ -292,7 +293,7 @@ void Server::PrintReady() const {
                    [](const auto& a, const auto& b) {
                      return a.task == ModelTask::kGenerate && b.task != ModelTask::kGenerate;
                    });
-  std::fputs(ReadyBanner(parts_->config, grpc_port(), http_port(), outcome).c_str(), stderr);
+  Announce(ReadyBanner(parts_->config, grpc_port(), http_port(), outcome));
 }
 
 bool Server::Drain() {

@@ -166,8 +166,10 @@ Match MatchGpu(const Policy::Rule& rule, const HardwareInfo& hardware, uint64_t 
     if (first_mismatch.empty()) first_mismatch = absl::StrCat(gpu.name, ": ", mismatch);
     if (!mismatch.empty()) continue;
     if (!cuda_available) {
-      return {"", absl::StrCat("would match ", gpu.name, ", but no CUDA device can be used here: ",
-                               "this build has no CUDA backend")};
+      return {"", absl::StrCat("would select recipe ", rule.recipe.name, " (", rule.recipe.scheme,
+                               ", ", rule.recipe.activation_name, ") on ", gpu.name,
+                               ", but no CUDA device can be used here: this build has no CUDA "
+                               "backend")};
     }
     return {absl::StrCat("cuda:", i), gpu.name};
   }

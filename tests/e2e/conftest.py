@@ -41,7 +41,7 @@ class Server:
     def _read(self):
         for line in self.process.stderr:
             self.stderr.append(line.rstrip("\n"))
-            if line.startswith("ready in"):
+            if line.startswith("ready in") or '"message":"ready in' in line:
                 self._ready.set()
         self._ready.set()
 

@@ -25,6 +25,17 @@ def test_the_banner_says_what_was_found_and_done(server):
         assert part in log, log
 
 
+def test_every_line_of_a_json_log_is_json(own_server):
+    server = own_server("--log-format", "json")
+    server.terminate()
+    assert server.wait() == 0
+    lines = [json.loads(line) for line in server.stderr]
+    messages = [line["message"] for line in lines]
+    for part in ("hardware", "SERVING after", "assay generate", "draining"):
+        assert any(part in message for message in messages), messages
+    assert all(line["time"].endswith("Z") and line["level"] in ("INFO", "WARNING") for line in lines)
+
+
 def test_http_endpoints(server):
     assert server.get("/healthz") == (200, "ok\n")
     assert server.get("/readyz") == (200, "ready\n")

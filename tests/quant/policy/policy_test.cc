@@ -99,8 +99,9 @@ TEST(PolicyTest, TraceNamesTheConditionThatDidNotHoldForEveryRuleLookedAt) {
 TEST(PolicyTest, SaysThatAMatchingGpuCannotBeUsedByThisBuild) {
   ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
                        Policy::Default().Choose(Recorded("h100"), kSmolLm2, false));
-  EXPECT_THAT(decision.trace, Contains(AllOf(StartsWith("hopper: would match NVIDIA H100"),
-                                             HasSubstr("no CUDA backend"))));
+  EXPECT_THAT(decision.trace,
+              Contains(AllOf(StartsWith("hopper: would select recipe fp8 "),
+                             HasSubstr("on NVIDIA H100"), HasSubstr("no CUDA backend"))));
 }
 
 TEST(PolicyTest, NoRuleIsNotFoundWithTheTrace) {
