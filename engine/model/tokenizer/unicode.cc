@@ -5,6 +5,7 @@
 #include <unicode/normalizer2.h>
 #include <unicode/stringpiece.h>
 #include <unicode/uchar.h>
+#include <unicode/uscript.h>
 #include <unicode/utext.h>
 #include <unicode/utf8.h>
 
@@ -81,6 +82,21 @@ CodePoint PreviousCodePoint(std::string_view text, size_t* at) {
   U8_PREV_OR_FFFD(Bytes(text), 0, end, c);
   *at = static_cast<size_t>(end);
   return c;
+}
+
+std::map<std::string, int64_t> CountScripts(std::string_view text) {
+  std::map<UScriptCode, int64_t> counts;
+  ForEachCodePoint(text, [&](CodePoint c, size_t, size_t) {
+    if ((U_GET_GC_MASK(c) & U_GC_L_MASK) == 0) return;
+    UErrorCode error = U_ZERO_ERROR;
+    ++counts[uscript_getScript(c, &error)];
+  });
+  std::map<std::string, int64_t> named;
+  for (const auto& [script, count] : counts) {
+    const char* name = uscript_getName(script);
+    named[name == nullptr ? "Unknown" : name] += count;
+  }
+  return named;
 }
 
 std::vector<size_t> ClusterEnds(std::string_view text) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +39,9 @@ inline size_t Utf8Length(char lead) {
   const auto byte = static_cast<unsigned char>(lead);
   return byte < 0xC0 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
 }
+// Letters by script: "Latin", "Han", "Cyrillic", ... (UAX 24, long names; General_Category L).
+// Letters that all scripts share count as "Common".
+std::map<std::string, int64_t> CountScripts(std::string_view text);
 // The ends of the extended grapheme clusters (UAX 29), as byte offsets.
 std::vector<size_t> ClusterEnds(std::string_view text);
 
