@@ -67,11 +67,20 @@ using LinearMap = std::map<std::string, std::shared_ptr<const QuantizedLinear>, 
 // Called on the thread that runs Forward; views die with the call.
 using LinearObserver = std::function<void(const LinearSlot& slot, TensorView x, TensorView y)>;
 
+// A part of the stack, for passes that walk it layer by layer (engine/lifecycle/calibrate.h).
+struct LayerPart {
+  int first = 0, end = 0;  // layers [first, end); what lies above them runs when end = layers
+  // [rows, hidden] f32: what flows between layers. Read when first > 0 (the embedding is then left
+  // out), written after layer end - 1; empty = not kept.
+  MutableView stream;
+};
+
 struct ForwardArgs {
   const ForwardBatch& batch;
   KvPool* kv = nullptr;  // decoders; same layers, heads and head_dim as the spec
   MutableView out;       // decoders [logit_rows, vocab]; encoders [sequences, hidden or num_labels]
   const LinearObserver* observer = nullptr;
+  const LayerPart* part = nullptr;  // null = everything
 };
 
 class Model {
@@ -80,8 +89,8 @@ class Model {
   virtual const ModelSpec& spec() const = 0;
   virtual const std::vector<LinearSlot>& slots() const = 0;
   virtual const LinearMap& linears() const = 0;
-  // InvalidArgument: a token id outside the vocabulary, a position beyond max_context; Internal:
-  // scratch too small.
+  // InvalidArgument: a token id outside the vocabulary, a position beyond max_context, a part that
+  // is none or whose stream has another shape; Internal: scratch too small.
   virtual absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const = 0;
   // Scratch that Forward needs for batches of up to this size.
   virtual size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const = 0;

@@ -171,6 +171,7 @@ absl::Status BertModel::CheckEncoderBatch(const ForwardArgs& args) const {
 
 absl::Status BertModel::Forward(const ForwardArgs& args, ComputeContext& context) const {
   RETURN_IF_ERROR(CheckEncoderBatch(args));
+  ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
   const auto rows = static_cast<int64_t>(args.batch.tokens.size());
   if (rows == 0) return absl::OkStatus();
   const Arena::Scope scope(context.scratch);
@@ -179,14 +180,17 @@ absl::Status BertModel::Forward(const ForwardArgs& args, ComputeContext& context
   const MutableView product = scratch.Matrix(rows, spec_.hidden);
   if (!scratch.ok()) return scratch.Exhausted();
   const Pass pass(ops_, args, context);
-  pass.Embed(*words_.linear, args.batch.tokens, x);
-  EmbedPositions(pass, x);
-  ops_.LayerNorm(x, embedding_norm_.gain.view(), embedding_norm_.bias.view(), spec_.norm_eps, x,
-                 context);
-  for (const Layer& layer : layers_) {
-    RETURN_IF_ERROR(Attend(pass, layer, x, product));
-    RETURN_IF_ERROR(Mlp(pass, layer, x, product));
-  }
+  const auto embed = [&] {
+    pass.Embed(*words_.linear, args.batch.tokens, x);
+    EmbedPositions(pass, x);
+    ops_.LayerNorm(x, embedding_norm_.gain.view(), embedding_norm_.bias.view(), spec_.norm_eps, x,
+                   context);
+  };
+  RETURN_IF_ERROR(RunLayers(part, x, embed, [&](int i) {
+    RETURN_IF_ERROR(Attend(pass, layers_[i], x, product));
+    return Mlp(pass, layers_[i], x, product);
+  }));
+  if (part.end < spec_.layers) return absl::OkStatus();
   if (spec_.task == ModelTask::kClassify) return Classify(pass, x);
   Pool(pass, x);
   return absl::OkStatus();

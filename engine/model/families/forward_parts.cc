@@ -84,6 +84,24 @@ absl::Status CheckOut(const MutableView& out, int64_t rows, int64_t columns) {
                    ": out=", std::string(Name(out.dtype)), " ", ToString(out.shape)));
 }
 
+absl::StatusOr<LayerPart> PartOf(const ModelSpec& spec, const ForwardArgs& args) {
+  if (args.part == nullptr) return LayerPart{0, spec.layers, {}};
+  const LayerPart& part = *args.part;
+  if (part.first < 0 || part.first > part.end || part.end > spec.layers) {
+    return absl::InvalidArgumentError(absl::StrCat("no such part of the stack: first=", part.first,
+                                                   " end=", part.end, " layers=", spec.layers));
+  }
+  const Shape expected{static_cast<int64_t>(args.batch.tokens.size()), spec.hidden};
+  const bool fits = part.stream.empty()
+                        ? part.first == 0
+                        : part.stream.dtype == DType::kF32 && part.stream.shape == expected;
+  if (fits) return part;
+  return absl::InvalidArgumentError(
+      absl::StrCat("the stream between layers must be f32 ", ToString(expected),
+                   ": stream=", std::string(Name(part.stream.dtype)), " ",
+                   part.stream.empty() ? "empty" : ToString(part.stream.shape)));
+}
+
 absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears) {
   const auto found = linears.find(slot.name);
   if (found == linears.end() || found->second == nullptr) {

@@ -1,6 +1,7 @@
 // What the families' forward passes share: checks of a batch, scratch with a known bound, linear
 // layers with their observer, vectors read from a checkpoint.
 #pragma once
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,10 @@ absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch);
 absl::Status CheckKv(const ModelSpec& spec, const ForwardBatch& batch, const KvPool* kv);
 // InvalidArgument: `out` is not f32 [rows, columns].
 absl::Status CheckOut(const MutableView& out, int64_t rows, int64_t columns);
+
+// args.part, or all of the stack. InvalidArgument: layers outside of it, or a stream that is not
+// f32 [rows, hidden].
+absl::StatusOr<LayerPart> PartOf(const ModelSpec& spec, const ForwardArgs& args);
 
 // One slot of a built model.
 struct BoundLinear {
@@ -63,6 +68,20 @@ class Pass {
   const ForwardArgs& args;
   ComputeContext& context;
 };
+
+// Runs layers part.first to part.end - 1 on x [rows, hidden]: `embed()` computes what enters layer
+// 0, `layer(i)` one layer in place.
+template <typename EmbedFn, typename LayerFn>
+absl::Status RunLayers(const LayerPart& part, MutableView x, EmbedFn embed, LayerFn layer) {
+  if (part.first == 0) {
+    embed();
+  } else {
+    std::memcpy(x.data, part.stream.data, x.bytes());
+  }
+  for (int i = part.first; i < part.end; ++i) RETURN_IF_ERROR(layer(i));
+  if (!part.stream.empty()) std::memcpy(part.stream.data, x.data, x.bytes());
+  return absl::OkStatus();
+}
 
 // Scratch of one linear for any number of rows up to `rows`.
 size_t LinearScratch(const QuantizedLinear& linear, int64_t rows);

@@ -134,6 +134,7 @@ absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& contex
   RETURN_IF_ERROR(CheckKv(spec_, args.batch, args.kv));
   RETURN_IF_ERROR(
       CheckOut(args.out, static_cast<int64_t>(args.batch.logit_rows.size()), spec_.vocab));
+  ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
   const auto rows = static_cast<int64_t>(args.batch.tokens.size());
   if (rows == 0) return absl::OkStatus();
 
@@ -148,12 +149,12 @@ absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& contex
   if (!scratch.ok()) return scratch.Exhausted();
   const Pass pass(ops_, args, phased);
   FillRotations(pass, work);
-  pass.Embed(*embedding_.linear, args.batch.tokens, work.x);
-  for (int i = 0; i < spec_.layers; ++i) {
+  const auto embed = [&] { pass.Embed(*embedding_.linear, args.batch.tokens, work.x); };
+  RETURN_IF_ERROR(RunLayers(part, work.x, embed, [&](int i) {
     RETURN_IF_ERROR(Attend(pass, i, work));
-    RETURN_IF_ERROR(Mlp(pass, layers_[i], work.x, work.normed));
-  }
-  return Head(pass, work.x);
+    return Mlp(pass, layers_[i], work.x, work.normed);
+  }));
+  return part.end == spec_.layers ? Head(pass, work.x) : absl::OkStatus();
 }
 
 // x += o(attention(norm(x)))
