@@ -117,51 +117,6 @@ Moments Accumulate(std::span<const float> reference, std::span<const float> cand
 
 }  // namespace
 
-double StudentT975(int degrees_of_freedom) {
-  static constexpr std::array<double, 30> kTable = {
-      12.706204736432095, 4.302652729911275,  3.1824463052842638, 2.7764451051977987,
-      2.5705818366147395, 2.4469118487916806, 2.3646242510102993, 2.3060041350333704,
-      2.2621571627409915, 2.2281388519649385, 2.200985160082949,  2.1788128296634177,
-      2.1603686564610127, 2.1447866879169273, 2.131449545559323,  2.1199052992210112,
-      2.1098155778331806, 2.10092204024096,   2.093024054408263,  2.085963447265837,
-      2.079613844727662,  2.0738730679040147, 2.068657610419041,  2.0638985616280205,
-      2.059538552753294,  2.055529438642871,  2.0518305164802833, 2.048407141795244,
-      2.045229642132703,  2.0422724563012373};
-  if (degrees_of_freedom < 1) return std::numeric_limits<double>::infinity();
-  if (degrees_of_freedom <= 30) return kTable[static_cast<size_t>(degrees_of_freedom - 1)];
-  // Cornish-Fisher expansion around the normal quantile (Abramowitz and Stegun 26.7.5).
-  constexpr double z = 1.959963984540054;
-  const double n = degrees_of_freedom, z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z;
-  return z + (z3 + z) / (4 * n) + (5 * z5 + 16 * z3 + 3 * z) / (96 * n * n) +
-         (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * n * n * n);
-}
-
-Estimate EstimateMean(std::span<const double> values) {
-  const size_t n = values.size();
-  if (n == 0) return {};
-  double mean = 0;
-  for (const double value : values) mean += value;
-  mean /= static_cast<double>(n);
-  if (n < 2) return {mean, mean, mean};
-  double squares = 0;
-  for (const double value : values) squares += (value - mean) * (value - mean);
-  const double deviation = std::sqrt(squares / static_cast<double>(n - 1));
-  const double half =
-      StudentT975(static_cast<int>(n) - 1) * deviation / std::sqrt(static_cast<double>(n));
-  return {mean, mean - half, mean + half};
-}
-
-double Quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
-  const double rank = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<ptrdiff_t>(std::floor(rank));
-  std::nth_element(values.begin(), values.begin() + below, values.end());
-  const double low = values[static_cast<size_t>(below)];
-  if (static_cast<size_t>(below) + 1 == values.size()) return low;
-  const double high = *std::min_element(values.begin() + below + 1, values.end());
-  return low + (high - low) * (rank - static_cast<double>(below));
-}
-
 PositionScore ScorePosition(std::span<const float> reference, std::span<const float> candidate,
                             int32_t next) {
   PositionScore score;
@@ -177,46 +132,6 @@ PositionScore ScorePosition(std::span<const float> reference, std::span<const fl
   score.nll = log_z_q - static_cast<double>(candidate[static_cast<size_t>(next)]);
   score.same_top1 = IndexOf(reference, p.max) == IndexOf(candidate, q.max);
   return score;
-}
-
-void DivergenceMeter::BeginDocument() { documents_.emplace_back(); }
-
-void DivergenceMeter::Add(const PositionScore& score) {
-  if (!score.finite) {
-    ++not_finite_;
-    return;
-  }
-  if (documents_.empty()) BeginDocument();
-  Document& document = documents_.back();
-  document.kl += score.kl;
-  document.top1 += score.same_top1 ? 1 : 0;
-  ++document.positions;
-  kl_.push_back(score.kl);
-  nll_reference_ += score.nll_reference;
-  nll_ += score.nll;
-}
-
-DivergenceMeter::Summary DivergenceMeter::Finish() const {
-  Summary summary;
-  summary.not_finite = not_finite_;
-  summary.tokens = static_cast<int>(kl_.size());
-  std::vector<double> kl, top1;
-  for (const Document& document : documents_) {
-    if (document.positions == 0) continue;
-    kl.push_back(document.kl / document.positions);
-    top1.push_back(document.top1 / document.positions);
-  }
-  summary.documents = static_cast<int>(kl.size());
-  if (kl_.empty()) return summary;
-  summary.mean_kl = EstimateMean(kl);
-  summary.top1 = EstimateMean(top1);
-  summary.kl_p999 = Quantile(kl_, 0.999);
-  summary.kl_max = *std::max_element(kl_.begin(), kl_.end());
-  const auto n = static_cast<double>(kl_.size());
-  summary.perplexity_reference = std::exp(nll_reference_ / n);
-  summary.perplexity = std::exp(nll_ / n);
-  summary.perplexity_ratio = std::exp((nll_ - nll_reference_) / n);
-  return summary;
 }
 
 double Cosine(std::span<const float> a, std::span<const float> b) {

@@ -54,8 +54,10 @@ absl::Status Measure(Admission& a) {
     a.SamplePeak();
     return a.progress(fraction, "comparing with the reference");
   };
+  const Verifier::Extent extent{
+      .early = Verifier::EarlyStop{.max_mean_kl = a.report.decision.budget.max_mean_kl}};
   ASSIGN_OR_RETURN(a.report.verification,
-                   a.verifier->Compare(*a.candidate, a.recipe().kv_dtype, {}, progress));
+                   a.verifier->Compare(*a.candidate, a.recipe().kv_dtype, extent, progress));
   VerificationResult& v = a.report.verification;
   if (v.defects.empty()) {
     v.failures = CheckBudget(v, a.report.decision.budget, a.spec.task);

@@ -63,6 +63,21 @@ class Fields {
     fields.Get("low", out.low);
     fields.Get("high", out.high);
   }
+  void Get(const char* key, WithError& out) {
+    const json* value = Find(key);
+    if (value == nullptr) return;
+    Fields fields(*value, path_ + key + ".", status_);
+    fields.Get("value", out.value);
+    fields.Get("error", out.error);
+  }
+  void Get(const char* key, std::span<double> out) {
+    size_t count = 0;
+    ForEach(key, [&](const json& item, const std::string&) {
+      if (!item.is_number() || count == out.size()) return Fail(key, "as many numbers as levels");
+      out[count++] = item.get<double>();
+    });
+    if (count != out.size()) Fail(key, "as many numbers as levels");
+  }
   template <typename Function>
   void ForEach(const char* key, Function function) {
     const json* value = Find(key);
@@ -93,6 +108,24 @@ class Fields {
 
 json ToJson(const Estimate& e) { return {{"mean", e.mean}, {"low", e.low}, {"high", e.high}}; }
 
+json ToJson(const WithError& e) { return {{"value", e.value}, {"error", e.error}}; }
+
+json ToJson(const DivergenceFigures& f) {
+  return {{"positions", f.positions},
+          {"perplexity", ToJson(f.perplexity)},
+          {"perplexity_reference", ToJson(f.perplexity_reference)},
+          {"log_perplexity_correlation", f.log_perplexity_correlation},
+          {"log_perplexity_ratio", ToJson(f.log_perplexity_ratio)},
+          {"perplexity_ratio", ToJson(f.perplexity_ratio)},
+          {"perplexity_difference", ToJson(f.perplexity_difference)},
+          {"mean_kl", ToJson(f.mean_kl)},
+          {"kl_quantiles", f.kl_quantiles},
+          {"mean_delta_p", ToJson(f.mean_delta_p)},
+          {"rms_delta_p", ToJson(f.rms_delta_p)},
+          {"delta_p_quantiles", f.delta_p_quantiles},
+          {"same_top", ToJson(f.same_top)}};
+}
+
 json ToJson(const PolicyDecision& d) {
   return {{"rule", d.rule},
           {"device", d.device},
@@ -105,14 +138,21 @@ json ToJson(const PolicyDecision& d) {
 json ToJson(const VerificationResult& v) {
   return {{"tokens", v.tokens},
           {"documents", v.documents},
+          {"documents_in_set", v.documents_in_set},
           {"mean_kl", ToJson(v.mean_kl)},
+          {"mean_kl_bootstrap", ToJson(v.mean_kl_bootstrap)},
           {"kl_p999", v.kl_p999},
           {"kl_max", v.kl_max},
           {"top1_agreement", ToJson(v.top1_agreement)},
+          {"top1_agreement_bootstrap", ToJson(v.top1_agreement_bootstrap)},
           {"perplexity_reference", v.perplexity_reference},
           {"perplexity", v.perplexity},
           {"perplexity_ratio", v.perplexity_ratio},
+          {"log_perplexity_ratio", ToJson(v.log_perplexity_ratio)},
+          {"log_perplexity_ratio_bootstrap", ToJson(v.log_perplexity_ratio_bootstrap)},
+          {"figures", ToJson(v.figures)},
           {"cosine", ToJson(v.cosine)},
+          {"cosine_bootstrap", ToJson(v.cosine_bootstrap)},
           {"cosine_min", v.cosine_min},
           {"label_agreement", v.label_agreement},
           {"decode_positions", v.decode_positions},
@@ -190,20 +230,48 @@ void ReadDecision(const json& object, const std::string& path, PolicyDecision& d
   }
 }
 
+DivergenceFigures ReadFigures(const json& object, const std::string& path, absl::Status& status) {
+  DivergenceFigures d;
+  Fields f(object, path, status);
+  f.GetInt("positions", d.positions);
+  f.Get("perplexity", d.perplexity);
+  f.Get("perplexity_reference", d.perplexity_reference);
+  f.Get("log_perplexity_correlation", d.log_perplexity_correlation);
+  f.Get("log_perplexity_ratio", d.log_perplexity_ratio);
+  f.Get("perplexity_ratio", d.perplexity_ratio);
+  f.Get("perplexity_difference", d.perplexity_difference);
+  f.Get("mean_kl", d.mean_kl);
+  f.Get("kl_quantiles", d.kl_quantiles);
+  f.Get("mean_delta_p", d.mean_delta_p);
+  f.Get("rms_delta_p", d.rms_delta_p);
+  f.Get("delta_p_quantiles", d.delta_p_quantiles);
+  f.Get("same_top", d.same_top);
+  return d;
+}
+
 VerificationResult ReadVerification(const json& object, const std::string& path,
                                     absl::Status& status) {
   VerificationResult v;
   Fields f(object, path, status);
   f.GetInt("tokens", v.tokens);
   f.GetInt("documents", v.documents);
+  f.GetInt("documents_in_set", v.documents_in_set);
   f.Get("mean_kl", v.mean_kl);
+  f.Get("mean_kl_bootstrap", v.mean_kl_bootstrap);
   f.Get("kl_p999", v.kl_p999);
   f.Get("kl_max", v.kl_max);
   f.Get("top1_agreement", v.top1_agreement);
+  f.Get("top1_agreement_bootstrap", v.top1_agreement_bootstrap);
   f.Get("perplexity_reference", v.perplexity_reference);
   f.Get("perplexity", v.perplexity);
   f.Get("perplexity_ratio", v.perplexity_ratio);
+  f.Get("log_perplexity_ratio", v.log_perplexity_ratio);
+  f.Get("log_perplexity_ratio_bootstrap", v.log_perplexity_ratio_bootstrap);
+  if (const json* figures = f.Find("figures")) {
+    v.figures = ReadFigures(*figures, f.Path("figures"), status);
+  }
   f.Get("cosine", v.cosine);
+  f.Get("cosine_bootstrap", v.cosine_bootstrap);
   f.Get("cosine_min", v.cosine_min);
   f.Get("label_agreement", v.label_agreement);
   f.GetInt("decode_positions", v.decode_positions);
@@ -303,7 +371,7 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   absl::Status status;
   Fields f(object, "", status);
   f.GetInt("schema", report.schema);
-  if (status.ok() && report.schema != 1) f.Fail("schema", "1");
+  if (status.ok() && report.schema != 2) f.Fail("schema", "2");
   f.Get("model", report.model);
   f.GetInt("version", report.version);
   f.Get("task", report.task);

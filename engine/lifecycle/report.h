@@ -7,18 +7,23 @@
 
 #include "absl/time/time.h"
 #include "base/status.h"
-#include "quant/accuracy.h"
+#include "quant/divergence.h"
 #include "quant/policy/policy.h"
 
 namespace assay {
 
 struct VerificationResult {
   int tokens = 0, documents = 0;
-  Estimate mean_kl;  // nats per token, KL(reference || candidate)
+  int documents_in_set = 0;  // more than `documents` when the comparison stopped early
+  // Where there are two, the first has Student's t interval, the second the bootstrap's; both over
+  // documents (quant/estimate.h).
+  Estimate mean_kl, mean_kl_bootstrap;  // nats per token, KL(reference || candidate)
   double kl_p999 = 0, kl_max = 0;
-  Estimate top1_agreement;  // fraction of positions
+  Estimate top1_agreement, top1_agreement_bootstrap;  // fraction of positions
   double perplexity_reference = 0, perplexity = 0, perplexity_ratio = 1;
-  Estimate cosine;  // embeddings
+  Estimate log_perplexity_ratio, log_perplexity_ratio_bootstrap;
+  DivergenceFigures figures;          // as llama.cpp prints them
+  Estimate cosine, cosine_bootstrap;  // embeddings
   double cosine_min = 1;
   double label_agreement = 1;  // classifiers
   int decode_positions = 0;    // generated step by step and compared with prefill of the candidate
@@ -48,7 +53,7 @@ struct StageReport {
 };
 
 struct AdmissionReport {
-  int schema = 1;
+  int schema = 2;
   std::string model;
   int64_t version = 0;
   std::string task;     // "generate", "embed", "classify"

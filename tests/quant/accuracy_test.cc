@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "quant/divergence.h"
 #include "tests/support/golden.h"
 #include "tests/support/status_matchers.h"
 

@@ -40,7 +40,14 @@ AdmissionReport Example() {
   VerificationResult& v = report.verification;
   v.tokens = 4088;
   v.documents = 8;
+  v.documents_in_set = 9;
   v.mean_kl = {0.00412, 0.00371, 0.00453};
+  v.mean_kl_bootstrap = {0.00412, 0.00381, 0.00443};
+  v.log_perplexity_ratio = {0.0017, 0.001, 0.0024};
+  v.figures.positions = 4088;
+  v.figures.mean_kl = {0.00412, 0.0001};
+  v.figures.kl_quantiles[1] = 0.21;
+  v.figures.delta_p_quantiles[12] = -0.3;
   v.top1_agreement = {0.971, 0.966, 0.976};
   v.kl_p999 = 0.21;
   v.kl_max = 0.54;
@@ -108,7 +115,7 @@ TEST(ReportTest, MissingKeysAndWrongTypesAreDataLossAndNamed) {
   EXPECT_THAT(ReportFromJson(bad),
               StatusIs(StatusCode::kDataLoss, HasSubstr("verification.mean_kl.low")));
   bad = good;
-  bad["schema"] = 2;
+  bad["schema"] = 1;
   EXPECT_THAT(ReportFromJson(bad), StatusIs(StatusCode::kDataLoss, HasSubstr("schema")));
   EXPECT_THAT(ReportFromJson(nlohmann::json(3)), StatusIs(StatusCode::kDataLoss));
 }

@@ -124,7 +124,14 @@ TEST(BudgetTest, EveryFigureOutsideIsASentence) {
   EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate), SizeIs(1));
   result.mean_kl.high = std::numeric_limits<double>::quiet_NaN();
   EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate), SizeIs(1));
-  result.cosine = {0.996, 0.9955, 0.9965};
+  result.mean_kl = {0.008, 0.007, 0.0099};
+  result.mean_kl_bootstrap = {0.008, 0.0075, 0.0101};  // the farther bound counts
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate), SizeIs(1));
+  result.documents = 2;
+  result.documents_in_set = 8;
+  EXPECT_THAT(CheckBudget(result, {}, ModelTask::kGenerate),
+              ElementsAre(HasSubstr("after 2 of 8 documents")));
+  result.cosine = result.cosine_bootstrap = {0.996, 0.9955, 0.9965};
   EXPECT_THAT(CheckBudget(result, {}, ModelTask::kEmbed), IsEmpty());
   result.cosine.low = 0.994;
   EXPECT_THAT(CheckBudget(result, {}, ModelTask::kEmbed), SizeIs(1));
@@ -156,6 +163,51 @@ TEST(BudgetTest, AFigureThatIsNotANumberIsOutside) {
               ElementsAre(HasSubstr("mean cosine")));
   EXPECT_THAT(failures(ModelTask::kClassify, [](auto& r) { r.label_agreement = kNan; }),
               ElementsAre(HasSubstr("label agreement")));
+}
+
+TEST(EarlyStopTest, RejectsTheHopelessAndAcceptsTheEvident) {
+  const Verifier::EarlyStop both{.max_mean_kl = 0.01, .accept = true};
+  EXPECT_TRUE(DecidesEarly(both, {0.05, 0.041, 0.06}, 2, 8));
+  EXPECT_FALSE(DecidesEarly(both, {0.05, 0.041, 0.06}, 1, 8));  // one document has no interval
+  EXPECT_FALSE(DecidesEarly(both, {0.05, 0.039, 0.06}, 2, 8));  // perhaps not four times as much
+  EXPECT_FALSE(DecidesEarly(both, {0.05, 0.041, 0.06}, 8, 8));  // nothing is left to be saved
+  EXPECT_TRUE(DecidesEarly(both, {0.006, 0.004, 0.008}, 4, 8));
+  EXPECT_FALSE(DecidesEarly(both, {0.006, 0.0035, 0.0085}, 4, 8));  // 0.006 + 2 * 0.0025
+  EXPECT_FALSE(DecidesEarly(both, {0.006, 0.004, 0.008}, 5, 8));    // not one of the two looks
+  EXPECT_FALSE(DecidesEarly(both, {0.006, 0.006, 0.006}, 2, 8));    // too few
+  EXPECT_FALSE(DecidesEarly({.max_mean_kl = 0.01}, {0.006, 0.004, 0.008}, 4, 8));
+  EXPECT_FALSE(DecidesEarly({.max_mean_kl = 0.01, .reject = false}, {0.05, 0.041, 0.06}, 2, 8));
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_FALSE(DecidesEarly(both, {nan, nan, nan}, 4, 8));
+}
+
+TEST_F(VerifierTest, AHopelessCandidateStopsEarlyAndSaysSo) {
+  ASSERT_OK_AND_ASSIGN(const EvaluationSet set,
+                       MakeEvaluationSet(BundledEvaluationText(), "bundled", tokenizer_.get(),
+                                         reference_->spec(), {.documents = 6, .window = 80}));
+  ASSERT_OK_AND_ASSIGN(const auto verifier, Verifier::Create(*reference_, set, pool_));
+  const auto int8 = Int8();
+  ASSERT_OK_AND_ASSIGN(const VerificationResult whole,
+                       verifier->Compare(*int8, DType::kF32, {}, nullptr));
+  EXPECT_EQ(whole.documents, whole.documents_in_set);
+  EXPECT_GT(whole.decode_positions, 0);
+  EXPECT_EQ(whole.figures.positions, whole.tokens);
+  EXPECT_NEAR(whole.figures.perplexity_ratio.value, whole.perplexity_ratio, 1e-12);
+  EXPECT_LE(whole.mean_kl_bootstrap.low, whole.mean_kl.mean);
+  // A budget far below what INT8 costs, and the same comparison with one that it keeps to.
+  const auto compare = [&](double max_mean_kl) {
+    return verifier->Compare(*int8, DType::kF32,
+                             {.early = Verifier::EarlyStop{.max_mean_kl = max_mean_kl}}, nullptr);
+  };
+  ASSERT_OK_AND_ASSIGN(const VerificationResult hopeless, compare(1e-9));
+  EXPECT_GE(hopeless.documents, 2);
+  EXPECT_LT(hopeless.documents, 6);
+  EXPECT_EQ(hopeless.documents_in_set, 6);
+  EXPECT_EQ(hopeless.decode_positions, 0);
+  EXPECT_THAT(CheckBudget(hopeless, {.max_mean_kl = 1e-9}, ModelTask::kGenerate),
+              testing::Contains(HasSubstr("of 6 documents")));
+  ASSERT_OK_AND_ASSIGN(const VerificationResult good, compare(1));
+  EXPECT_EQ(good.documents, 6);
 }
 
 TEST(FallbackTest, KeepsTheFewestLayersThatSuffice) {
