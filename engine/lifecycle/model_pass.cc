@@ -59,7 +59,8 @@ absl::Status ModelPass::MakeKv() {
 }
 
 absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> spans, bool logits,
-                                                          const LinearObserver* observer) {
+                                                          const LinearObserver* observer,
+                                                          const LayerPart* part) {
   tokens_.clear();
   std::vector<SequenceSpan> sequences;
   for (const Span& span : spans) {
@@ -87,9 +88,12 @@ absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> 
   MutableView out = out_.mutable_view();
   out.shape = Shape{static_cast<int64_t>(out_rows), out_columns_};
   ComputeContext compute = context();
-  RETURN_IF_ERROR(model_.Forward(
-      {.batch = batch, .kv = kv_.has_value() ? &*kv_ : nullptr, .out = out, .observer = observer},
-      compute));
+  RETURN_IF_ERROR(model_.Forward({.batch = batch,
+                                  .kv = kv_.has_value() ? &*kv_ : nullptr,
+                                  .out = out,
+                                  .observer = observer,
+                                  .part = part},
+                                 compute));
   return std::span<const float>(out_.data<float>(), out_rows * static_cast<size_t>(out_columns_));
 }
 

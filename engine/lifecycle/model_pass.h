@@ -30,9 +30,10 @@ class ModelPass {
   };
   // One forward pass. Decoders: logits of every row into `out` [rows, vocab] when `logits`, else
   // nothing is computed above the last layer; encoders: one row per span. `out` is ours and valid
-  // until the next call.
+  // until the next call; of a part that ends below the top it holds nothing.
   absl::StatusOr<std::span<const float>> Forward(std::span<const Span> spans, bool logits = true,
-                                                 const LinearObserver* observer = nullptr);
+                                                 const LinearObserver* observer = nullptr,
+                                                 const LayerPart* part = nullptr);
   int64_t out_columns() const { return out_columns_; }
   ComputeContext context() { return {pool_, arena_}; }
 

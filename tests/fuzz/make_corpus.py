@@ -127,3 +127,14 @@ tokenizer("gguf-t5", from_gguf("t5", ["▁", "l", "<unk>", "lo", "o"], [1, 1, 2,
                                remove_extra_whitespaces=True, precompiled_charsmap=[8, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 97, 0]))
 tokenizer("gguf-bert", from_gguf("bert", ["[UNK]", "[CLS]", "[SEP]", "▁he", "l", "lo", "▁,"], [3, 3, 3, 1, 1, 1, 1],
                                  cls_token_id=1, seperator_token_id=2))
+
+for name, text in {
+    "text.txt": "onceuponatime\ntherewasatext\n", "text.jsonl": '{"text": "onceuponatime"}\n{"text": "x"}\n',
+    "chat.jsonl": '{"messages": [{"role": "user", "content": "abcdefghij"}]}\n',
+    "ids.jsonl": '[1, 2, 3]\n{"input_ids": [4, 63]}\n', "outside.jsonl": "[64]\n[-1]\n", "broken.jsonl": '{"text":\n',
+}.items():
+    write("calibration", name, text.encode())
+npy = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<i4', 'fortran_order': False, 'shape': (2, 2), }".ljust(117) + b"\n"
+write("calibration", "ids.npy", npy + struct.pack("<4i", 1, 2, 3, 4))
+write("calibration", "truncated.npy", npy + struct.pack("<3i", 1, 2, 3))
+write("calibration", "huge.npy", npy.replace(b"(2, 2)", b"(9999999, 9999999)")[:128])

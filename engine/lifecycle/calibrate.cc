@@ -1,0 +1,213 @@
+#include "engine/lifecycle/calibrate.h"
+
+#include <algorithm>
+#include <map>
+
+#include "absl/strings/str_cat.h"
+
+namespace assay {
+namespace {
+
+constexpr int kChunk = 512;     // rows of one forward pass below the head
+constexpr int kHeadChunk = 64;  // with logits, which are as wide as the vocabulary
+
+// The collectors of some slots, and the first thing that went wrong.
+class Collectors {
+ public:
+  // Of the slots among `slots` for which the factory gives one.
+  static absl::StatusOr<Collectors> Make(const std::vector<const LinearSlot*>& slots,
+                                         const CollectorFactory& factory) {
+    Collectors collectors;
+    for (const LinearSlot* slot : slots) {
+      ASSIGN_OR_RETURN(InputCollector collector, factory(*slot));
+      if (!collector) continue;
+      collectors.wanted_.push_back(slot);
+      collectors.by_name_[slot->name] = std::move(collector);
+    }
+    return collectors;
+  }
+  const std::vector<const LinearSlot*>& wanted() const { return wanted_; }
+  bool empty() const { return wanted_.empty(); }
+  LinearObserver observer() {
+    return [this](const LinearSlot& slot, TensorView x, TensorView) {
+      const auto found = by_name_.find(slot.name);
+      if (found == by_name_.end() || !status_.ok()) return;
+      status_ = Annotate(found->second(x), absl::StrCat("statistics of ", slot.name));
+    };
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  std::vector<const LinearSlot*> wanted_;
+  std::map<std::string, InputCollector, std::less<>> by_name_;
+  absl::Status status_;
+};
+
+bool IsHead(const ModelSpec& spec, const LinearSlot& slot) {
+  return slot.kind == LinearSlot::Kind::kHead ||
+         (slot.kind == LinearSlot::Kind::kEmbedding && spec.tied_head &&
+          spec.task == ModelTask::kGenerate);
+}
+
+// The slots of one layer; layer = layers: of the head.
+std::vector<const LinearSlot*> SlotsOf(const Model& model, int layer) {
+  const ModelSpec& spec = model.spec();
+  std::vector<const LinearSlot*> slots;
+  for (const LinearSlot& slot : model.slots()) {
+    const bool here = layer == spec.layers
+                          ? IsHead(spec, slot)
+                          : slot.kind == LinearSlot::Kind::kLinear && slot.layer == layer;
+    if (here) slots.push_back(&slot);
+  }
+  return slots;
+}
+
+size_t Longest(const CalibrationSet& set) {
+  size_t longest = 1;
+  for (const TokenDocument& sample : set.samples) longest = std::max(longest, sample.size());
+  return longest;
+}
+
+// Runs samples through a part of one model.
+class SampleRunner {
+ public:
+  // `logits`: the part includes the head, and its inputs are wanted.
+  static absl::StatusOr<SampleRunner> Create(const Model& model, const CalibrationRun& run,
+                                             bool logits) {
+    const auto longest = static_cast<int>(Longest(run.set));
+    const bool decoder = model.spec().task == ModelTask::kGenerate;
+    // Encoders see whole sequences.
+    const int chunk = decoder ? std::min(logits ? kHeadChunk : kChunk, longest) : longest;
+    ASSIGN_OR_RETURN(
+        ModelPass pass,
+        ModelPass::Create(
+            model, {.context = longest, .rows = chunk, .out_rows = logits ? chunk : 1}, run.pool));
+    return SampleRunner(model.spec(), std::move(pass), chunk, logits);
+  }
+
+  // Layers [part.first, part.end) on one sample; `stream` [tokens, hidden], or empty.
+  absl::Status Run(const TokenDocument& sample, LayerPart part, std::span<float> stream,
+                   const LinearObserver* observer) {
+    const auto hidden = static_cast<size_t>(spec_.hidden);
+    for (size_t start = 0; start < sample.size(); start += static_cast<size_t>(chunk_)) {
+      const size_t rows = std::min(static_cast<size_t>(chunk_), sample.size() - start);
+      if (!stream.empty()) {
+        part.stream = {reinterpret_cast<std::byte*>(stream.data() + start * hidden),
+                       Shape{static_cast<int64_t>(rows), spec_.hidden}, DType::kF32, &CpuDevice()};
+      }
+      const ModelPass::Span span{0, static_cast<int>(start),
+                                 std::span(sample).subspan(start, rows)};
+      RETURN_IF_ERROR(pass_.Forward(std::span(&span, 1), logits_, observer, &part).status());
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  SampleRunner(const ModelSpec& spec, ModelPass pass, int chunk, bool logits)
+      : spec_(spec), pass_(std::move(pass)), chunk_(chunk), logits_(logits) {}
+  const ModelSpec& spec_;
+  ModelPass pass_;
+  const int chunk_;
+  const bool logits_;
+};
+
+// What flows between two layers, for every sample: [tokens, hidden] each.
+using Streams = std::vector<std::vector<float>>;
+
+struct LayerRun {
+  LayerPart part;
+  bool keep = false;  // the stream that the part computes replaces the one that entered it
+  Collectors* collectors = nullptr;
+};
+
+absl::Status RunLayer(const Model& model, const CalibrationRun& run, const LayerRun& layer,
+                      Streams& streams) {
+  const bool head = layer.part.first == model.spec().layers;
+  ASSIGN_OR_RETURN(SampleRunner runner, SampleRunner::Create(model, run, head));
+  // Also where nobody looks: a layer that is observed adds its products to the stream in a step of
+  // its own, and what flows must not depend on that.
+  const LinearObserver observer =
+      layer.collectors == nullptr ? LinearObserver([](const LinearSlot&, TensorView, TensorView) {})
+                                  : layer.collectors->observer();
+  std::vector<float> copy;
+  for (size_t i = 0; i < streams.size(); ++i) {
+    if (!layer.keep) copy = streams[i];
+    RETURN_IF_ERROR(
+        runner.Run(run.set.samples[i], layer.part, layer.keep ? streams[i] : copy, &observer));
+    if (layer.collectors != nullptr) RETURN_IF_ERROR(layer.collectors->status());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+CollectorFactory StatisticsInto(
+    StatisticsMap& statistics, ThreadPool& pool,
+    std::function<std::optional<InputStatisticsOptions>(const LinearSlot& slot)> options) {
+  return [&statistics, &pool,
+          options = std::move(options)](const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
+    const std::optional<InputStatisticsOptions> wanted = options(slot);
+    if (!wanted.has_value()) return InputCollector();
+    ASSIGN_OR_RETURN(InputStatistics fresh, InputStatistics::Create(slot.shape[1], *wanted));
+    InputStatistics* const place =
+        &statistics.insert_or_assign(slot.name, std::move(fresh)).first->second;
+    return InputCollector([place, &pool](TensorView x) { return place->Update(x, &pool); });
+  };
+}
+
+absl::Status CollectInputs(const Model& model, const CalibrationRun& run,
+                           const CollectorFactory& factory) {
+  std::vector<const LinearSlot*> slots;
+  for (int layer = 0; layer <= model.spec().layers; ++layer) {
+    const std::vector<const LinearSlot*> here = SlotsOf(model, layer);
+    slots.insert(slots.end(), here.begin(), here.end());
+  }
+  ASSIGN_OR_RETURN(Collectors collectors, Collectors::Make(slots, factory));
+  if (collectors.empty()) return absl::OkStatus();
+  LayerPart part;
+  bool head = false;
+  for (const LinearSlot* slot : collectors.wanted()) {
+    head = head || IsHead(model.spec(), *slot);
+    part.end = head ? model.spec().layers : std::max(part.end, slot->layer + 1);
+  }
+  ASSIGN_OR_RETURN(SampleRunner runner, SampleRunner::Create(model, run, head));
+  const LinearObserver observer = collectors.observer();
+  for (size_t i = 0; i < run.set.samples.size(); ++i) {
+    RETURN_IF_ERROR(runner.Run(run.set.samples[i], part, {}, &observer));
+    RETURN_IF_ERROR(collectors.status());
+    if (run.progress) {
+      run.progress(static_cast<double>(i + 1) / static_cast<double>(run.set.samples.size()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WalkLayers(std::shared_ptr<const Model> model, const CalibrationRun& run,
+                        const LayerWalkSteps& steps) {
+  const int layers = model->spec().layers;
+  Streams streams;
+  for (const TokenDocument& sample : run.set.samples) {
+    streams.emplace_back(sample.size() * static_cast<size_t>(model->spec().hidden));
+  }
+  for (int layer = 0; layer <= layers; ++layer) {
+    ASSIGN_OR_RETURN(Collectors collectors,
+                     Collectors::Make(SlotsOf(*model, layer), steps.collectors));
+    const bool head = layer == layers;
+    const LayerPart part{.first = layer, .end = std::min(layer + 1, layers)};
+    const bool seen = !collectors.empty();
+    if (seen) {
+      RETURN_IF_ERROR(RunLayer(
+          *model, run, {part, /*keep=*/!steps.feed_quantized && !head, &collectors}, streams));
+      // `slots` points into the model that was seen, which finish may replace.
+      const std::shared_ptr<const Model> observed = model;
+      ASSIGN_OR_RETURN(model, steps.finish(observed, collectors.wanted()));
+    }
+    if (!head && (!seen || steps.feed_quantized)) {
+      RETURN_IF_ERROR(RunLayer(*model, run, {part, /*keep=*/true, nullptr}, streams));
+    }
+    if (run.progress) run.progress(static_cast<double>(layer + 1) / (layers + 1));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace assay
