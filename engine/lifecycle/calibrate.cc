@@ -176,7 +176,8 @@ absl::Status CollectInputs(const Model& model, const CalibrationRun& run,
     RETURN_IF_ERROR(runner.Run(run.set.samples[i], part, {}, &observer));
     RETURN_IF_ERROR(collectors.status());
     if (run.progress) {
-      run.progress(static_cast<double>(i + 1) / static_cast<double>(run.set.samples.size()));
+      RETURN_IF_ERROR(
+          run.progress(static_cast<double>(i + 1) / static_cast<double>(run.set.samples.size())));
     }
   }
   return absl::OkStatus();
@@ -205,7 +206,9 @@ absl::Status WalkLayers(std::shared_ptr<const Model> model, const CalibrationRun
     if (!head && (!seen || steps.feed_quantized)) {
       RETURN_IF_ERROR(RunLayer(*model, run, {part, /*keep=*/true, nullptr}, streams));
     }
-    if (run.progress) run.progress(static_cast<double>(layer + 1) / (layers + 1));
+    if (run.progress) {
+      RETURN_IF_ERROR(run.progress(static_cast<double>(layer + 1) / (layers + 1)));
+    }
   }
   return absl::OkStatus();
 }

@@ -39,7 +39,7 @@ CollectorFactory StatisticsInto(
 struct CalibrationRun {
   const CalibrationSet& set;
   ThreadPool& pool;
-  std::function<void(double fraction)> progress;  // or empty
+  std::function<absl::Status(double fraction)> progress;  // or empty; an error ends the run
 };
 
 // One pass over the set, as far up the stack as a wanted slot lies. ResourceExhausted; whatever the

@@ -145,7 +145,7 @@ TEST(BudgetTest, AFigureThatIsNotANumberIsOutside) {
   good.mean_kl = {0.001, 0.001, 0.001};
   good.top1_agreement = {0.99, 0.99, 0.99};
   good.perplexity_ratio = 1;
-  good.cosine = {0.999, 0.999, 0.999};
+  good.cosine = good.cosine_bootstrap = {0.999, 0.999, 0.999};
   good.label_agreement = 1;
   const auto failures = [&](ModelTask task, const std::function<void(VerificationResult&)>& spoil) {
     EXPECT_THAT(CheckBudget(good, {}, task), IsEmpty());
@@ -161,6 +161,8 @@ TEST(BudgetTest, AFigureThatIsNotANumberIsOutside) {
               ElementsAre(HasSubstr("perplexity ratio")));
   EXPECT_THAT(failures(ModelTask::kEmbed, [](auto& r) { r.cosine.low = kNan; }),
               ElementsAre(HasSubstr("mean cosine")));
+  EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.mean_kl_bootstrap.high = kNan; }),
+              ElementsAre(HasSubstr("mean KL")));
   EXPECT_THAT(failures(ModelTask::kClassify, [](auto& r) { r.label_agreement = kNan; }),
               ElementsAre(HasSubstr("label agreement")));
 }
