@@ -139,6 +139,33 @@ TEST(BudgetTest, EveryFigureOutsideIsASentence) {
   EXPECT_THAT(CheckBudget(result, {}, ModelTask::kClassify), SizeIs(1));
 }
 
+TEST(BudgetTest, EachBoundIsWhereTheBudgetPutsIt) {
+  const Budget budget;
+  VerificationResult at;  // exactly on every bound
+  at.mean_kl = {budget.max_mean_kl / 2, 0, budget.max_mean_kl};
+  at.top1_agreement = {budget.min_top1, 0, 1};
+  at.perplexity_ratio = budget.max_perplexity_ratio;
+  at.cosine = {1, budget.min_mean_cosine, 1};
+  at.label_agreement = budget.min_label_agreement;
+  const auto failures = [&](ModelTask task, const std::function<void(VerificationResult&)>& spoil) {
+    VerificationResult beyond = at;
+    spoil(beyond);
+    return CheckBudget(beyond, budget, task);
+  };
+  constexpr double kStep = 1e-6;
+  for (const ModelTask task : {ModelTask::kGenerate, ModelTask::kEmbed, ModelTask::kClassify}) {
+    EXPECT_THAT(failures(task, [](auto&) {}), IsEmpty());
+  }
+  EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.mean_kl.high += kStep; }), SizeIs(1));
+  EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.top1_agreement.mean -= kStep; }),
+              SizeIs(1));
+  EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.perplexity_ratio += kStep; }),
+              SizeIs(1));
+  EXPECT_THAT(failures(ModelTask::kEmbed, [](auto& r) { r.cosine.low -= kStep; }), SizeIs(1));
+  EXPECT_THAT(failures(ModelTask::kClassify, [](auto& r) { r.label_agreement -= kStep; }),
+              SizeIs(1));
+}
+
 TEST(BudgetTest, AFigureThatIsNotANumberIsOutside) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   VerificationResult good;
