@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "cli/client.h"
+#include "engine/lifecycle/report.h"
 
 namespace assay {
 
@@ -12,6 +13,9 @@ struct CommandLine {
   GlobalOptions global;
   std::function<int()> run;
 };
+
+// `--html FILE`: the report as a page. The exit code: kExitOk, or what failed was said.
+int SaveReportPage(const AdmissionReport& report, const std::string& path);
 
 void AddGenerate(CLI::App& app, CommandLine& line);
 void AddEmbed(CLI::App& app, CommandLine& line);

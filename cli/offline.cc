@@ -21,7 +21,7 @@ namespace assay {
 namespace {
 
 struct OfflineOptions {
-  std::string path, scheme, recipe, policy, evaluation, output;
+  std::string path, scheme, recipe, policy, evaluation, output, html;
   int threads = 0;
   bool json = false;
 };
@@ -93,6 +93,9 @@ int RunOffline(const OfflineOptions& options) {
   const std::string text = options.json ? ToJson(*end->report).dump(2) + "\n"
                                         : ToTerminalText(*end->report, TerminalColumns());
   std::fputs(text.c_str(), stdout);
+  if (!options.html.empty()) {
+    if (const int code = SaveReportPage(*end->report, options.html); code != kExitOk) return code;
+  }
   if (end->status.ok()) return kExitOk;
   FailLocally(end->status);
   return end->report->verdict == "rejected" ? kExitRejected : kExitRefused;
@@ -112,6 +115,8 @@ void AddCommon(CLI::App* command, OfflineOptions& options) {
   command->add_option("--threads", options.threads, "Compute threads [all cores]")
       ->check(CLI::Range(0, 1024));
   command->add_flag("--json", options.json, "The report as JSON");
+  command->add_option("--html", options.html, "The report also as a page, into this file")
+      ->type_name("FILE");
 }
 
 }  // namespace

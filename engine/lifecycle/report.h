@@ -83,4 +83,8 @@ absl::StatusOr<AdmissionReport> ReportFromJson(
 std::string ServedPrecision(const AdmissionReport& report);
 std::string ToTerminalText(const AdmissionReport& report, int columns);
 
+// The report as one self-contained HTML page (report_page.html with the JSON inside): for the
+// person who decides whether to trust the model. Loads nothing; what a checkpoint names stays text.
+std::string ToHtml(const AdmissionReport& report);
+
 }  // namespace assay

@@ -217,6 +217,16 @@ def test_cli_generate_streams_and_counts(cli):
     assert code == 0 and json.loads(again)["text"].strip() == out.strip()
 
 
+def test_cli_report_as_a_page(cli, tmp_path):
+    page = tmp_path / "report.html"
+    code, out, err = cli("report", MODEL, "--html", page)
+    assert code == 0 and out == "" and f"wrote {page}" in err
+    text = page.read_text()
+    assert text.startswith("<!doctype html>") and '"verdict":"admitted"' in text
+    code, _, err = cli("report", MODEL, "--html", tmp_path / "nowhere" / "x.html")
+    assert code != 0 and "nowhere" in err
+
+
 def test_cli_status_report_tokenize_health(cli):
     code, out, _ = cli("status")
     assert code == 0 and MODEL in out and "SERVING" in out

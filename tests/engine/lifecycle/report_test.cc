@@ -120,6 +120,32 @@ TEST(ReportTest, MissingKeysAndWrongTypesAreDataLossAndNamed) {
   EXPECT_THAT(ReportFromJson(nlohmann::json(3)), StatusIs(StatusCode::kDataLoss));
 }
 
+// The data of a page, between the tags of its script element.
+nlohmann::json DataOf(const std::string& page) {
+  const std::string begin = "<script type=\"application/json\" id=\"report\">";
+  const size_t from = page.find(begin) + begin.size();
+  return nlohmann::json::parse(page.substr(from, page.find("</script", from) - from));
+}
+
+TEST(ReportTest, ThePageHoldsTheWholeReportAndNothingFromOutside) {
+  const std::string page = ToHtml(Example());
+  EXPECT_EQ(DataOf(page), ToJson(Example()));
+  EXPECT_THAT(page, Not(HasSubstr("{{REPORT}}")));
+  for (const char* outside : {"src=", "href=", "@import", "url(", "fetch(", "XMLHttp"}) {
+    EXPECT_THAT(page, Not(HasSubstr(outside)));
+  }
+}
+
+TEST(ReportTest, NamesOfACheckpointCannotBecomeMarkupOfThePage) {
+  AdmissionReport report = Example();
+  report.model = "</script><script>alert(1)</script>{{REPORT}}";
+  report.layers[0].name = "bad \xff utf-8 <!--";
+  const std::string page = ToHtml(report);
+  EXPECT_EQ(DataOf(page)["model"], report.model);
+  EXPECT_THAT(page, Not(HasSubstr("alert(1)</script>")));
+  EXPECT_THAT(page, Not(HasSubstr("<!--")));
+}
+
 TEST(ReportTest, TerminalTextBeginsWithTheVerdictAndKeepsToItsColumns) {
   for (const int columns : {80, 100, 140}) {
     const std::string text = ToTerminalText(Example(), columns);

@@ -1,0 +1,9 @@
+// report_page.html, embedded.
+#pragma once
+#include <string_view>
+
+namespace assay {
+
+extern const std::string_view kReportPage;
+
+}  // namespace assay
