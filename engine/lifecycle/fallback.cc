@@ -11,7 +11,9 @@ constexpr Verifier::Extent kExtent = {.documents = 2, .tokens = 128, .decode_pat
 
 bool IsLinear(const LinearSlot& slot) { return slot.kind != LinearSlot::Kind::kEmbedding; }
 
-double Loss(const VerificationResult& result, ModelTask task) {
+}  // namespace
+
+double LossOf(const VerificationResult& result, ModelTask task) {
   switch (task) {
     case ModelTask::kGenerate:
       return result.mean_kl.mean;
@@ -22,8 +24,6 @@ double Loss(const VerificationResult& result, ModelTask task) {
   }
   return 0;
 }
-
-}  // namespace
 
 int MaxFallbackLayers(const std::vector<LinearSlot>& slots, double fraction) {
   const auto linear = std::count_if(slots.begin(), slots.end(), IsLinear);
@@ -61,7 +61,7 @@ absl::StatusOr<std::vector<LayerImpact>> RankLayers(const RankingInputs& inputs,
                      inputs.family.build(inputs.spec, inputs.checkpoint, std::move(one)));
     ASSIGN_OR_RETURN(const VerificationResult result,
                      verifier.Compare(*model, DType::kF32, kExtent, nullptr));
-    ranking.push_back({name, Loss(result, inputs.spec.task)});
+    ranking.push_back({name, LossOf(result, inputs.spec.task)});
     if (progress) {
       RETURN_IF_ERROR(progress(static_cast<double>(ranking.size()) / by_sqnr.size()));
     }

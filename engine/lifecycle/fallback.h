@@ -8,10 +8,13 @@
 
 namespace assay {
 
+// What a task's gate is about, 0 for a perfect candidate: mean KL, 1 - mean cosine, 1 - label
+// agreement.
+double LossOf(const VerificationResult& result, ModelTask task);
+
 struct LayerImpact {
   std::string slot;
-  double loss = 0;  // rise of mean KL (or 1 - mean cosine, 1 - label agreement) when only this
-                    // layer is quantized and all others are f32
+  double loss = 0;  // LossOf when only this layer is quantized and all others are f32
 };
 
 struct RankingInputs {

@@ -1,0 +1,196 @@
+#include "engine/lifecycle/plan_search.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/lifecycle/calibrate.h"
+#include "engine/lifecycle/fallback.h"
+
+namespace assay {
+namespace {
+
+constexpr int64_t kRows = 64;       // of a sample, on which outputs are compared
+constexpr int kTimedCalls = 5;      // the fastest counts
+constexpr double kWalkShare = 0.2;  // of the search's time, about
+
+// One layer in every candidate that accepts it, while the walk is at it.
+struct SlotTrial {
+  std::vector<PlanCandidate> candidates;
+  std::vector<QuantizedLinear> linears;
+  std::vector<SignalNoise> noise;
+  std::vector<PlanOption> options;  // error: not yet
+  Arena arena;
+  std::vector<float> expected, actual;
+};
+
+absl::StatusOr<QuantizedLinear> Encode(const SearchInputs& inputs, const LinearSlot& slot,
+                                       const PlanCandidate& candidate, TensorView weight,
+                                       uint64_t* bytes) {
+  ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(candidate.scheme));
+  ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme->Encode(weight));
+  if (bytes != nullptr) *bytes = codes.bytes();
+  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(inputs.checkpoint, slot));
+  return QuantizedLinear::Create(codes, std::move(bias), {.activation = candidate.activation});
+}
+
+absl::StatusOr<std::shared_ptr<SlotTrial>> MakeTrial(const SearchInputs& inputs,
+                                                     const LinearSlot& slot,
+                                                     const std::vector<PlanCandidate>& candidates) {
+  ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(inputs.checkpoint, slot));
+  for (const std::string& name : slot.weights) inputs.checkpoint.DropResident(name);
+  auto trial = std::make_shared<SlotTrial>();
+  std::vector<std::string> refusals;
+  size_t scratch = inputs.reference->linears().find(slot.name)->second->scratch_bytes(kRows);
+  for (const PlanCandidate& candidate : candidates) {
+    ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(candidate.scheme));
+    if (const absl::Status accepted = scheme->Accepts(slot.shape); !accepted.ok()) {
+      refusals.emplace_back(absl::StrCat(candidate.scheme, ": ", accepted.message()));
+      continue;
+    }
+    PlanOption option{.fallback = scheme->is_floating()};
+    ASSIGN_OR_RETURN(QuantizedLinear linear,
+                     Encode(inputs, slot, candidate, weight.view(), &option.bytes));
+    scratch = std::max(scratch, linear.scratch_bytes(kRows));
+    trial->candidates.push_back(candidate);
+    trial->linears.push_back(std::move(linear));
+    trial->options.push_back(option);
+  }
+  if (trial->linears.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("no candidate of the search takes ", slot.name,
+                                                   ": ", absl::StrJoin(refusals, "; ")));
+  }
+  ASSIGN_OR_RETURN(trial->arena, Arena::Create(CpuDevice(), scratch + 4096));
+  trial->noise.resize(trial->linears.size());
+  return trial;
+}
+
+// y [rows, n] of a linear, in `out`.
+void Multiply(const QuantizedLinear& linear, TensorView x, const SearchInputs& inputs,
+              SlotTrial& trial, std::vector<float>& out) {
+  const Shape shape{x.shape[0], linear.problem().shape[0]};
+  out.resize(static_cast<size_t>(shape.elements()));
+  const Arena::Scope scope(trial.arena);
+  ComputeContext context{inputs.pool, trial.arena};
+  linear.Forward(x, {reinterpret_cast<std::byte*>(out.data()), shape, DType::kF32, &CpuDevice()},
+                 context);
+}
+
+void Time(const SearchInputs& inputs, TensorView x, SlotTrial& trial) {
+  x.shape.dim[0] = 1;
+  for (size_t i = 0; i < trial.linears.size(); ++i) {
+    double best = std::numeric_limits<double>::infinity();
+    for (int call = 0; call < kTimedCalls; ++call) {
+      const auto begin = std::chrono::steady_clock::now();
+      Multiply(trial.linears[i], x, inputs, trial, trial.actual);
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+      best = std::min(best, taken.count());
+    }
+    trial.options[i].seconds = best;
+  }
+}
+
+// The observer of one slot.
+InputCollector CompareOutputs(const SearchInputs& inputs, const LinearSlot& slot,
+                              std::shared_ptr<SlotTrial> trial) {
+  const QuantizedLinear* reference = inputs.reference->linears().find(slot.name)->second.get();
+  return [&inputs, reference, trial = std::move(trial), timed = false](TensorView x) mutable {
+    x.shape.dim[0] = std::min(x.shape[0], kRows);
+    if (!std::exchange(timed, true)) Time(inputs, x, *trial);
+    Multiply(*reference, x, inputs, *trial, trial->expected);
+    for (size_t i = 0; i < trial->linears.size(); ++i) {
+      Multiply(trial->linears[i], x, inputs, *trial, trial->actual);
+      trial->noise[i].Add(trial->expected, trial->actual);
+    }
+    return absl::OkStatus();
+  };
+}
+
+double RelativeNoise(const SignalNoise& n) { return n.signal > 0 ? n.noise / n.signal : 0; }
+
+// The walk: everything but the errors of the options.
+absl::StatusOr<SearchTable> MeasureNoise(const SearchInputs& inputs,
+                                         const std::vector<PlanCandidate>& candidates) {
+  std::map<std::string, std::shared_ptr<SlotTrial>> trials;  // of the layer that is walked
+  SearchTable table;
+  LayerWalkSteps steps;
+  steps.collectors = [&](const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
+    if (!inputs.wanted(slot)) return InputCollector();
+    ASSIGN_OR_RETURN(std::shared_ptr<SlotTrial> trial, MakeTrial(inputs, slot, candidates));
+    trials[slot.name] = trial;
+    return CompareOutputs(inputs, slot, std::move(trial));
+  };
+  steps.finish = [&](std::shared_ptr<const Model> model,
+                     const std::vector<const LinearSlot*>& slots)
+      -> absl::StatusOr<std::shared_ptr<const Model>> {
+    for (const LinearSlot* slot : slots) {
+      SlotTrial& trial = *trials.find(slot->name)->second;
+      std::vector<double>& noise = table.noise.emplace_back();
+      for (const SignalNoise& of : trial.noise) noise.push_back(RelativeNoise(of));
+      table.slots.push_back(*slot);
+      table.candidates.push_back(std::move(trial.candidates));
+      table.problem.push_back(std::move(trial.options));
+    }
+    trials.clear();
+    return model;
+  };
+  const CalibrationRun run{inputs.set, inputs.pool, [&](double fraction) {
+                             return inputs.progress ? inputs.progress(kWalkShare * fraction)
+                                                    : absl::OkStatus();
+                           }};
+  RETURN_IF_ERROR(WalkLayers(inputs.reference, run, steps));
+  return table;
+}
+
+// Turns relative noise into loss.
+absl::Status MeasureLoss(const SearchInputs& inputs, Verifier& verifier, SearchTable& table) {
+  for (size_t i = 0; i < table.slots.size(); ++i) {
+    const LinearSlot& slot = table.slots[i];
+    std::vector<PlanOption>& options = table.problem[i];
+    const std::vector<double>& noise = table.noise[i];
+    const auto noisiest = std::max_element(noise.begin(), noise.end());
+    const double most = *noisiest;
+    double loss = 0;
+    if (most > 0) {
+      ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(inputs.checkpoint, slot));
+      ASSIGN_OR_RETURN(
+          QuantizedLinear linear,
+          Encode(inputs, slot, table.candidates[i][static_cast<size_t>(noisiest - noise.begin())],
+                 weight.view(), nullptr));
+      LinearMap one = inputs.reference->linears();
+      one[slot.name] = std::make_shared<const QuantizedLinear>(std::move(linear));
+      const ModelSpec& spec = inputs.reference->spec();
+      ASSIGN_OR_RETURN(const std::unique_ptr<const Model> model,
+                       inputs.family.build(spec, inputs.checkpoint, std::move(one)));
+      ASSIGN_OR_RETURN(const VerificationResult result,
+                       verifier.Compare(*model, DType::kF32, {.decode_path = false}, nullptr));
+      loss = std::max(0.0, LossOf(result, spec.task));
+    }
+    for (size_t c = 0; c < options.size(); ++c) {
+      options[c].error = most > 0 ? loss * noise[c] / most : 0;
+    }
+    if (inputs.progress) {
+      const double done = static_cast<double>(i + 1) / static_cast<double>(table.slots.size());
+      RETURN_IF_ERROR(inputs.progress(kWalkShare + (1 - kWalkShare) * done));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<SearchTable> MeasureCandidates(const SearchInputs& inputs,
+                                              const std::vector<PlanCandidate>& candidates) {
+  ASSIGN_OR_RETURN(SearchTable table, MeasureNoise(inputs, candidates));
+  const EvaluationSet set{
+      .name = inputs.set.name, .hash = inputs.set.hash, .documents = inputs.set.samples};
+  ASSIGN_OR_RETURN(const std::unique_ptr<Verifier> verifier,
+                   Verifier::Create(*inputs.reference, set, inputs.pool));
+  RETURN_IF_ERROR(MeasureLoss(inputs, *verifier, table));
+  return table;
+}
+
+}  // namespace assay
