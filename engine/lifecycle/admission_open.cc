@@ -29,15 +29,6 @@ std::string_view TaskName(ModelTask task) {
   return "unknown";
 }
 
-// Checkpoint::tokenizer() describes what the container holds, which may be nothing.
-bool HasTokenizer(const nlohmann::json& spec) {
-  for (const char* part : {"tokenizer", "metadata"}) {
-    const auto it = spec.is_object() ? spec.find(part) : spec.end();
-    if (it != spec.end() && it->is_object() && !it->empty()) return true;
-  }
-  return false;
-}
-
 uint64_t SlotElements(const std::vector<LinearSlot>& slots) {
   uint64_t total = 0;
   for (const LinearSlot& slot : slots) total += static_cast<uint64_t>(slot.shape.elements());

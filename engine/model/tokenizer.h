@@ -63,6 +63,9 @@ class Tokenizer {
 // "config": <tokenizer_config.json or {}>} or {"format": "gguf", "metadata": {every key of the file
 // that begins with "tokenizer."}}. InvalidArgument: malformed; Unimplemented: names the model,
 // normalizer, pre-tokenizer or decoder that is not supported.
+// Whether a container holds a tokenizer at all is HasTokenizer(spec).
 absl::StatusOr<std::unique_ptr<const Tokenizer>> MakeTokenizer(const nlohmann::json& spec);
+
+bool HasTokenizer(const nlohmann::json& spec);
 
 }  // namespace assay

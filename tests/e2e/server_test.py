@@ -217,6 +217,15 @@ def test_cli_generate_streams_and_counts(cli):
     assert code == 0 and json.loads(again)["text"].strip() == out.strip()
 
 
+def test_cli_analyze(cli):
+    checkpoint = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
+    code, out, _ = cli("analyze", checkpoint, "--scheme", "int4_group:g32", "--activation", "a16", "--top", "3")
+    assert code == 0 and out.count("\n  - model.") == 3 and "KURTOSIS" in out
+    for wrong, named in (("--metric", "magic"), ("--scheme", "int9"), ("--activation", "a1"), ("--calibration", "/nowhere")):
+        code, _, err = cli("analyze", checkpoint, wrong, named)
+        assert code != 0 and named in err, err
+
+
 def test_cli_report_as_a_page(cli, tmp_path):
     page = tmp_path / "report.html"
     code, out, err = cli("report", MODEL, "--html", page)

@@ -161,6 +161,14 @@ std::unique_ptr<const Tokenizer> MakeTextTokenizer(TokenizerParts parts) {
   return std::make_unique<const TextTokenizer>(std::move(parts));
 }
 
+bool HasTokenizer(const nlohmann::json& spec) {
+  for (const char* part : {"tokenizer", "metadata"}) {
+    const auto it = spec.is_object() ? spec.find(part) : spec.end();
+    if (it != spec.end() && it->is_object() && !it->empty()) return true;
+  }
+  return false;
+}
+
 absl::StatusOr<std::unique_ptr<const Tokenizer>> MakeTokenizer(const nlohmann::json& spec) {
   ASSIGN_OR_RETURN(const std::string format, RequireString(spec, "format", "tokenizer"));
   if (format == "huggingface") {
