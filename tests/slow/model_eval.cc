@@ -4,6 +4,8 @@
 //              [ids=FILE]
 //     Non-overlapping windows of `context` tokens, no BOS, every position but the first scored;
 //     `windows` of them (0 = all that are full). ids=FILE receives the token ids as JSON.
+//   model_eval evaluation MODEL TEXT
+//     The token ids on which an admission judges this model (TEXT "-": the bundled text), as JSON.
 //   model_eval embed MODEL SENTENCES [scheme=f32] [mode=a16]
 //     One JSON array per line of SENTENCES.
 #include <algorithm>
@@ -21,6 +23,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
+#include "engine/lifecycle/evaluation.h"
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
 
@@ -167,6 +170,21 @@ absl::Status Embed(const std::string& path, const std::string& text_path, Option
   return absl::OkStatus();
 }
 
+absl::Status PrintEvaluation(const std::string& path, const std::string& text_path) {
+  ASSIGN_OR_RETURN(const auto checkpoint, OpenCheckpoint(path));
+  ASSIGN_OR_RETURN(const auto tokenizer, MakeTokenizer(checkpoint->tokenizer()));
+  ASSIGN_OR_RETURN(const ModelFamily* family, FamilyOf(*checkpoint));
+  ASSIGN_OR_RETURN(const ModelSpec spec, family->parse(*checkpoint));
+  std::string text(BundledEvaluationText());
+  if (text_path != "-") {
+    ASSIGN_OR_RETURN(text, ReadText(text_path));
+  }
+  ASSIGN_OR_RETURN(const EvaluationSet set,
+                   MakeEvaluationSet(text, text_path, tokenizer.get(), spec, {}));
+  std::printf("%s\n", nlohmann::json(set.documents).dump().c_str());
+  return absl::OkStatus();
+}
+
 int Main(int argc, char** argv) {
   Options options = {{"scheme", "f32"},  {"mode", "a16"},  {"kv", "f32"},
                      {"context", "512"}, {"windows", "0"}, {"ids", ""}};
@@ -180,12 +198,18 @@ int Main(int argc, char** argv) {
     options[option.substr(0, equals)] = option.substr(equals + 1);
   }
   const std::string command = argc > 3 ? argv[1] : "";
-  if (command != "perplexity" && command != "embed") {
-    std::fprintf(stderr, "usage: model_eval perplexity|embed MODEL TEXT [key=value ...]\n");
+  absl::Status status;
+  if (command == "perplexity") {
+    status = Perplexity(argv[2], argv[3], options);
+  } else if (command == "evaluation") {
+    status = PrintEvaluation(argv[2], argv[3]);
+  } else if (command == "embed") {
+    status = Embed(argv[2], argv[3], options);
+  } else {
+    std::fprintf(stderr,
+                 "usage: model_eval perplexity|evaluation|embed MODEL TEXT [key=value ...]\n");
     return 1;
   }
-  const absl::Status status = command == "perplexity" ? Perplexity(argv[2], argv[3], options)
-                                                      : Embed(argv[2], argv[3], options);
   if (status.ok()) return 0;
   std::fprintf(stderr, "model_eval: %s\n", status.ToString().c_str());
   return 2;
