@@ -21,7 +21,7 @@ namespace assay {
 namespace {
 
 struct OfflineOptions {
-  std::string path, scheme, recipe, policy, evaluation, output, html;
+  std::string path, scheme, recipe, policy, evaluation, calibration, output, html;
   int threads = 0;
   bool json = false;
 };
@@ -68,8 +68,11 @@ absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
   Outcome outcome;
   const std::unique_ptr<AdmissionPipeline> pipeline =
       AdmissionPipeline::Start(registry, pool, metrics, RealClock(), std::move(pipeline_options));
-  const AdmissionRequest request = {
-      .path = options.path, .scheme = options.scheme, .recipe = options.recipe, .dry_run = true};
+  const AdmissionRequest request = {.path = options.path,
+                                    .scheme = options.scheme,
+                                    .recipe = options.recipe,
+                                    .calibration = options.calibration,
+                                    .dry_run = true};
   const auto sink = [&](const AdmissionProgress& progress) {
     if (progress.done) {
       outcome.Set(progress);
@@ -111,6 +114,10 @@ void AddCommon(CLI::App* command, OfflineOptions& options) {
   command->add_option("--policy", options.policy, "Policy file [the built-in one]")
       ->type_name("FILE");
   command->add_option("--evaluation", options.evaluation, "Held-out text [the bundled extract]")
+      ->type_name("FILE");
+  command
+      ->add_option("--calibration", options.calibration,
+                   "Text, JSONL, token ids or .npy [the recipe's, else the bundled extract]")
       ->type_name("FILE");
   command->add_option("--threads", options.threads, "Compute threads [all cores]")
       ->check(CLI::Range(0, 1024));

@@ -42,6 +42,7 @@ struct ServerConfig {
   std::string cache_dir;            // of artifacts; "none" = no cache; empty: LoadConfig fills in
   std::string policy;               // file; empty = built-in
   std::string evaluation_text;      // file; empty = bundled
+  std::string calibration;          // file, where a recipe names none; empty = bundled
   int threads = 0;                  // compute; 0 = one per core
   uint64_t memory_limit_bytes = 0;  // 0 = what the host has
   bool strict_readiness = true;

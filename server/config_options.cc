@@ -199,6 +199,8 @@ std::vector<ConfigOption> GeneralOptions() {
       Text("policy", "Policy file; empty: the built-in one", ASSAY_FIELD(policy)),
       Text("evaluation_text", "Held-out text for verification; empty: the bundled one",
            ASSAY_FIELD(evaluation_text)),
+      Text("calibration", "Calibration data where a recipe names none; empty: the bundled text",
+           ASSAY_FIELD(calibration)),
       Integer("threads", "Compute threads; 0: one per core", 0, 1024, ASSAY_FIELD(threads)),
       Bytes("memory_limit", "Most memory an admission may plan with; 0: what the host has",
             ASSAY_FIELD(memory_limit_bytes)),

@@ -38,6 +38,7 @@ AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, si
   options.engine = config.engine;
   options.cache_dir = config.cache_dir == "none" ? "" : config.cache_dir;
   options.evaluation_path = config.evaluation_text;
+  options.calibration_path = config.calibration;
   options.memory_limit_bytes = config.memory_limit_bytes;
   options.max_queue = std::max(options.max_queue, static_cast<int>(num_models) + 4);
   return options;
@@ -236,6 +237,13 @@ absl::Status Server::CheckFiles(const ServerConfig& config) {
     if (!text.ok()) {
       return absl::NotFoundError(
           absl::StrCat("cannot read the evaluation text: ", std::string(text.status().message())));
+    }
+  }
+  if (!config.calibration.empty()) {
+    const absl::StatusOr<std::string> data = ReadConfigFile(config.calibration);
+    if (!data.ok()) {
+      return absl::NotFoundError(
+          absl::StrCat("cannot read the calibration data: ", std::string(data.status().message())));
     }
   }
   if (config.model_repository.empty()) return absl::OkStatus();

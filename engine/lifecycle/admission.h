@@ -16,7 +16,8 @@ struct AdmissionRequest {
   // Instead of the policy's recipe, one of: a scheme for every layer ("f32", "int4_group:g32"); a
   // recipe, built-in or from a file (quant/policy/recipe_list.h). Both empty: the policy decides.
   std::string scheme, recipe;
-  bool dry_run = false;  // verify and report, do not serve
+  std::string calibration;  // file, instead of the recipe's and the options'; empty: theirs
+  bool dry_run = false;     // verify and report, do not serve
 };
 
 struct AdmissionProgress {
@@ -38,6 +39,7 @@ struct AdmissionOptions {
   EngineOptions engine;
   std::string cache_dir;            // artifacts; empty = no cache
   std::string evaluation_path;      // text; empty = the bundled extract
+  std::string calibration_path;     // where a recipe names none; empty = the bundled extract
   uint64_t memory_limit_bytes = 0;  // 0 = what the host has available
   int max_queue = 16;
 };

@@ -54,7 +54,7 @@ bool Keeps(const Recipe& recipe, const LinearSlot& slot) {
   return false;
 }
 
-Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots) {
+Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots, bool tied_head) {
   Plan plan;
   for (const LinearSlot& slot : slots) {
     const bool table = slot.kind == LinearSlot::Kind::kEmbedding;
@@ -66,9 +66,10 @@ Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots) {
       one.activation = recipe.fallback_activation;
       one.why = "the recipe keeps it";
     }
-    // Floating schemes multiply in floating point.
+    // Floating schemes multiply in floating point; a table that is only looked up, not at all.
     const absl::StatusOr<const QuantScheme*> scheme = FindScheme(one.scheme);
-    if (scheme.ok() && (*scheme)->is_floating()) one.activation = ActivationMode::kA16;
+    const bool floating = scheme.ok() && (*scheme)->is_floating();
+    if (floating || (table && !tied_head)) one.activation = ActivationMode::kA16;
     plan[slot.name] = std::move(one);
   }
   return plan;
@@ -88,13 +89,23 @@ absl::Status Override(const std::string& scheme_name, PolicyDecision& decision) 
   return absl::OkStatus();
 }
 
+// Bits that a weight occupies once packed: kernels that decode at load hold f32.
+double ResidentBits(const LinearSlot& slot, const SlotPlan& plan) {
+  const absl::StatusOr<const QuantScheme*> scheme = FindScheme(plan.scheme);
+  if (!scheme.ok()) return 32;
+  const LinearProblem problem{slot.shape, *scheme, plan.activation};
+  for (const LinearKernel* kernel : AllLinearKernels()) {
+    if (!kernel->Supports(problem).ok()) continue;
+    return kernel->name() == "decoded_f32" ? 32 : (*scheme)->bits_per_weight(slot.shape);
+  }
+  return 32;
+}
+
 uint64_t WeightBytes(const Admission& a) {
   double bytes = 0;
   for (const LinearSlot& slot : a.slots) {
-    const SlotPlan& plan = a.plan.find(slot.name)->second;
-    const absl::StatusOr<const QuantScheme*> scheme = FindScheme(plan.scheme);
-    const double bits = scheme.ok() ? (*scheme)->bits_per_weight(slot.shape) : 32;
-    bytes += static_cast<double>(slot.shape.elements()) * bits / 8;
+    bytes += static_cast<double>(slot.shape.elements()) *
+             ResidentBits(slot, a.plan.find(slot.name)->second) / 8;
   }
   return static_cast<uint64_t>(bytes) + OtherElements(a) * 4;
 }
@@ -154,7 +165,8 @@ uint64_t EstimatePeak(const Admission& a) {
   const uint64_t weights = WeightBytes(a);
   const uint64_t reference = a.report.bytes_f32;
   return std::max({weights + 3 * widest, weights + reference + VerificationBytes(a.spec),
-                   weights + reference + 2 * widest, weights + EngineBytes(a)}) +
+                   weights + reference + 2 * widest + CalibrationBytes(a),
+                   weights + EngineBytes(a)}) +
          kSmallBuffers;
 }
 
@@ -177,6 +189,24 @@ absl::Status CheckFits(Admission& a) {
   a.report.verdict = "rejected";
   a.report.reason = reason;
   return absl::ResourceExhaustedError(reason);
+}
+
+// The recipe's methods, and the data that they are fitted to.
+absl::Status FindMethods(Admission& a) {
+  ASSIGN_OR_RETURN(a.rounding, FindRounding(a.recipe().rounding));
+  if (a.rounding->needs() == StatisticsNeed::kCross) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("admission does not collect the inputs of both models that this rounding "
+                     "needs: rounding=",
+                     a.recipe().rounding));
+  }
+  for (const std::string& name : a.recipe().transforms) {
+    ASSIGN_OR_RETURN(a.transforms.emplace_back(), FindTransform(name));
+  }
+  std::string& path = a.recipe().calibration.path;
+  if (path.empty()) path = a.host.options.calibration_path;
+  if (!a.request.calibration.empty()) path = a.request.calibration;
+  return absl::OkStatus();
 }
 
 absl::Status MakeEvaluation(Admission& a) {
@@ -233,7 +263,8 @@ absl::Status ProfileStage(Admission& a) {
         absl::StrCat("the KV cache on the CPU is f32, f16, i8 or u4: kv=", std::string(Name(kv)),
                      " recipe=", a.recipe().name));
   }
-  a.plan = MakePlan(a.recipe(), a.slots);
+  RETURN_IF_ERROR(FindMethods(a));
+  a.plan = MakePlan(a.recipe(), a.slots, a.spec.tied_head);
   RETURN_IF_ERROR(CheckFits(a));
   RETURN_IF_ERROR(MakeEvaluation(a));
   a.note =

@@ -9,8 +9,12 @@
 
 #include "engine/lifecycle/admission.h"
 #include "engine/lifecycle/artifact_cache.h"
+#include "engine/lifecycle/calibration_set.h"
 #include "engine/lifecycle/evaluation.h"
 #include "engine/lifecycle/verifier.h"
+#include "quant/activation.h"
+#include "quant/methods/rounding.h"
+#include "quant/methods/transform_list.h"
 
 namespace assay {
 
@@ -50,6 +54,8 @@ struct Admission {
   std::shared_ptr<ModelMetrics> metrics;
   // Profile
   Plan plan;
+  const Rounding* rounding = nullptr;
+  std::vector<TransformSpec> transforms;
   EvaluationSet evaluation;
   // LookUp
   std::string artifact_key, certificate_key;
@@ -57,11 +63,13 @@ struct Admission {
   std::unique_ptr<ArtifactWriter> writer;
   bool certified = false;
   // Load or Quantize
+  CalibrationSet calibration;  // loaded on first use
+  std::map<std::string, ActivationParams, std::less<>> activation_params;
   LinearMap linears;
   std::map<std::string, std::string> integrity;  // slot -> what its stored numbers show
   std::shared_ptr<const Model> candidate;
   // Reference, Verify
-  std::unique_ptr<const Model> reference;
+  std::shared_ptr<const Model> reference;
   std::unique_ptr<Verifier> verifier;
   std::map<std::string, double> weight_sqnr, output_sqnr;  // dB
 
@@ -70,6 +78,9 @@ struct Admission {
   size_t allocated_before = 0;
 
   Recipe& recipe() { return report.decision.recipe; }
+  const Recipe& recipe() const { return report.decision.recipe; }
+  // What is quantized and built from.
+  const Checkpoint& weights() const { return *checkpoint; }
   // Notes how much memory is held just now.
   void SamplePeak();
 };
@@ -100,9 +111,35 @@ absl::Status FallBackStage(Admission& admission);
 absl::Status WarmStage(Admission& admission);
 absl::Status PublishStage(Admission& admission);
 
+// What is known about a slot's input, and how long its rounding may take. Without statistics,
+// methods that need them round to nearest.
+struct SlotInput {
+  const InputStatistics* statistics = nullptr;
+  absl::Time deadline = absl::InfiniteFuture();
+};
 // Quantizes one slot as the plan says, hands it to the writer and packs it. FailedPrecondition: the
-// checkpoint's numbers cannot be quantized.
-absl::Status QuantizeSlot(Admission& admission, const LinearSlot& slot);
+// checkpoint's numbers cannot be quantized, or the calibration data is too little for the method.
+absl::Status QuantizeSlot(Admission& admission, const LinearSlot& slot, const SlotInput& input);
+// Every slot as the plan says, with calibration where the recipe needs it.
+absl::Status QuantizeSlots(Admission& admission);
+
+// admission_calibrate.cc
+// Whether the recipe's rounding method, other than nearest, finds the slot's codes.
+bool RoundedByMethod(const Admission& admission, const LinearSlot& slot);
+bool NeedsCalibration(const Admission& admission);
+// Memory that calibration takes besides the reference.
+uint64_t CalibrationBytes(const Admission& admission);
+// Once each: the model in f32; the calibration set. InvalidArgument: too small; FailedPrecondition:
+// it shares text with the evaluation set; status codes of LoadCalibrationSet.
+absl::Status MakeReference(Admission& admission);
+absl::Status LoadCalibration(Admission& admission);
+// InvalidArgument: the weight holds NaN or infinity.
+absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& admission, const LinearSlot& slot,
+                                               const Tensor& weight, const SlotInput& input);
+// Calls `slot_done` after each slot.
+absl::Status QuantizeWithCalibration(Admission& admission,
+                                     const std::function<absl::Status()>& slot_done);
+
 absl::Status BuildCandidate(Admission& admission);
 // Sets the verdict and the reason; FailedPrecondition.
 absl::Status Reject(Admission& admission, const std::string& reason);

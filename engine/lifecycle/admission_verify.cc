@@ -33,7 +33,11 @@ absl::Status CheckWeights(Admission& a) {
   std::vector<std::string> defects;
   for (const auto& [name, linear] : a.linears) {
     const QuantizedLinear& original = *a.reference->linears().find(name)->second;
-    ASSIGN_OR_RETURN(const WeightCheck check, CheckServedWeight(original, *linear, a.host.pool));
+    const auto slot = std::find_if(a.slots.begin(), a.slots.end(),
+                                   [&](const LinearSlot& s) { return s.name == name; });
+    const CodesBy codes = RoundedByMethod(a, *slot) ? CodesBy::kMethod : CodesBy::kNearest;
+    ASSIGN_OR_RETURN(const WeightCheck check,
+                     CheckServedWeight(original, *linear, codes, a.host.pool));
     a.weight_sqnr[name] = check.sqnr_db;
     const auto integrity = a.integrity.find(name);
     if (!check.defect.empty()) {
@@ -111,7 +115,7 @@ absl::Status KeepInHigherPrecision(Admission& a, const std::vector<LayerImpact>&
     plan.fallback = true;
     plan.why = absl::StrFormat("quantized alone it costs %.5f (place %d of %d)", impact->loss,
                                impact - ranking.begin() + 1, ranking.size());
-    RETURN_IF_ERROR(QuantizeSlot(a, slot));
+    RETURN_IF_ERROR(QuantizeSlot(a, slot, {}));
   }
   return BuildCandidate(a);
 }
@@ -128,10 +132,12 @@ absl::StatusOr<bool> WidenActivations(Admission& a) {
     if (scheme->is_floating() || plan.activation == wide) continue;
     plan.why = absl::StrCat(std::string(Name(plan.activation)), " did not keep to the budget");
     plan.activation = wide;
-    RETURN_IF_ERROR(QuantizeSlot(a, slot));
     any = true;
   }
-  if (any) RETURN_IF_ERROR(BuildCandidate(a));
+  if (any) {
+    RETURN_IF_ERROR(QuantizeSlots(a));  // methods are deterministic: the same codes
+    RETURN_IF_ERROR(BuildCandidate(a));
+  }
   return any;
 }
 
@@ -156,13 +162,13 @@ absl::Status KeepLayers(Admission& a) {
     a.note = "the recipe allows no fallback";
     return absl::OkStatus();
   }
-  ASSIGN_OR_RETURN(const std::vector<LayerImpact> ranking,
-                   RankLayers({*a.family, a.spec, *a.checkpoint, a.reference->linears(), a.linears,
-                               a.output_sqnr},
-                              *a.verifier, std::max(kExactLayers, limit), [&](double fraction) {
-                                a.SamplePeak();
-                                return a.progress(fraction, "measuring layers one at a time");
-                              }));
+  ASSIGN_OR_RETURN(
+      const std::vector<LayerImpact> ranking,
+      RankLayers({*a.family, a.spec, a.weights(), a.reference->linears(), a.linears, a.output_sqnr},
+                 *a.verifier, std::max(kExactLayers, limit), [&](double fraction) {
+                   a.SamplePeak();
+                   return a.progress(fraction, "measuring layers one at a time");
+                 }));
   for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
   const auto [loss, target] =
       LossAndTarget(a.report.verification, a.report.decision.budget, a.spec.task);
@@ -184,9 +190,7 @@ absl::Status KeepLayers(Admission& a) {
 }  // namespace
 
 absl::Status ReferenceStage(Admission& a) {
-  LinearOptions exact;  // f32, weight-only: the checkpoint as this engine computes it
-  ASSIGN_OR_RETURN(a.reference, BuildUniform(*a.checkpoint, "f32", exact));
-  a.SamplePeak();
+  RETURN_IF_ERROR(MakeReference(a));
   ASSIGN_OR_RETURN(a.verifier, Verifier::Create(*a.reference, a.evaluation, a.host.pool));
   a.note = absl::StrFormat("%.1f MB in f32", a.report.bytes_f32 / 1e6);
   return absl::OkStatus();

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/log.h"
+#include "base/mapped_file.h"
 #include "base/sha256.h"
 #include "engine/lifecycle/admission_stages.h"
 
@@ -15,16 +16,36 @@ namespace assay {
 namespace {
 
 // Part of the artifact's key: bumped when the codes that a recipe gives change.
-constexpr char kQuantizer[] = "nearest-1";
+constexpr char kQuantizer[] = "assay-2";
 // Rows of the checkpoint read at a time when looking for numbers that are not finite.
 constexpr int64_t kScanElements = 1 << 20;
+
+// What the codes depend on besides checkpoint and recipe. A file that cannot be read fails the
+// quantization later, with its name.
+std::string CalibrationKey(const Admission& a) {
+  if (!NeedsCalibration(a) && a.transforms.empty()) return "";
+  const CalibrationRecipe& calibration = a.recipe().calibration;
+  std::string content;
+  if (!calibration.path.empty()) {
+    const absl::StatusOr<std::shared_ptr<const MappedFile>> file =
+        MappedFile::Open(calibration.path);
+    content = file.ok() ? Sha256Hex({reinterpret_cast<const char*>((*file)->bytes().data()),
+                                     (*file)->bytes().size()})
+                        : calibration.path;
+  } else {
+    content = Sha256Hex(BundledCalibrationText());
+  }
+  return absl::StrCat(content, " ", calibration.samples, " ", calibration.window);
+}
 
 std::string ArtifactKey(const Admission& a) {
   nlohmann::json recipe = ToJson(a.report.decision.recipe);
   recipe.erase("name");
   recipe.erase("bits_per_weight");  // an estimate, not part of the result
   recipe.erase("kv_dtype");         // the engine's business
-  return Sha256Hex(absl::StrCat(a.report.source_hash, "\n", recipe.dump(), "\n", kQuantizer));
+  recipe.erase("calibration");      // its content counts
+  return Sha256Hex(absl::StrCat(a.report.source_hash, "\n", recipe.dump(), "\n", kQuantizer, "\n",
+                                CalibrationKey(a)));
 }
 
 // The rest of the model: norms, biases, tables. NaN there poisons everything behind it.
@@ -75,7 +96,7 @@ std::string IntegrityDefect(const QuantizedTensor& fresh_look, const IntegrityFi
 }
 
 absl::Status Pack(Admission& a, const LinearSlot& slot, const QuantizedTensor& tensor) {
-  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(*a.checkpoint, slot));
+  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(a.weights(), slot));
   ASSIGN_OR_RETURN(
       QuantizedLinear linear,
       QuantizedLinear::Create(tensor, std::move(bias),
@@ -177,15 +198,15 @@ absl::Status LoadStage(Admission& a) {
   return absl::OkStatus();
 }
 
-absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot) {
+absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot, const SlotInput& input) {
   const SlotPlan& plan = a.plan.find(slot.name)->second;
   ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(plan.scheme));
   RETURN_IF_ERROR(scheme->Accepts(slot.shape));
   absl::StatusOr<QuantizedTensor> encoded;
   {
-    ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(*a.checkpoint, slot));
+    ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(a.weights(), slot));
     for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
-    encoded = scheme->Encode(weight.view());
+    encoded = QuantizeWeight(a, slot, weight, input);
     a.SamplePeak();
   }
   if (absl::IsInvalidArgument(encoded.status())) {
@@ -201,6 +222,36 @@ absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot) {
   return Pack(a, slot, *encoded);
 }
 
+namespace {
+
+absl::Status QuantizeSlotOrDropWriter(Admission& a, const LinearSlot& slot) {
+  absl::Status status = QuantizeSlot(a, slot, {});
+  if (absl::IsResourceExhausted(status) && a.writer != nullptr) {  // the disk is full
+    Log(LogLevel::kWarning, "cannot cache this artifact", {{"error", status.ToString()}});
+    a.writer.reset();
+    status = QuantizeSlot(a, slot, {});
+  }
+  return status.ok() || !a.report.verdict.empty() ? status : Annotate(status, slot.name);
+}
+
+}  // namespace
+
+absl::Status QuantizeSlots(Admission& a) {
+  size_t done = 0;
+  const std::function<absl::Status()> slot_done = [&] {
+    ++done;
+    a.SamplePeak();
+    return a.progress(static_cast<double>(done) / static_cast<double>(a.slots.size()),
+                      absl::StrCat("layer ", done, " of ", a.slots.size()));
+  };
+  if (NeedsCalibration(a)) return QuantizeWithCalibration(a, slot_done);
+  for (const LinearSlot& slot : a.slots) {
+    RETURN_IF_ERROR(QuantizeSlotOrDropWriter(a, slot));
+    RETURN_IF_ERROR(slot_done());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status QuantizeStage(Admission& a) {
   RETURN_IF_ERROR(ScanOthers(a));
   if (a.host.cache.enabled()) {
@@ -212,28 +263,18 @@ absl::Status QuantizeStage(Admission& a) {
       Log(LogLevel::kWarning, "cannot cache artifacts", {{"error", writer.status().ToString()}});
     }
   }
-  for (size_t i = 0; i < a.slots.size(); ++i) {
-    absl::Status status = QuantizeSlot(a, a.slots[i]);
-    if (absl::IsResourceExhausted(status) && a.writer != nullptr) {  // the disk is full
-      Log(LogLevel::kWarning, "cannot cache this artifact", {{"error", status.ToString()}});
-      a.writer.reset();
-      status = QuantizeSlot(a, a.slots[i]);
-    }
-    if (!status.ok()) {
-      return a.report.verdict.empty() ? Annotate(status, a.slots[i].name) : status;
-    }
-    a.SamplePeak();
-    RETURN_IF_ERROR(a.progress(static_cast<double>(i + 1) / static_cast<double>(a.slots.size()),
-                               absl::StrCat("layer ", i + 1, " of ", a.slots.size())));
-  }
+  RETURN_IF_ERROR(QuantizeSlots(a));
   a.note = absl::StrCat(a.slots.size(), " layers from ",
                         absl::StrFormat("%.1f MB", a.checkpoint->file_bytes() / 1e6));
+  if (!a.calibration.samples.empty()) {
+    absl::StrAppend(&a.note, ", calibrated on ", a.report.calibration.tokens, " tokens");
+  }
   return BuildCandidate(a);
 }
 
 absl::Status BuildCandidate(Admission& a) {
   ASSIGN_OR_RETURN(std::unique_ptr<const Model> model,
-                   a.family->build(a.spec, *a.checkpoint, a.linears));
+                   a.family->build(a.spec, a.weights(), a.linears));
   a.candidate = std::move(model);
   if (a.host.hooks.candidate) a.candidate = a.host.hooks.candidate(std::move(a.candidate));
   a.SamplePeak();

@@ -187,10 +187,17 @@ void ForEachRun(std::span<const int32_t> ids, size_t n, Visit visit) {
   for (size_t i = n; i < ids.size(); ++i) visit(hash.Next(ids[i - n], ids[i]), i - n + 1);
 }
 
+// ": \"the text ...\"", or nothing.
+std::string Quoted(const Tokenizer* tokenizer, std::span<const int32_t> ids) {
+  if (tokenizer == nullptr) return "";
+  const absl::StatusOr<std::string> text = tokenizer->Decode(ids, /*skip_special=*/true);
+  return text.ok() ? absl::StrCat(": \"", *text, "\"") : "";
+}
+
 // Runs of `n` tokens: of every evaluation document that is longer than that, or exactly n tokens
 // long.
 absl::Status CheckRuns(const CalibrationSet& calibration, const EvaluationSet& evaluation,
-                       size_t n) {
+                       const Tokenizer* tokenizer, size_t n) {
   struct Place {
     size_t document, begin;
   };
@@ -214,8 +221,9 @@ absl::Status CheckRuns(const CalibrationSet& calibration, const EvaluationSet& e
         }
         shared = absl::FailedPreconditionError(absl::StrFormat(
             "calibration and evaluation share %d tokens: calibration sample %d from token %d is "
-            "evaluation document %d from token %d (calibration: %s; evaluation: %s)",
-            n, s, begin, d, at, calibration.name, evaluation.name));
+            "evaluation document %d from token %d%s (calibration: %s; evaluation: %s)",
+            n, s, begin, d, at, Quoted(tokenizer, std::span(sample).subspan(begin, n)),
+            calibration.name, evaluation.name));
       }
     });
     RETURN_IF_ERROR(shared);
@@ -253,14 +261,15 @@ absl::StatusOr<CalibrationSet> LoadCalibrationSet(const std::string& path,
   return MakeCalibrationSet({bytes, file->bytes().size()}, path, tokenizer, spec, size);
 }
 
-absl::Status CheckDisjoint(const CalibrationSet& calibration, const EvaluationSet& evaluation) {
+absl::Status CheckDisjoint(const CalibrationSet& calibration, const EvaluationSet& evaluation,
+                           const Tokenizer* tokenizer) {
   std::set<size_t> lengths = {kSharedTokens};
   for (const TokenDocument& document : evaluation.documents) {
     if (document.size() >= kMinDocumentTokens) {
       lengths.insert(std::min(document.size(), kSharedTokens));
     }
   }
-  for (const size_t n : lengths) RETURN_IF_ERROR(CheckRuns(calibration, evaluation, n));
+  for (const size_t n : lengths) RETURN_IF_ERROR(CheckRuns(calibration, evaluation, tokenizer, n));
   return absl::OkStatus();
 }
 

@@ -65,7 +65,8 @@ absl::StatusOr<CalibrationSet> LoadCalibrationSet(const std::string& path,
 
 // FailedPrecondition when the two share 32 consecutive tokens (a whole document where one of the
 // evaluation set is shorter): a model must not be measured on what it was fitted to. The message
-// names both places.
-absl::Status CheckDisjoint(const CalibrationSet& calibration, const EvaluationSet& evaluation);
+// names both places and, given a tokenizer, quotes the text.
+absl::Status CheckDisjoint(const CalibrationSet& calibration, const EvaluationSet& evaluation,
+                           const Tokenizer* tokenizer = nullptr);
 
 }  // namespace assay

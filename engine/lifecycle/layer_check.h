@@ -12,11 +12,20 @@ struct WeightCheck {
   double sqnr_db = 0;  // of the served weight against the checkpoint's
   std::string defect;  // empty, or what is wrong and in which row
 };
-// `original`: the layer in f32; `served`: in any scheme, through its packed weight. A row is a
-// defect when its largest error exceeds four times that of rounding the original afresh in the same
-// scheme (two steps instead of half a step): then the stored codes or scales are not those of this
-// checkpoint. Both have one shape. Uses all threads of the pool.
+// What the codes may differ in from those of rounding the original afresh, to nearest.
+//   kNearest: nothing. A row is a defect when its largest error exceeds four times that of the
+//     fresh rounding (two steps instead of half a step).
+//   kMethod: rounding methods move single weights by many steps (clipping, error feedback), but
+//     never a whole block out of its range. A block of a row (a group of the scheme, at least 32
+//     weights) is a defect when its noise exceeds both eight times that of the fresh rounding and
+//     0.6 of the block's energy. Clipping to half of the range costs at most 0.25 of it; a doubled
+//     scale, or codes of another group, cost all of it or more.
+enum class CodesBy { kNearest, kMethod };
+// `original`: the layer in f32; `served`: in any scheme, through its packed weight. A defect means
+// that the stored codes or scales are not those of this checkpoint. Both have one shape. Uses all
+// threads of the pool.
 absl::StatusOr<WeightCheck> CheckServedWeight(const QuantizedLinear& original,
-                                              const QuantizedLinear& served, ThreadPool& pool);
+                                              const QuantizedLinear& served, CodesBy codes,
+                                              ThreadPool& pool);
 
 }  // namespace assay

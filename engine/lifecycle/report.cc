@@ -161,6 +161,12 @@ json ToJson(const VerificationResult& v) {
           {"failures", v.failures}};
 }
 
+json ToJson(const CalibrationReport& c) {
+  return {{"set", c.set},         {"hash", c.hash},           {"samples", c.samples},
+          {"tokens", c.tokens},   {"documents", c.documents}, {"chat_share", c.chat_share},
+          {"scripts", c.scripts}, {"coverage", c.coverage}};
+}
+
 json ToJson(const LayerReport& l) {
   return {{"name", l.name},
           {"scheme", l.scheme},
@@ -197,6 +203,14 @@ void ReadRecipe(const json& object, const std::string& path, Recipe& recipe, abs
   f.Get("keep", recipe.keep);
   f.Get("transforms", recipe.transforms);
   f.Get("rounding", recipe.rounding);
+  f.Get("rounding_seconds", recipe.rounding_seconds);
+  f.Get("activation_range", recipe.activation_range);
+  if (const json* calibration = f.Find("calibration")) {
+    Fields part(*calibration, f.Path("calibration"), status);
+    part.Get("path", recipe.calibration.path);
+    part.GetInt("samples", recipe.calibration.samples);
+    part.GetInt("window", recipe.calibration.window);
+  }
   std::string kv;
   f.Get("kv_dtype", kv);
   const std::optional<DType> dtype = FindDType(kv);
@@ -300,6 +314,29 @@ LayerReport ReadLayer(const json& object, const std::string& path, absl::Status&
   return l;
 }
 
+CalibrationReport ReadCalibration(const json& object, const std::string& path,
+                                  absl::Status& status) {
+  CalibrationReport c;
+  Fields f(object, path, status);
+  f.Get("set", c.set);
+  f.Get("hash", c.hash);
+  f.GetInt("samples", c.samples);
+  f.GetInt("tokens", c.tokens);
+  f.GetInt("documents", c.documents);
+  f.Get("chat_share", c.chat_share);
+  f.Get("coverage", c.coverage);
+  if (const json* scripts = f.Find("scripts")) {
+    for (const auto& [script, share] : scripts->items()) {
+      if (!share.is_number()) {
+        f.Fail("scripts", "shares of the letters");
+      } else {
+        c.scripts[script] = share.get<double>();
+      }
+    }
+  }
+  return c;
+}
+
 // The nested parts; the flat fields are read by ReportFromJson.
 void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   if (const json* hardware = f.Find("hardware")) {
@@ -312,6 +349,9 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   }
   if (const json* verification = f.Find("verification")) {
     report.verification = ReadVerification(*verification, "verification.", status);
+  }
+  if (const json* calibration = f.Find("calibration")) {
+    report.calibration = ReadCalibration(*calibration, "calibration.", status);
   }
   f.ForEach("attempts", [&](const json& item, const std::string& path) {
     report.attempts.push_back(ReadVerification(item, path, status));
@@ -359,6 +399,7 @@ json ToJson(const AdmissionReport& report) {
           {"fallback_fraction", report.fallback_fraction},
           {"evaluation_set", report.evaluation_set},
           {"evaluation_hash", report.evaluation_hash},
+          {"calibration", ToJson(report.calibration)},
           {"verification", ToJson(report.verification)},
           {"attempts", ListToJson(report.attempts)},
           {"layers", ListToJson(report.layers)},

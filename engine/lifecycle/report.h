@@ -1,6 +1,7 @@
 // What an admission found out: readable by RPC, CLI and people. Kept with the artifact, inside the
 // certificate (docs/formats.md).
 #pragma once
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -52,6 +53,17 @@ struct StageReport {
   std::string note;
 };
 
+// What the methods of the recipe were fitted to; `set` is empty where they needed nothing.
+struct CalibrationReport {
+  std::string set, hash;  // for people; SHA-256 of the token ids
+  int samples = 0;        // windows
+  int64_t tokens = 0;
+  int documents = 0;  // of the source
+  double chat_share = 0;
+  std::map<std::string, double> scripts;  // "Latin" -> share of the letters
+  std::string coverage;                   // the same and more as lines for people
+};
+
 struct AdmissionReport {
   int schema = 2;
   std::string model;
@@ -68,6 +80,7 @@ struct AdmissionReport {
   uint64_t estimated_peak_bytes = 0, measured_peak_bytes = 0;
   double fallback_fraction = 0;  // of linear layers
   std::string evaluation_set, evaluation_hash;
+  CalibrationReport calibration;
   VerificationResult verification;
   std::vector<VerificationResult> attempts;  // before fallback, oldest first
   std::vector<LayerReport> layers;

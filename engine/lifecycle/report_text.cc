@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "engine/lifecycle/report.h"
 
@@ -141,6 +142,17 @@ void AccuracySection(Page& page, const AdmissionReport& r) {
   }
 }
 
+void CalibrationSection(Page& page, const AdmissionReport& r) {
+  const CalibrationReport& c = r.calibration;
+  if (c.set.empty()) return;
+  page.Heading("Calibration");
+  page.Paragraph(absl::StrCat(c.set, ", sha256 ", c.hash.substr(0, 12),
+                              "; shares no passage with the evaluation set"));
+  for (const std::string& line : std::vector<std::string>(absl::StrSplit(c.coverage, '\n'))) {
+    page.Paragraph(line);
+  }
+}
+
 void MemorySection(Page& page, const AdmissionReport& r) {
   page.Heading("Memory");
   if (r.bytes > 0 && r.bytes_f32 > 0) {
@@ -158,11 +170,13 @@ void DecisionSection(Page& page, const AdmissionReport& r) {
   page.Heading("Decision");
   page.Paragraph(
       absl::StrCat("rule ", r.decision.rule, " on ", r.decision.device, ": ", r.decision.reason));
-  page.Paragraph(absl::StrCat("recipe ", recipe.name, ": ", recipe.scheme, ", activations ",
-                              recipe.activation_name, ", embeddings ", recipe.embedding_scheme,
-                              ", KV cache ", std::string(Name(recipe.kv_dtype)), ", at most ",
-                              absl::StrFormat("%.0f %%", 100 * recipe.max_fallback_fraction),
-                              " of the layers in ", recipe.fallback_scheme));
+  page.Paragraph(absl::StrCat(
+      "recipe ", recipe.name, ": ", recipe.scheme, ", activations ", recipe.activation_name,
+      recipe.rounding == "nearest" ? "" : ", rounded by " + recipe.rounding,
+      recipe.transforms.empty() ? "" : ", after " + absl::StrJoin(recipe.transforms, ", "),
+      ", embeddings ", recipe.embedding_scheme, ", KV cache ", std::string(Name(recipe.kv_dtype)),
+      ", at most ", absl::StrFormat("%.0f %%", 100 * recipe.max_fallback_fraction),
+      " of the layers in ", recipe.fallback_scheme));
 }
 
 // Layers worth a line: those kept in higher precision, then the least accurate.
@@ -222,6 +236,7 @@ std::string ToTerminalText(const AdmissionReport& report, int columns) {
   page.Paragraph(report.reason);
   for (const std::string& failure : report.verification.failures) page.Paragraph("- " + failure);
   AccuracySection(page, report);
+  CalibrationSection(page, report);
   MemorySection(page, report);
   if (!report.decision.rule.empty()) DecisionSection(page, report);
   LayerSection(page, report);

@@ -181,11 +181,9 @@ ActivationRange RangeByHistogram(const Histogram& histogram, int bits) {
 
 std::span<const std::string_view> AllActivationRanges() { return kMethods; }
 
-absl::StatusOr<ActivationRange> FindActivationRange(const InputStatistics& input,
-                                                    std::string_view method) {
+absl::Status CheckActivationRange(std::string_view method) {
   const size_t equals = method.find('=');
   const std::string_view name = method.substr(0, equals);
-  const std::string_view value = equals == std::string_view::npos ? "" : method.substr(equals + 1);
   if (std::find(kMethods.begin(), kMethods.end(), name) == kMethods.end() ||
       (equals != std::string_view::npos && name != "percentile")) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -194,6 +192,17 @@ absl::StatusOr<ActivationRange> FindActivationRange(const InputStatistics& input
           absl::StrAppend(out, std::string(known));
         })));
   }
+  if (name != "percentile") return absl::OkStatus();
+  return ParsePercentile(equals == std::string_view::npos ? "" : method.substr(equals + 1))
+      .status();
+}
+
+absl::StatusOr<ActivationRange> FindActivationRange(const InputStatistics& input,
+                                                    std::string_view method) {
+  RETURN_IF_ERROR(CheckActivationRange(method));
+  const size_t equals = method.find('=');
+  const std::string_view name = method.substr(0, equals);
+  const std::string_view value = equals == std::string_view::npos ? "" : method.substr(equals + 1);
   if (input.tokens() == 0)
     return absl::FailedPreconditionError("an activation range needs calibration: tokens=0");
   if (name == "minmax") return ActivationRange{input.tensor_min(), input.tensor_max()};

@@ -26,6 +26,8 @@ struct ActivationRange {
 absl::StatusOr<ActivationRange> FindActivationRange(const InputStatistics& input,
                                                     std::string_view method);
 std::span<const std::string_view> AllActivationRanges();
+// InvalidArgument: the spelling is none of them.
+absl::Status CheckActivationRange(std::string_view method);
 
 // The largest |x| to represent with `bits` bits and a sign, from a histogram of |x| from 0 on.
 double AbsmaxByPercentile(const Histogram& absolute, double percentile);

@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kLeast = 1e-5;  // of a range and of a scale: SmoothQuant's clamp
 
-absl::Status Check(std::string_view method, const FoldGroup& group) {
+absl::Status Check(std::string_view method, const SharedInput& group) {
   const std::string name(method);
   if (group.input == nullptr || group.input->tokens() == 0) {
     return absl::FailedPreconditionError(
@@ -41,7 +41,7 @@ absl::Status Check(std::string_view method, const FoldGroup& group) {
 }
 
 // The largest value among channels that share a producer's channel, for each.
-void Share(const FoldGroup& group, std::vector<double>& values) {
+void Share(const SharedInput& group, std::vector<double>& values) {
   if (group.producer_channel.empty()) return;
   std::vector<double> most(values.size());
   for (size_t j = 0; j < values.size(); ++j) {
@@ -51,14 +51,14 @@ void Share(const FoldGroup& group, std::vector<double>& values) {
   for (size_t j = 0; j < values.size(); ++j) values[j] = most[group.producer_channel[j]];
 }
 
-std::vector<double> InputAbsmax(const FoldGroup& group) {
+std::vector<double> InputAbsmax(const SharedInput& group) {
   std::vector<double> absmax(group.input->absmax().begin(), group.input->absmax().end());
   for (double& value : absmax) value = std::max(value, kLeast);
   Share(group, absmax);
   return absmax;
 }
 
-std::vector<double> WeightAbsmax(const FoldGroup& group) {
+std::vector<double> WeightAbsmax(const SharedInput& group) {
   const int64_t k = group.input->k();
   std::vector<double> absmax(k, kLeast);
   for (const TensorView& w : group.weights) {
@@ -106,7 +106,7 @@ void FakeQuantizeTensor(std::span<float> values) {
 // Relative error of the output with weights and activations in int8, on the sample rows.
 class Int8Objective {
  public:
-  Int8Objective(const FoldGroup& group, const SmoothSearch& search)
+  Int8Objective(const SharedInput& group, const SmoothSearch& search)
       : group_(group), search_(search), k_(group.input->k()), rows_(group.input->num_samples()) {
     const std::vector<float> x(group.input->samples().begin(), group.input->samples().end());
     for (const TensorView& w : group.weights) {
@@ -157,7 +157,7 @@ class Int8Objective {
     return y;
   }
 
-  const FoldGroup& group_;
+  const SharedInput& group_;
   const SmoothSearch& search_;
   const int64_t k_, rows_;
   std::vector<std::vector<float>> reference_;
@@ -177,7 +177,7 @@ Least SearchUnit(double step, const std::function<double(double)>& error_of) {
   return least;
 }
 
-absl::Status CheckSearch(std::string_view method, const FoldGroup& group,
+absl::Status CheckSearch(std::string_view method, const SharedInput& group,
                          const SmoothSearch& search) {
   RETURN_IF_ERROR(Check(method, group));
   if (group.input->num_samples() == 0) {
@@ -189,7 +189,7 @@ absl::Status CheckSearch(std::string_view method, const FoldGroup& group,
       absl::StrCat(std::string(method), " steps in (0, 1]: step=", search.step));
 }
 
-ScaleChoice Choose(const FoldGroup& group, const SmoothSearch& search, bool two_stages) {
+ScaleChoice Choose(const SharedInput& group, const SmoothSearch& search, bool two_stages) {
   const std::vector<double> x = InputAbsmax(group), w = WeightAbsmax(group);
   const Int8Objective objective(group, search);
   const double plain = objective(std::vector<float>(x.size(), 1.0f));
@@ -206,7 +206,7 @@ ScaleChoice Choose(const FoldGroup& group, const SmoothSearch& search, bool two_
 }
 
 // Mean over all rows of |w| / (its group's largest): AutoAWQ's w_mean.
-std::vector<double> RelativeMagnitude(const FoldGroup& group, const QuantScheme& scheme) {
+std::vector<double> RelativeMagnitude(const SharedInput& group, const QuantScheme& scheme) {
   const int64_t k = group.input->k();
   std::vector<double> mean(k);
   double rows = 0;
@@ -228,7 +228,7 @@ std::vector<double> RelativeMagnitude(const FoldGroup& group, const QuantScheme&
 }
 
 // The output error of all consumers, rounded to nearest with these scales.
-absl::StatusOr<double> AwqError(const FoldGroup& group, const AwqSearch& search,
+absl::StatusOr<double> AwqError(const SharedInput& group, const AwqSearch& search,
                                 const OutputError& error, const std::vector<float>& scales) {
   const int64_t k = group.input->k();
   double total = 0;
@@ -249,7 +249,7 @@ absl::StatusOr<double> AwqError(const FoldGroup& group, const AwqSearch& search,
 
 }  // namespace
 
-absl::StatusOr<std::vector<float>> SmoothQuantScales(const FoldGroup& group, double alpha) {
+absl::StatusOr<std::vector<float>> SmoothQuantScales(const SharedInput& group, double alpha) {
   RETURN_IF_ERROR(Check("smoothquant", group));
   if (!(alpha >= 0 && alpha <= 1)) {
     return absl::InvalidArgumentError(
@@ -258,17 +258,18 @@ absl::StatusOr<std::vector<float>> SmoothQuantScales(const FoldGroup& group, dou
   return Powers(InputAbsmax(group), WeightAbsmax(group), alpha, 1 - alpha);
 }
 
-absl::StatusOr<ScaleChoice> SearchSmoothQuant(const FoldGroup& group, const SmoothSearch& search) {
+absl::StatusOr<ScaleChoice> SearchSmoothQuant(const SharedInput& group,
+                                              const SmoothSearch& search) {
   RETURN_IF_ERROR(CheckSearch("smoothquant", group, search));
   return Choose(group, search, false);
 }
 
-absl::StatusOr<ScaleChoice> FlexSmooth(const FoldGroup& group, const SmoothSearch& search) {
+absl::StatusOr<ScaleChoice> FlexSmooth(const SharedInput& group, const SmoothSearch& search) {
   RETURN_IF_ERROR(CheckSearch("flex_smooth", group, search));
   return Choose(group, search, true);
 }
 
-absl::StatusOr<ScaleChoice> AwqScales(const FoldGroup& group, const AwqSearch& search) {
+absl::StatusOr<ScaleChoice> AwqScales(const SharedInput& group, const AwqSearch& search) {
   RETURN_IF_ERROR(Check("awq", group));
   if (search.scheme == nullptr || search.grid < 1) {
     return absl::InvalidArgumentError(

@@ -14,7 +14,7 @@
 namespace assay {
 
 // All consumers of one input. A consumer that is left out would compute something else afterwards.
-struct FoldGroup {
+struct SharedInput {
   std::vector<TensorView> weights;  // each [n_i, k] f32
   const InputStatistics* input = nullptr;
   // [k]: the producer's channel behind each channel of the input, where several share one (v_proj's
@@ -34,7 +34,7 @@ struct ScaleChoice {
 
 // s = max|x|^alpha / max|W|^(1 - alpha), at least 1e-5; W over all consumers. alpha in [0, 1]: 0.5
 // is SmoothQuant's default, 0.9 Iterative Smooth's.
-absl::StatusOr<std::vector<float>> SmoothQuantScales(const FoldGroup& group, double alpha);
+absl::StatusOr<std::vector<float>> SmoothQuantScales(const SharedInput& group, double alpha);
 
 // Which activation grid the search quantizes to: the best alpha differs between them.
 enum class ActivationScope { kToken, kTensor };
@@ -46,9 +46,9 @@ struct SmoothSearch {
 };
 // The alpha in {0, step, ..., 1} of least relative output error with int8 weights per row and int8
 // activations. Needs sample rows.
-absl::StatusOr<ScaleChoice> SearchSmoothQuant(const FoldGroup& group, const SmoothSearch& search);
+absl::StatusOr<ScaleChoice> SearchSmoothQuant(const SharedInput& group, const SmoothSearch& search);
 // Flex Smooth: s = max|x|^alpha / max|W|^beta; first alpha with beta = 1 - alpha, then beta.
-absl::StatusOr<ScaleChoice> FlexSmooth(const FoldGroup& group, const SmoothSearch& search);
+absl::StatusOr<ScaleChoice> FlexSmooth(const SharedInput& group, const SmoothSearch& search);
 
 struct AwqSearch {
   const QuantScheme* scheme = nullptr;
@@ -59,7 +59,7 @@ struct AwqSearch {
 // s = mean|x|^r (/ mean|w|^(1 - r) with duo), normalised to geometric mean of extremes 1, r in
 // {0, 1/grid, ...}: least output error of all consumers rounded to nearest in the scheme. Uses the
 // Hessian where collected, else sample rows. The clip part of AWQ is the rounding "awq_clip".
-absl::StatusOr<ScaleChoice> AwqScales(const FoldGroup& group, const AwqSearch& search);
+absl::StatusOr<ScaleChoice> AwqScales(const SharedInput& group, const AwqSearch& search);
 
 // w [n, k] times s [k]; w [n, k], row i divided by s[i]; in place.
 void ScaleColumns(std::span<float> w, std::span<const float> s);

@@ -31,6 +31,11 @@ HardwareInfo ProbeHardware();
 absl::StatusOr<HardwareInfo> HardwareFromJson(std::string_view text);
 nlohmann::json ToJson(const HardwareInfo& hardware);
 
+// What the methods of a recipe are fitted to.
+struct CalibrationRecipe {
+  std::string path;                // docs/formats.md, "Calibration data"; empty = the default one
+  int samples = 64, window = 512;  // windows, tokens of each
+};
 // How a model is quantized (design.md section 2).
 struct Recipe {
   std::string name;
@@ -47,9 +52,12 @@ struct Recipe {
   ActivationMode fallback_activation = ActivationMode::kA16;
   std::string fallback_activation_name = "a16";  // as activation_name
   double max_fallback_fraction = 0.2;            // of linear layers
-  std::vector<std::string> keep;        // globs over slot names that stay in fallback_scheme
-  std::vector<std::string> transforms;  // in order, as spelled in quant/methods/
-  std::string rounding = "nearest";     // likewise
+  std::vector<std::string> keep;          // globs over slot names that stay in fallback_scheme
+  std::vector<std::string> transforms;    // in order, as FindTransform takes them
+  std::string rounding = "nearest";       // as FindRounding takes it
+  double rounding_seconds = 0;            // for methods that improve step by step; 0 = no limit
+  std::string activation_range = "auto";  // of static activations, as FindActivationRange takes it
+  CalibrationRecipe calibration;
   DType kv_dtype = DType::kF16;
 };
 // What the verified model must keep to, per task (design.md section 5). Divergences in nats.

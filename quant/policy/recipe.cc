@@ -3,6 +3,9 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "quant/methods/activation_range.h"
+#include "quant/methods/rounding.h"
+#include "quant/methods/transform_list.h"
 
 namespace assay {
 namespace {
@@ -29,6 +32,52 @@ absl::Status ReadKv(YamlSection& section, Recipe& recipe) {
   if (!dtype.has_value()) return section.Error("kv", "expected an element type such as f16 or f32");
   recipe.kv_dtype = *dtype;
   return absl::OkStatus();
+}
+
+// `calibration: FILE`, or a mapping.
+absl::Status ReadCalibration(YamlSection& section, Recipe& recipe) {
+  CalibrationRecipe& calibration = recipe.calibration;
+  const YAML::Node node = section.Child("calibration");
+  if (!node.IsDefined()) return absl::OkStatus();
+  if (node.IsScalar()) return section.Text("calibration", calibration.path);
+  ASSIGN_OR_RETURN(YamlSection part, section.Section("calibration"));
+  RETURN_IF_ERROR(part.Text("path", calibration.path));
+  constexpr int kMost = 1 << 16;
+  for (const auto& [key, value] : {std::pair<const char*, int*>{"samples", &calibration.samples},
+                                   {"window", &calibration.window}}) {
+    ASSIGN_OR_RETURN(const std::optional<int> given, part.Integer(key));
+    if (!given.has_value()) continue;
+    if (*given < 2 || *given > kMost) {
+      return part.Error(key, absl::StrCat("expected 2 to ", kMost, ": ", *given));
+    }
+    *value = *given;
+  }
+  return part.Finish();
+}
+
+absl::Status ReadMethods(YamlSection& section, Recipe& recipe) {
+  ASSIGN_OR_RETURN(recipe.transforms, section.TextList("transforms"));
+  RETURN_IF_ERROR(section.Text("rounding", recipe.rounding));
+  RETURN_IF_ERROR(section.Number("rounding_seconds", 0, 1e6, recipe.rounding_seconds));
+  RETURN_IF_ERROR(section.Text("activation_range", recipe.activation_range));
+  return ReadCalibration(section, recipe);
+}
+
+// Methods and their canonical spelling. Other devices find their codes on the CPU too.
+absl::Status ResolveMethods(Recipe& recipe, const std::string& where) {
+  const auto fail = [&](const char* key, const absl::Status& status) {
+    return absl::InvalidArgumentError(absl::StrCat(where, ".", key, ": ", status.message()));
+  };
+  for (std::string& name : recipe.transforms) {
+    const absl::StatusOr<TransformSpec> transform = FindTransform(name);
+    if (!transform.ok()) return fail("transforms", transform.status());
+    name = transform->name;
+  }
+  const absl::StatusOr<const Rounding*> rounding = FindRounding(recipe.rounding);
+  if (!rounding.ok()) return fail("rounding", rounding.status());
+  recipe.rounding = std::string((*rounding)->name());
+  const absl::Status range = CheckActivationRange(recipe.activation_range);
+  return range.ok() ? range : fail("activation_range", range);
 }
 
 // On the CPU every name must exist; elsewhere an unknown one is kept as text.
@@ -68,6 +117,7 @@ absl::StatusOr<RawRecipe> RecipeFromYaml(YamlSection section, std::string name) 
   RETURN_IF_ERROR(section.Number("bits_per_weight", 0.5, 64, recipe.bits_per_weight));
   ASSIGN_OR_RETURN(recipe.keep, section.TextList("keep"));
   RETURN_IF_ERROR(ReadKv(section, recipe));
+  RETURN_IF_ERROR(ReadMethods(section, recipe));
   RETURN_IF_ERROR(ReadFallback(section, recipe));
   RETURN_IF_ERROR(section.Finish());
   return raw;
@@ -92,6 +142,7 @@ absl::StatusOr<Recipe> ResolveRecipe(const RawRecipe& raw, DeviceKind device) {
   RETURN_IF_ERROR(ResolveMode(recipe.activation_name, device, raw.where, recipe.activation));
   RETURN_IF_ERROR(
       ResolveMode(recipe.fallback_activation_name, device, raw.where, recipe.fallback_activation));
+  RETURN_IF_ERROR(ResolveMethods(recipe, raw.where));
   if (raw.bits_given) return recipe;
   const absl::StatusOr<const QuantScheme*> scheme = FindScheme(recipe.scheme);
   if (!scheme.ok()) {
@@ -115,6 +166,12 @@ nlohmann::json ToJson(const Recipe& recipe) {
           {"keep", recipe.keep},
           {"transforms", recipe.transforms},
           {"rounding", recipe.rounding},
+          {"rounding_seconds", recipe.rounding_seconds},
+          {"activation_range", recipe.activation_range},
+          {"calibration",
+           {{"path", recipe.calibration.path},
+            {"samples", recipe.calibration.samples},
+            {"window", recipe.calibration.window}}},
           {"kv_dtype", std::string(Name(recipe.kv_dtype))}};
 }
 

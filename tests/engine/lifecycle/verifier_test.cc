@@ -267,7 +267,8 @@ TEST(WeightCheckTest, AcceptsEverySchemeAndFindsOneWrongCode) {
   const QuantizedLinear exact = Linear(FindScheme("f32").value()->Encode(weight.view()).value());
   for (const QuantScheme* scheme : AllSchemes()) {
     QuantizedTensor tensor = scheme->Encode(weight.view()).value();
-    ASSERT_OK_AND_ASSIGN(const WeightCheck good, CheckServedWeight(exact, Linear(tensor), pool));
+    ASSERT_OK_AND_ASSIGN(const WeightCheck good,
+                         CheckServedWeight(exact, Linear(tensor), CodesBy::kNearest, pool));
     EXPECT_EQ(good.defect, "") << std::string(scheme->name());
     // A bit is 6 dB; the least of the schemes, symmetric 3 bit, has about 11.
     const double least_db = scheme->bits_per_weight({130, 96}) > 8 ? 24 : 8;
@@ -275,7 +276,8 @@ TEST(WeightCheckTest, AcceptsEverySchemeAndFindsOneWrongCode) {
   }
   QuantizedTensor tensor = FindScheme("int8_channel").value()->Encode(weight.view()).value();
   tensor.codes.data<int8_t>()[97 * 96 + 5] ^= 0x08;
-  ASSERT_OK_AND_ASSIGN(const WeightCheck bad, CheckServedWeight(exact, Linear(tensor), pool));
+  ASSERT_OK_AND_ASSIGN(const WeightCheck bad,
+                       CheckServedWeight(exact, Linear(tensor), CodesBy::kNearest, pool));
   EXPECT_THAT(bad.defect, HasSubstr("row=97"));
 }
 

@@ -19,7 +19,7 @@ using testing::HasSubstr;
 InputStatistics WithSamples() {
   return Golden().Statistics({.hessian = true, .sample_rows = Golden().tokens});
 }
-FoldGroup GroupOf(const InputStatistics& input) { return {{Golden().w.view()}, &input, {}}; }
+SharedInput GroupOf(const InputStatistics& input) { return {{Golden().w.view()}, &input, {}}; }
 
 double LargestRelativeDifference(const std::vector<float>& a, const std::vector<float>& b) {
   double most = 0;
@@ -65,7 +65,7 @@ TEST(SmoothQuantTest, EqualsTheReferenceScales) {
 
 TEST(SmoothQuantTest, ChannelsOfOneProducerGetOneScale) {
   const InputStatistics input = WithSamples();
-  FoldGroup group = GroupOf(input);
+  SharedInput group = GroupOf(input);
   std::vector<int32_t> producer(Golden().k);  // two groups of query heads on one head of values
   for (size_t j = 0; j < producer.size(); ++j) producer[j] = static_cast<int32_t>(j % 64);
   group.producer_channel = producer;
@@ -170,7 +170,7 @@ TEST(TransformsTest, RefuseWhatTheyCannotUse) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("alpha=1.5")));
   EXPECT_THAT(FlexSmooth(GroupOf(none), {}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("samples=0")));
-  FoldGroup group = GroupOf(input);
+  SharedInput group = GroupOf(input);
   const std::vector<int32_t> outside(Golden().k, 1000);
   group.producer_channel = outside;
   EXPECT_THAT(SmoothQuantScales(group, 0.5),

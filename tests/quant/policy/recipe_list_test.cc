@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "gmock/gmock.h"
@@ -33,6 +34,38 @@ TEST(RecipeListTest, NamesMeanWhatTheySay) {
   EXPECT_EQ(weight_only.activation, ActivationMode::kA16);
   ASSERT_OK_AND_ASSIGN(const Recipe dynamic, FindRecipe("w8a8_dynamic"));
   EXPECT_EQ(dynamic.activation, ActivationMode::kA8Token);
+}
+
+TEST(RecipeListTest, MethodsAreReadAndSpelledCanonically) {
+  ASSERT_OK_AND_ASSIGN(
+      const Recipe recipe,
+      ParseRecipe("scheme: int4_group\nactivation: a16\nrounding: gptq:damp=0.05,act_order\n"
+                  "rounding_seconds: 60\nactivation_range: percentile=99.9\n"
+                  "transforms: [\"awq:plain,grid=10\", \"smooth_quant:alpha=0.5\"]\n"
+                  "calibration: {path: chat.jsonl, samples: 32, window: 256}\n",
+                  "f.yaml", "r"));
+  EXPECT_EQ(recipe.rounding, "gptq:act_order,damp=0.05");
+  EXPECT_EQ(recipe.rounding_seconds, 60);
+  EXPECT_EQ(recipe.activation_range, "percentile=99.9");
+  EXPECT_THAT(recipe.transforms, testing::ElementsAre("awq:grid=10,plain", "smooth_quant"));
+  EXPECT_EQ(recipe.calibration.path, "chat.jsonl");
+  EXPECT_EQ(recipe.calibration.samples, 32);
+  EXPECT_EQ(recipe.calibration.window, 256);
+  ASSERT_OK_AND_ASSIGN(const Recipe file, ParseRecipe("calibration: mine.txt\n", "f.yaml", "r"));
+  EXPECT_EQ(file.calibration.path, "mine.txt");
+  for (const auto& [yaml, what] : std::map<std::string, std::string>{
+           {"rounding: gptqq\n", "gptqq"},
+           {"rounding: \"gptq:dampp=1\"\n", "dampp"},
+           {"transforms: [smooth]\n", "no transform of this name: smooth"},
+           {"transforms: [\"awq:grid=0\"]\n", "grid=0"},
+           {"activation_range: percentile=101\n", "101"},
+           {"activation_range: most\n", "most"},
+           {"calibration: {samples: 0}\n", "samples"},
+           {"calibration: {file: a}\n", "file"}}) {
+    EXPECT_THAT(ParseRecipe(yaml, "f.yaml", "r"),
+                StatusIs(StatusCode::kInvalidArgument, AllOf(HasSubstr("f.yaml"), HasSubstr(what))))
+        << yaml;
+  }
 }
 
 TEST(RecipeListTest, AFileIsARecipeOfItsOwn) {

@@ -1,0 +1,249 @@
+// Quantization with statistics of the layers' inputs: what rounding methods such as GPTQ and static
+// activation scales need. One layer's statistics at a time (engine/lifecycle/calibrate.h).
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/lifecycle/admission_stages.h"
+#include "engine/lifecycle/calibrate.h"
+#include "quant/methods/activation_range.h"
+
+namespace assay {
+namespace {
+
+// Outlier columns (LLM.int8()) are those whose largest input exceeds this many medians, at most
+// this part of all: its fixed threshold of 6 would depend on the scale of the layer.
+constexpr double kOutlierMedians = 6;
+constexpr double kMostOutliers = 0.02;
+// Fewer tokens say nothing about ranges: a sentence is no calibration set.
+constexpr int64_t kLeastTokens = 1024;
+
+bool IsStatic(ActivationMode mode) {
+  return mode == ActivationMode::kA8Tensor || mode == ActivationMode::kA8Mix;
+}
+
+bool NeedsParams(ActivationMode mode) {
+  return IsStatic(mode) || mode == ActivationMode::kInt8Outlier;
+}
+
+bool IsMultiplied(const Admission& a, const LinearSlot& slot) {
+  return slot.kind != LinearSlot::Kind::kEmbedding || a.spec.tied_head;
+}
+
+bool NeedsInput(const Admission& a, const LinearSlot& slot) {
+  const SlotPlan& plan = a.plan.find(slot.name)->second;
+  if (IsMultiplied(a, slot) && NeedsParams(plan.activation)) return true;
+  return RoundedByMethod(a, slot) && a.rounding->needs() != StatisticsNeed::kNothing;
+}
+
+std::vector<int32_t> OutlierColumns(const std::vector<float>& absmax) {
+  std::vector<float> sorted = absmax;
+  std::sort(sorted.begin(), sorted.end());
+  const auto most = static_cast<size_t>(kMostOutliers * static_cast<double>(sorted.size()));
+  const float threshold = std::max(static_cast<float>(kOutlierMedians) * sorted[sorted.size() / 2],
+                                   sorted[sorted.size() - 1 - most]);
+  std::vector<int32_t> columns;
+  for (size_t i = 0; i < absmax.size(); ++i) {
+    if (absmax[i] > threshold) columns.push_back(static_cast<int32_t>(i));
+  }
+  return columns;
+}
+
+// The parameters of the plan's activation mode; `plan.why` tells them.
+absl::StatusOr<ActivationParams> FindParams(const InputStatistics& input, const std::string& method,
+                                            SlotPlan& plan) {
+  ActivationParams params;
+  if (plan.activation == ActivationMode::kInt8Outlier) {
+    params.outliers = OutlierColumns(input.absmax());
+    absl::StrAppend(&plan.why, "; ", params.outliers.size(), " outlier columns");
+    return params;
+  }
+  ASSIGN_OR_RETURN(const ActivationRange range, FindActivationRange(input, method));
+  const double low = std::min(range.min, 0.0), high = std::max(range.max, 0.0);
+  params.scale = static_cast<float>(std::max((high - low) / 255, 1e-12));
+  params.zero =
+      static_cast<int32_t>(std::clamp(std::nearbyint(-128 - low / params.scale), -128.0, 127.0));
+  absl::StrAppendFormat(&plan.why, "; x in [%.4g, %.4g], seen [%.4g, %.4g]", low, high,
+                        input.tensor_min(), input.tensor_max());
+  return params;
+}
+
+// One walk over the layers, quantizing each as soon as its inputs are known.
+class CalibratedQuantization {
+ public:
+  CalibratedQuantization(Admission& a, const std::function<absl::Status()>& slot_done)
+      : a_(a),
+        slot_done_(slot_done),
+        start_(a.host.clock.Now()),
+        seconds_(absl::Seconds(a.recipe().rounding_seconds)) {
+    for (const LinearSlot& slot : a.slots) cost_ += Cost(slot);
+  }
+
+  absl::Status Run() {
+    const StatisticsNeed need = a_.rounding->needs();
+    LayerWalkSteps steps;
+    steps.collectors = StatisticsInto(
+        statistics_, a_.host.pool,
+        [&](const LinearSlot& slot) -> std::optional<InputStatisticsOptions> {
+          if (!NeedsInput(a_, slot)) return std::nullopt;
+          return InputStatisticsOptions{
+              .hessian = RoundedByMethod(a_, slot) && need == StatisticsNeed::kHessian,
+              .histogram = IsStatic(a_.plan.find(slot.name)->second.activation)};
+        });
+    steps.finish = [&](std::shared_ptr<const Model> model,
+                       const std::vector<const LinearSlot*>& slots) {
+      return Finish(std::move(model), slots);
+    };
+    // GPTQ makes up for what the layers below lost (the order of its reference code).
+    steps.feed_quantized = absl::StartsWith(std::string(a_.rounding->name()), "gptq");
+    const CalibrationRun run{a_.calibration, a_.host.pool, nullptr};
+    RETURN_IF_ERROR(WalkLayers(a_.reference, run, steps));
+    for (const LinearSlot& slot : a_.slots) {
+      if (done_.contains(slot.name)) continue;
+      RETURN_IF_ERROR(QuantizeSlot(a_, slot, {}));
+      RETURN_IF_ERROR(slot_done_());
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  static double Cost(const LinearSlot& slot) {
+    return static_cast<double>(slot.shape[0]) * static_cast<double>(slot.shape[1]) *
+           static_cast<double>(slot.shape[1]);
+  }
+
+  // When this slot's share of the time is over.
+  absl::Time Deadline(const LinearSlot& slot) {
+    spent_ += Cost(slot);
+    if (seconds_ == absl::ZeroDuration()) return absl::InfiniteFuture();
+    return start_ + seconds_ * (spent_ / cost_);
+  }
+
+  absl::StatusOr<std::shared_ptr<const Model>> Finish(std::shared_ptr<const Model> model,
+                                                      const std::vector<const LinearSlot*>& slots) {
+    LinearMap linears = model->linears();
+    for (const LinearSlot* slot : slots) {
+      const auto input = statistics_.find(slot->name);
+      const absl::Status status = QuantizeSlot(a_, *slot, {&input->second, Deadline(*slot)});
+      if (!status.ok()) return a_.report.verdict.empty() ? Annotate(status, slot->name) : status;
+      statistics_.erase(input);
+      done_.insert(slot->name);
+      linears[slot->name] = a_.linears[slot->name];
+      RETURN_IF_ERROR(slot_done_());
+    }
+    ASSIGN_OR_RETURN(std::unique_ptr<const Model> next,
+                     a_.family->build(a_.spec, a_.weights(), std::move(linears)));
+    return std::shared_ptr<const Model>(std::move(next));
+  }
+
+  Admission& a_;
+  const std::function<absl::Status()>& slot_done_;
+  const absl::Time start_;
+  const absl::Duration seconds_;
+  double cost_ = 0, spent_ = 0;
+  StatisticsMap statistics_;
+  std::set<std::string, std::less<>> done_;
+};
+
+}  // namespace
+
+bool RoundedByMethod(const Admission& a, const LinearSlot& slot) {
+  const absl::StatusOr<const QuantScheme*> scheme =
+      FindScheme(a.plan.find(slot.name)->second.scheme);
+  // Tables are looked up row by row: their products, if any, do not decide how they are rounded.
+  return scheme.ok() && !(*scheme)->is_floating() && slot.kind != LinearSlot::Kind::kEmbedding &&
+         a.rounding->name() != "nearest";
+}
+
+bool NeedsCalibration(const Admission& a) {
+  return std::any_of(a.slots.begin(), a.slots.end(),
+                     [&](const LinearSlot& slot) { return NeedsInput(a, slot); });
+}
+
+uint64_t CalibrationBytes(const Admission& a) {
+  if (!NeedsCalibration(a) && a.transforms.empty()) return 0;
+  const CalibrationRecipe& calibration = a.recipe().calibration;
+  uint64_t widest = 0, largest = 0;
+  for (const LinearSlot& slot : a.slots) {
+    const auto n = static_cast<uint64_t>(slot.shape[0]), k = static_cast<uint64_t>(slot.shape[1]);
+    if (slot.kind == LinearSlot::Kind::kEmbedding) continue;
+    widest = std::max(widest, k);
+    largest = std::max(largest, n * k);
+  }
+  // The stream of every sample; a layer's Hessians in f32, their factors in f64; copies of a
+  // weight.
+  return static_cast<uint64_t>(calibration.samples) * static_cast<uint64_t>(calibration.window) *
+             static_cast<uint64_t>(a.spec.hidden) * sizeof(float) +
+         8 * widest * widest * sizeof(float) + 6 * largest * sizeof(float);
+}
+
+absl::Status MakeReference(Admission& a) {
+  if (a.reference != nullptr) return absl::OkStatus();
+  const LinearOptions exact;  // f32, weight-only: the checkpoint as this engine computes it
+  ASSIGN_OR_RETURN(a.reference, BuildUniform(a.weights(), "f32", exact));
+  a.SamplePeak();
+  return absl::OkStatus();
+}
+
+absl::Status LoadCalibration(Admission& a) {
+  if (!a.calibration.samples.empty()) return absl::OkStatus();
+  const CalibrationRecipe& recipe = a.recipe().calibration;
+  ASSIGN_OR_RETURN(a.calibration, LoadCalibrationSet(recipe.path, a.tokenizer.get(), a.spec,
+                                                     {recipe.samples, recipe.window}));
+  const CalibrationCoverage& coverage = a.calibration.coverage;
+  a.report.calibration = {.set = a.calibration.name,
+                          .hash = a.calibration.hash,
+                          .samples = coverage.samples,
+                          .tokens = coverage.sample_tokens,
+                          .documents = coverage.documents,
+                          .chat_share = coverage.chat_share(),
+                          .scripts = coverage.scripts,
+                          .coverage = ToText(coverage)};
+  if (coverage.sample_tokens < kLeastTokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the calibration set is too small: tokens=", coverage.sample_tokens,
+                     " expected at least ", kLeastTokens, " (", a.calibration.name, ")"));
+  }
+  // Random ids stand in for both sets when there is no tokenizer.
+  if (a.calibration.kind == CalibrationKind::kRandom) return absl::OkStatus();
+  return CheckDisjoint(a.calibration, a.evaluation, a.tokenizer.get());
+}
+
+absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& a, const LinearSlot& slot,
+                                               const Tensor& weight, const SlotInput& input) {
+  SlotPlan& plan = a.plan.find(slot.name)->second;
+  ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(plan.scheme));
+  ASSIGN_OR_RETURN(const Rounding* rounding, FindRounding("nearest"));
+  const bool known = input.statistics != nullptr || a.rounding->needs() == StatisticsNeed::kNothing;
+  if (RoundedByMethod(a, slot) && known) rounding = a.rounding;
+  const RoundingContext context = {&a.host.pool, &a.host.clock, input.deadline};
+  absl::StatusOr<QuantizedTensor> encoded =
+      rounding->Quantize(weight.view(), *scheme, input.statistics, context);
+  if (absl::IsFailedPrecondition(encoded.status())) {  // the data, not the model, is at fault
+    return absl::FailedPreconditionError(
+        absl::StrCat("calibration: ", encoded.status().message(), " (", a.calibration.name, ")"));
+  }
+  RETURN_IF_ERROR(encoded.status());
+  if (!NeedsParams(plan.activation) || !IsMultiplied(a, slot)) return encoded;
+  if (input.statistics != nullptr) {
+    ASSIGN_OR_RETURN(a.activation_params[slot.name],
+                     FindParams(*input.statistics, a.recipe().activation_range, plan));
+  }
+  const auto params = a.activation_params.find(slot.name);
+  if (params == a.activation_params.end()) {
+    return absl::InternalError(absl::StrCat("no calibrated activation for ", slot.name));
+  }
+  RETURN_IF_ERROR(WriteActivationParams(params->second, plan.activation, *encoded));
+  return encoded;
+}
+
+absl::Status QuantizeWithCalibration(Admission& a, const std::function<absl::Status()>& slot_done) {
+  RETURN_IF_ERROR(MakeReference(a));
+  RETURN_IF_ERROR(LoadCalibration(a));
+  return CalibratedQuantization(a, slot_done).Run();
+}
+
+}  // namespace assay
