@@ -219,7 +219,11 @@ absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot, const SlotInput&
   const std::string defect = IntegrityDefect(*encoded, expected);
   if (!defect.empty()) a.integrity[slot.name] = defect;
   if (a.writer != nullptr) RETURN_IF_ERROR(a.writer->Add(slot.name, *encoded, plan));
-  return Pack(a, slot, *encoded);
+  const absl::Status packed = Pack(a, slot, *encoded);
+  if (!absl::IsInvalidArgument(packed) && !absl::IsDataLoss(packed)) return packed;
+  // Codes that no kernel can read.
+  a.report.verification.defects = {absl::StrCat(slot.name, ": ", packed.message())};
+  return Reject(a, "defect in " + a.report.verification.defects.front());
 }
 
 namespace {

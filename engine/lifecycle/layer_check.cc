@@ -15,6 +15,10 @@ constexpr int64_t kBlockRows = 64;
 constexpr double kMaxErrorRatio = 4;
 constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 0.6;  // see CodesBy
 constexpr int64_t kMinBlock = 32;
+// A shift of one step, of root mean square errors of the fresh rounding: sqrt(12) = 3.5. Methods
+// choose between two codes, so that a block's mean error stays within half a step but by chance.
+constexpr double kMaxShift = 2.5;
+constexpr int64_t kMinShifted = 16;
 // Rounding of the decode itself: a few units in the last place of f32, relative to the row's peak.
 constexpr double kDecodeRounding = 1e-6;
 
@@ -44,6 +48,25 @@ struct Row {
   std::span<const float> exact, stored, fresh;
 };
 
+// One block of a row: what was stored and what rounding afresh gives, against the original.
+struct RowBlock {
+  SignalNoise stored, fresh;
+  double shift = 0;      // mean error of what was stored
+  double fresh_rms = 0;  // of the fresh rounding's error
+};
+
+RowBlock Compare(const Row& row, size_t begin, size_t count) {
+  RowBlock block;
+  block.stored.Add(row.exact.subspan(begin, count), row.stored.subspan(begin, count));
+  block.fresh.Add(row.exact.subspan(begin, count), row.fresh.subspan(begin, count));
+  for (size_t i = begin; i < begin + count; ++i) {
+    block.shift += static_cast<double>(row.stored[i]) - static_cast<double>(row.exact[i]);
+  }
+  block.shift /= static_cast<double>(count);
+  block.fresh_rms = std::sqrt(block.fresh.noise / static_cast<double>(count));
+  return block;
+}
+
 std::string NearestDefect(const Row& row) {
   const double error = LargestError(row.exact, row.stored);
   const double limit =
@@ -55,22 +78,33 @@ std::string NearestDefect(const Row& row) {
       row.index, error, limit);
 }
 
-std::string MethodDefect(const Row& row, int64_t group) {
+std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
   const auto width = static_cast<int64_t>(row.exact.size());
   const int64_t step = std::max(group, std::min(kMinBlock, width));
   for (int64_t at = 0; at < width; at += step) {
-    const auto begin = static_cast<size_t>(at);
     const auto count = static_cast<size_t>(std::min(step, width - at));
-    SignalNoise stored, fresh;
-    stored.Add(row.exact.subspan(begin, count), row.stored.subspan(begin, count));
-    fresh.Add(row.exact.subspan(begin, count), row.fresh.subspan(begin, count));
-    const double limit = std::max(kMaxNoiseRatio * fresh.noise, kMaxNoiseShare * stored.signal) +
-                         kDecodeRounding * kDecodeRounding * stored.signal;
-    if (stored.noise <= limit) continue;
-    return absl::StrFormat(
-        "stored weight disagrees with the checkpoint: row=%d columns=%d..%d noise=%.4g of the "
-        "weights' energy %.4g expected at most %.4g",
-        row.index, at, at + static_cast<int64_t>(count), stored.noise, stored.signal, limit);
+    const RowBlock block = Compare(row, static_cast<size_t>(at), count);
+    const double share = codes == CodesBy::kNearest ? 0 : kMaxNoiseShare;
+    const double rounding = kDecodeRounding * std::sqrt(block.stored.signal);
+    const double noise_limit =
+        std::max(kMaxNoiseRatio * block.fresh.noise, share * block.stored.signal) +
+        rounding * rounding;
+    const double shift_limit =
+        kMaxShift * block.fresh_rms + rounding / std::sqrt(static_cast<double>(count));
+    const std::string where =
+        absl::StrFormat("row=%d columns=%d..%d", row.index, at, at + static_cast<int64_t>(count));
+    if (!(block.stored.noise <= noise_limit)) {
+      return absl::StrFormat(
+          "stored weight disagrees with the checkpoint: %s noise=%.4g of the weights' energy %.4g "
+          "expected at most %.4g",
+          where, block.stored.noise, block.stored.signal, noise_limit);
+    }
+    if (static_cast<int64_t>(count) >= kMinShifted && !(std::abs(block.shift) <= shift_limit)) {
+      return absl::StrFormat(
+          "stored weight disagrees with the checkpoint: %s shifted by %.4g on average, expected "
+          "at most %.4g",
+          where, block.shift, shift_limit);
+    }
   }
   return "";
 }
@@ -95,9 +129,10 @@ absl::Status CheckRows(const QuantizedLinear& original, const QuantizedLinear& s
     if (!block.defect.empty()) continue;
     const Row compared{first + i, row, stored,
                        std::span(rounded).subspan(static_cast<size_t>(i) * width, width)};
-    block.defect = codes == CodesBy::kNearest
-                       ? NearestDefect(compared)
-                       : MethodDefect(compared, scheme.group(served.problem().shape));
+    if (codes == CodesBy::kNearest) block.defect = NearestDefect(compared);
+    if (block.defect.empty()) {
+      block.defect = BlockDefect(compared, scheme.group(served.problem().shape), codes);
+    }
   }
   return absl::OkStatus();
 }

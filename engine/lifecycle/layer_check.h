@@ -14,12 +14,15 @@ struct WeightCheck {
 };
 // What the codes may differ in from those of rounding the original afresh, to nearest.
 //   kNearest: nothing. A row is a defect when its largest error exceeds four times that of the
-//     fresh rounding (two steps instead of half a step).
+//     fresh rounding (two steps instead of half a step), a block of it (below) when its noise
+//     exceeds eight times that of the fresh rounding: a zero point off by one is 13 times.
 //   kMethod: rounding methods move single weights by many steps (clipping, error feedback), but
 //     never a whole block out of its range. A block of a row (a group of the scheme, at least 32
 //     weights) is a defect when its noise exceeds both eight times that of the fresh rounding and
 //     0.6 of the block's energy. Clipping to half of the range costs at most 0.25 of it; a doubled
 //     scale, or codes of another group, cost all of it or more.
+// Either way a block is a defect when its mean error exceeds 0.7 steps (2.5 root mean square errors
+// of the fresh rounding): a zero point off by one shifts it by a whole step.
 enum class CodesBy { kNearest, kMethod };
 // `original`: the layer in f32; `served`: in any scheme, through its packed weight. A defect means
 // that the stored codes or scales are not those of this checkpoint. Both have one shape. Uses all
