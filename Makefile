@@ -5,7 +5,7 @@ JOBS  := $(or $(JOBS),$(shell nproc))
 # Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
 INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
 .DEFAULT_GOAL := help
-.PHONY: help serve build test sanitize check check-slow soak format fuzz bench clean setup
+.PHONY: help serve build test sanitize check check-slow accuracy soak format fuzz bench clean setup
 .PRECIOUS: build/%/build.ninja
 
 help: ## This list
@@ -52,6 +52,17 @@ check-slow: setup build/dev/build.ninja ## Real models admitted, and compared wi
 	@$(CACHE)/venv-slow/bin/pip install --quiet -r tests/slow/requirements.txt
 	@$(CACHE)/venv-slow/bin/python tests/slow/check_models.py build/dev/tests/slow/model_eval \
 	  $(SLOW_MODELS) $(or $(TEXT),data/evaluation/wikitext2-extract.txt) --windows $(or $(WINDOWS),0)
+
+accuracy: setup build/dev/build.ninja ## Every recipe on the off-grid twin, MiniLM and SmolLM2, llama.cpp beside it: an hour (RECIPES=a,b)
+	@scripts/fetch_models > /dev/null
+	@scripts/build dev $(JOBS) assay model_eval
+	@test -x $(CACHE)/venv-slow/bin/python || python3 -m venv $(CACHE)/venv-slow
+	@$(CACHE)/venv-slow/bin/pip install --quiet -r tests/slow/requirements.txt -r tests/slow/requirements-peer.txt
+	@test -f $(CACHE)/twin/smollm2.gguf || { mkdir -p $(CACHE)/twin && $(CACHE)/venv-slow/bin/python tests/slow/make_twin.py \
+	  $(wildcard $(CACHE)/models/smollm2/1/*.gguf) $(CACHE)/twin/smollm2.gguf; }
+	@$(CACHE)/venv-slow/bin/python tests/slow/accuracy_table.py --build build/dev --recipes "$(RECIPES)" --peer twin \
+	  --model twin=$(CACHE)/twin/smollm2.gguf --model minilm=$(CACHE)/models/minilm/1 \
+	  --model smollm2=$(wildcard $(CACHE)/models/smollm2/1/*.gguf)
 
 soak: setup build/dev/build.ninja ## 64 streaming clients for a minute, cancellations, deadlines, then SIGTERM under load
 	@scripts/build dev $(JOBS)

@@ -130,7 +130,7 @@ class SchemeSabotageTest : public AdmissionFixture,
     AdmissionHooks hooks;
     hooks.evaluation = EvaluationSize{.documents = 2, .window = 64};
     hooks.after_quantize = [&](const LinearSlot& slot, QuantizedTensor& tensor) {
-      if (slot.name == kVictim) tamper(tensor);
+      if (slot.name == kVictim && tensor.scheme == GetParam()) tamper(tensor);
     };
     Start({}, hooks);
     return Admit(
