@@ -65,6 +65,7 @@ Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots, bool t
       one.scheme = recipe.fallback_scheme;
       one.activation = recipe.fallback_activation;
       one.why = "the recipe keeps it";
+      one.kept = true;
     }
     // Floating schemes multiply in floating point; a table that is only looked up, not at all.
     const absl::StatusOr<const QuantScheme*> scheme = FindScheme(one.scheme);

@@ -16,6 +16,9 @@ constexpr int kMaxBucket = 64;  // sequences of one warm-up step
 bool Always(const Admission&) { return true; }
 bool HasArtifact(const Admission& a) { return a.stored != nullptr; }
 bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
+bool LeavesTheChoice(const Admission& a) {
+  return NeedsWeights(a) && !a.recipe().search.candidates.empty();
+}
 bool NeedsProof(const Admission& a) { return !a.certified; }
 bool FailedTheGate(const Admission& a) {
   return !a.certified && !a.report.verification.failures.empty();
@@ -82,11 +85,12 @@ std::string AdmittedReason(const Admission& a) {
 }  // namespace
 
 std::span<const AdmissionStage> AdmissionStages() {
-  static constexpr std::array<AdmissionStage, 11> kStages = {{
+  static constexpr std::array<AdmissionStage, 12> kStages = {{
       {"open", OpenStage, Always},
       {"profile", ProfileStage, Always},
       {"look_up", LookUpStage, Always},
       {"load", LoadStage, HasArtifact},
+      {"search", SearchStage, LeavesTheChoice},
       {"quantize", QuantizeStage, NeedsWeights},
       {"reference", ReferenceStage, NeedsProof},
       {"verify", VerifyStage, NeedsProof},

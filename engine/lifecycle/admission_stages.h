@@ -11,6 +11,7 @@
 #include "engine/lifecycle/artifact_cache.h"
 #include "engine/lifecycle/calibration_set.h"
 #include "engine/lifecycle/evaluation.h"
+#include "engine/lifecycle/plan_search.h"
 #include "engine/lifecycle/verifier.h"
 #include "quant/activation.h"
 #include "quant/methods/rounding.h"
@@ -62,6 +63,9 @@ struct Admission {
   std::unique_ptr<ArtifactReader> stored;
   std::unique_ptr<ArtifactWriter> writer;
   bool certified = false;
+  // Search
+  std::optional<SearchTable> search;
+  PlanPoint chosen;  // of the search
   // Load or Quantize
   CalibrationSet calibration;  // loaded on first use
   std::map<std::string, ActivationParams, std::less<>> activation_params;
@@ -139,6 +143,17 @@ absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& admission, const Linea
 // Calls `slot_done` after each slot.
 absl::Status QuantizeWithCalibration(Admission& admission,
                                      const std::function<absl::Status()>& slot_done);
+
+// admission_search.cc
+// Chooses a candidate of the recipe's for every layer. FailedPrecondition (rejected): no choice
+// keeps to the limits.
+absl::Status SearchStage(Admission& admission);
+// Whether the search may choose for this slot: it is multiplied, and the recipe does not keep it.
+bool HasChoice(const Admission& admission, const LinearSlot& slot);
+// After a measurement: remembers it, and, while it failed the gate, chooses again with what was
+// learnt about the predictions. False: there is nothing better to try.
+void NoteMeasuredPlan(Admission& admission);
+absl::StatusOr<bool> ChooseAgain(Admission& admission);
 
 absl::Status BuildCandidate(Admission& admission);
 // Sets the verdict and the reason; FailedPrecondition.

@@ -65,6 +65,7 @@ absl::Status Measure(Admission& a) {
   VerificationResult& v = a.report.verification;
   if (v.defects.empty()) {
     v.failures = CheckBudget(v, a.report.decision.budget, a.spec.task);
+    NoteMeasuredPlan(a);
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(const std::string where, a.verifier->FindNotFinite(*a.candidate));
@@ -187,6 +188,31 @@ absl::Status KeepLayers(Admission& a) {
   return absl::OkStatus();
 }
 
+// A plan that was searched is searched again, with what its measurement taught.
+absl::Status SearchFurther(Admission& a) {
+  while (!a.report.verification.failures.empty()) {
+    const VerificationResult before = a.report.verification;
+    ASSIGN_OR_RETURN(const bool chosen, ChooseAgain(a));
+    if (!chosen) return absl::OkStatus();
+    a.report.attempts.push_back(before);
+    RETURN_IF_ERROR(Measure(a));
+    a.note = absl::StrCat("searched again: ", Figures(a.report.verification, a.spec.task));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FallBackByLayers(Admission& a) {
+  const VerificationResult first = a.report.verification;
+  ASSIGN_OR_RETURN(const bool widened, WidenActivations(a));
+  if (widened) {
+    a.report.attempts.push_back(first);
+    RETURN_IF_ERROR(Measure(a));
+    a.note = absl::StrCat("activations in ", std::string(Name(a.recipe().fallback_activation)),
+                          ": ", Figures(a.report.verification, a.spec.task));
+  }
+  return a.report.verification.failures.empty() ? absl::OkStatus() : KeepLayers(a);
+}
+
 }  // namespace
 
 absl::Status ReferenceStage(Admission& a) {
@@ -208,21 +234,16 @@ absl::Status VerifyStage(Admission& a) {
 
 absl::Status FallBackStage(Admission& a) {
   RETURN_IF_ERROR(StartNewArtifact(a));
-  const VerificationResult first = a.report.verification;
-  ASSIGN_OR_RETURN(const bool widened, WidenActivations(a));
-  if (widened) {
-    a.report.attempts.push_back(first);
-    RETURN_IF_ERROR(Measure(a));
-    a.note = absl::StrCat("activations in ", std::string(Name(a.recipe().fallback_activation)),
-                          ": ", Figures(a.report.verification, a.spec.task));
-  }
-  if (!a.report.verification.failures.empty()) RETURN_IF_ERROR(KeepLayers(a));
+  RETURN_IF_ERROR(SearchFurther(a));
+  // Wider layers would break a limit of bytes.
+  const bool bound = a.search.has_value() && a.recipe().search.max_bytes > 0;
+  if (!a.report.verification.failures.empty() && !bound) RETURN_IF_ERROR(FallBackByLayers(a));
   ASSIGN_OR_RETURN(a.output_sqnr, a.verifier->OutputSqnr(a.linears));
   RETURN_IF_ERROR(CheckWeights(a));
   DescribeLayers(a);
   if (a.report.verification.failures.empty()) return absl::OkStatus();
   return Reject(a, absl::StrCat(absl::StrJoin(a.report.verification.failures, "; "),
-                                LeastAccurate(a), " (", a.note, ")"));
+                                LeastAccurate(a), a.note.empty() ? "" : " (" + a.note + ")"));
 }
 
 }  // namespace assay

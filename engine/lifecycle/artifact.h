@@ -18,6 +18,7 @@ namespace assay {
 struct SlotPlan {
   std::string scheme;
   ActivationMode activation = ActivationMode::kA16;
+  bool kept = false;           // the recipe said so; not stored
   bool fallback = false;       // kept in higher precision because the gate or the recipe asked
   std::string why;             // why this precision
   double kl_contribution = 0;  // as LayerReport

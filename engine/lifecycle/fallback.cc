@@ -25,6 +25,18 @@ double LossOf(const VerificationResult& result, ModelTask task) {
   return 0;
 }
 
+double LossLimit(const Budget& budget, ModelTask task) {
+  switch (task) {
+    case ModelTask::kGenerate:
+      return budget.max_mean_kl;
+    case ModelTask::kEmbed:
+      return 1 - budget.min_mean_cosine;
+    case ModelTask::kClassify:
+      return 1 - budget.min_label_agreement;
+  }
+  return 0;
+}
+
 int MaxFallbackLayers(const std::vector<LinearSlot>& slots, double fraction) {
   const auto linear = std::count_if(slots.begin(), slots.end(), IsLinear);
   // The small addend keeps 0.2 * 120 = 23.999... at 24.

@@ -12,6 +12,9 @@ namespace assay {
 // agreement.
 double LossOf(const VerificationResult& result, ModelTask task);
 
+// The most of it that the budget allows.
+double LossLimit(const Budget& budget, ModelTask task);
+
 struct LayerImpact {
   std::string slot;
   double loss = 0;  // LossOf when only this layer is quantized and all others are f32

@@ -17,13 +17,9 @@
 #include "engine/lifecycle/calibration_set.h"
 #include "engine/model/model.h"
 #include "quant/policy/plan_solver.h"
+#include "quant/policy/policy.h"
 
 namespace assay {
-
-struct PlanCandidate {
-  std::string scheme;
-  ActivationMode activation = ActivationMode::kA16;
-};
 
 struct SearchTable {
   std::vector<LinearSlot> slots;                       // those that have a choice

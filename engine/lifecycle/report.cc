@@ -183,6 +183,12 @@ json ToJson(const LayerReport& l) {
           {"why", l.why}};
 }
 
+json ToJson(const CandidateReport& c) {
+  return {{"name", c.name},       {"bytes", c.bytes},         {"loss", ToJson(c.loss)},
+          {"seconds", c.seconds}, {"predicted", c.predicted}, {"chosen", c.chosen},
+          {"why", c.why}};
+}
+
 template <typename T>
 json ListToJson(const std::vector<T>& items) {
   json list = json::array();
@@ -210,6 +216,12 @@ void ReadRecipe(const json& object, const std::string& path, Recipe& recipe, abs
     part.Get("path", recipe.calibration.path);
     part.GetInt("samples", recipe.calibration.samples);
     part.GetInt("window", recipe.calibration.window);
+  }
+  if (const json* search = f.Find("search")) {
+    Fields part(*search, f.Path("search"), status);
+    part.Get("candidates", recipe.search.candidates);
+    part.GetInt("max_bytes", recipe.search.max_bytes);
+    part.Get("max_loss", recipe.search.max_loss);
   }
   std::string kv;
   f.Get("kv_dtype", kv);
@@ -356,6 +368,18 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   f.ForEach("attempts", [&](const json& item, const std::string& path) {
     report.attempts.push_back(ReadVerification(item, path, status));
   });
+  f.ForEach("candidates", [&](const json& item, const std::string& path) {
+    CandidateReport candidate;
+    Fields fields(item, path, status);
+    fields.Get("name", candidate.name);
+    fields.GetInt("bytes", candidate.bytes);
+    fields.Get("loss", candidate.loss);
+    fields.Get("seconds", candidate.seconds);
+    fields.Get("predicted", candidate.predicted);
+    fields.Get("chosen", candidate.chosen);
+    fields.Get("why", candidate.why);
+    report.candidates.push_back(std::move(candidate));
+  });
   f.ForEach("layers", [&](const json& item, const std::string& path) {
     report.layers.push_back(ReadLayer(item, path, status));
   });
@@ -402,6 +426,7 @@ json ToJson(const AdmissionReport& report) {
           {"calibration", ToJson(report.calibration)},
           {"verification", ToJson(report.verification)},
           {"attempts", ListToJson(report.attempts)},
+          {"candidates", ListToJson(report.candidates)},
           {"layers", ListToJson(report.layers)},
           {"stages", stages},
           {"assay_version", report.assay_version}};

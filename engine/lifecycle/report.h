@@ -64,6 +64,17 @@ struct CalibrationReport {
   std::string coverage;                   // the same and more as lines for people
 };
 
+// A plan that the search looked at: a point of the frontier that it predicts, or one that was
+// measured as a whole.
+struct CandidateReport {
+  std::string name;
+  uint64_t bytes = 0;  // stored, of the layers that have a choice
+  Estimate loss;       // mean KL in nats, 1 - mean cosine, 1 - label agreement
+  double seconds = 0;  // of one decode step through those layers
+  bool predicted = false, chosen = false;
+  std::string why;  // why not, where it was measured
+};
+
 struct AdmissionReport {
   int schema = 2;
   std::string model;
@@ -83,6 +94,7 @@ struct AdmissionReport {
   CalibrationReport calibration;
   VerificationResult verification;
   std::vector<VerificationResult> attempts;  // before fallback, oldest first
+  std::vector<CandidateReport> candidates;   // of a search: predicted, then measured
   std::vector<LayerReport> layers;
   std::vector<StageReport> stages;
   std::string assay_version;

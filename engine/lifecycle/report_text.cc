@@ -214,6 +214,22 @@ void LayerSection(Page& page, const AdmissionReport& r) {
   }
 }
 
+// Plans that were measured as a whole; the predicted frontier is in the page and in the JSON.
+void SearchSection(Page& page, const AdmissionReport& r) {
+  if (r.candidates.empty()) return;
+  const auto predicted = std::count_if(r.candidates.begin(), r.candidates.end(),
+                                       [](const CandidateReport& c) { return c.predicted; });
+  page.Heading(absl::StrCat("Search: ", predicted,
+                            " points of the frontier predicted, plans "
+                            "measured"));
+  for (const CandidateReport& c : r.candidates) {
+    if (c.predicted) continue;
+    page.Hanging(absl::StrFormat("%s %-8s %10s  loss %.5f [%.5f, %.5f]  ", c.chosen ? " *" : "  ",
+                                 c.name, Megabytes(c.bytes), c.loss.mean, c.loss.low, c.loss.high),
+                 c.chosen ? "chosen" : c.why, 6);
+  }
+}
+
 void StageSection(Page& page, const AdmissionReport& r) {
   if (r.stages.empty()) return;
   page.Heading("Stages");
@@ -239,6 +255,7 @@ std::string ToTerminalText(const AdmissionReport& report, int columns) {
   CalibrationSection(page, report);
   MemorySection(page, report);
   if (!report.decision.rule.empty()) DecisionSection(page, report);
+  SearchSection(page, report);
   LayerSection(page, report);
   StageSection(page, report);
   page.Heading("Provenance");

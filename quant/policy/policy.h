@@ -36,6 +36,12 @@ struct CalibrationRecipe {
   std::string path;                // docs/formats.md, "Calibration data"; empty = the default one
   int samples = 64, window = 512;  // windows, tokens of each
 };
+// What admission chooses from, layer by layer, when a recipe leaves the choice to it.
+struct SearchRecipe {
+  std::vector<std::string> candidates;  // "scheme" or "scheme/activation"; empty = no search
+  uint64_t max_bytes = 0;               // of the layers that have a choice; 0 = no limit
+  double max_loss = 0;                  // mean KL in nats and the like; 0 = most of the budget
+};
 // How a model is quantized (design.md section 2).
 struct Recipe {
   std::string name;
@@ -58,6 +64,7 @@ struct Recipe {
   double rounding_seconds = 0;            // for methods that improve step by step; 0 = no limit
   std::string activation_range = "auto";  // of static activations, as FindActivationRange takes it
   CalibrationRecipe calibration;
+  SearchRecipe search;
   DType kv_dtype = DType::kF16;
 };
 // What the verified model must keep to, per task (design.md section 5). Divergences in nats.
@@ -75,6 +82,16 @@ struct PolicyDecision {
   std::vector<std::string> trace;  // the hardware, then one line per rule looked at: matched, or
                                    // the condition that did not hold
 };
+
+// One of a search's candidates.
+struct PlanCandidate {
+  std::string scheme;
+  ActivationMode activation = ActivationMode::kA16;
+};
+// "int8_channel/a8_token"; without a mode `activation` (floating schemes: a16). NotFound and
+// InvalidArgument name the part that does not exist.
+absl::StatusOr<PlanCandidate> ParsePlanCandidate(std::string_view spelling,
+                                                 ActivationMode activation);
 
 // Spellings of enums in policies, reports and artifacts.
 std::optional<DType> FindDType(std::string_view name);

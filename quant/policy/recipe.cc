@@ -55,11 +55,27 @@ absl::Status ReadCalibration(YamlSection& section, Recipe& recipe) {
   return part.Finish();
 }
 
+// `search: {candidates: [...], max_bytes: n, max_loss: x}`
+absl::Status ReadSearch(YamlSection& section, SearchRecipe& search) {
+  if (!section.Child("search").IsDefined()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(YamlSection part, section.Section("search"));
+  ASSIGN_OR_RETURN(search.candidates, part.TextList("candidates"));
+  if (search.candidates.empty()) {
+    return part.Error("candidates", "expected at least one scheme");
+  }
+  double bytes = 0;
+  RETURN_IF_ERROR(part.Number("max_bytes", 0, 1e15, bytes));
+  search.max_bytes = static_cast<uint64_t>(bytes);
+  RETURN_IF_ERROR(part.Number("max_loss", 0, 100, search.max_loss));
+  return part.Finish();
+}
+
 absl::Status ReadMethods(YamlSection& section, Recipe& recipe) {
   ASSIGN_OR_RETURN(recipe.transforms, section.TextList("transforms"));
   RETURN_IF_ERROR(section.Text("rounding", recipe.rounding));
   RETURN_IF_ERROR(section.Number("rounding_seconds", 0, 1e6, recipe.rounding_seconds));
   RETURN_IF_ERROR(section.Text("activation_range", recipe.activation_range));
+  RETURN_IF_ERROR(ReadSearch(section, recipe.search));
   return ReadCalibration(section, recipe);
 }
 
@@ -76,6 +92,10 @@ absl::Status ResolveMethods(Recipe& recipe, const std::string& where) {
   const absl::StatusOr<const Rounding*> rounding = FindRounding(recipe.rounding);
   if (!rounding.ok()) return fail("rounding", rounding.status());
   recipe.rounding = std::string((*rounding)->name());
+  for (const std::string& candidate : recipe.search.candidates) {
+    const absl::Status known = ParsePlanCandidate(candidate, recipe.activation).status();
+    if (!known.ok()) return fail("search.candidates", known);
+  }
   const absl::Status range = CheckActivationRange(recipe.activation_range);
   return range.ok() ? range : fail("activation_range", range);
 }
@@ -97,6 +117,24 @@ absl::Status ResolveMode(const std::string& name, DeviceKind device, const std::
 }
 
 }  // namespace
+
+absl::StatusOr<PlanCandidate> ParsePlanCandidate(std::string_view spelling,
+                                                 ActivationMode activation) {
+  const size_t slash = spelling.find('/');
+  PlanCandidate candidate{std::string(spelling.substr(0, slash)), activation};
+  ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(candidate.scheme));
+  candidate.scheme = std::string(scheme->name());
+  if (scheme->is_floating()) candidate.activation = ActivationMode::kA16;
+  if (slash == std::string_view::npos) return candidate;
+  const std::string mode(spelling.substr(slash + 1));
+  const std::optional<ActivationMode> found = FindActivationMode(mode);
+  if (!found.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("no such activation mode: ", std::string(spelling)));
+  }
+  candidate.activation = *found;
+  return candidate;
+}
 
 std::optional<DType> FindDType(std::string_view name) {
   for (int i = 0; i <= static_cast<int>(DType::kBool); ++i) {
@@ -172,6 +210,10 @@ nlohmann::json ToJson(const Recipe& recipe) {
            {{"path", recipe.calibration.path},
             {"samples", recipe.calibration.samples},
             {"window", recipe.calibration.window}}},
+          {"search",
+           {{"candidates", recipe.search.candidates},
+            {"max_bytes", recipe.search.max_bytes},
+            {"max_loss", recipe.search.max_loss}}},
           {"kv_dtype", std::string(Name(recipe.kv_dtype))}};
 }
 

@@ -74,6 +74,14 @@ AdmissionReport Example() {
     layer.why = i == 29 ? "adds 0.02710 nats when quantized" : "";
     report.layers.push_back(layer);
   }
+  report.candidates = {
+      {.name = "predicted", .bytes = 90'000'000, .loss = {0.01, 0.01, 0.01}, .predicted = true},
+      {.name = "plan 1", .bytes = 91'000'000, .loss = {0.02, 0.01, 0.03}, .why = "mean KL"},
+      {.name = "plan 2",
+       .bytes = 99'000'000,
+       .loss = {0.004, 0.003, 0.005},
+       .seconds = 0.01,
+       .chosen = true}};
   report.stages = {{"open", absl::Milliseconds(12), "272 tensors"},
                    {"verify", absl::Seconds(14.2), "two passes over a text long enough to wrap"}};
   report.assay_version = "0.1.0";
@@ -162,6 +170,13 @@ TEST(ReportTest, TerminalTextShowsFiguresFallbackAndWhatItLeftOut) {
                           HasSubstr("layers.29.mlp.down_proj"), HasSubstr("kept: adds 0.02710"),
                           HasSubstr("19 more"), HasSubstr("(25.8 %)")));
   EXPECT_THAT(text, Not(HasSubstr("NOT MET")));
+}
+
+TEST(ReportTest, TerminalTextShowsThePlansOfASearch) {
+  const std::string text = ToTerminalText(Example(), 100);
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("1 points of the frontier"), HasSubstr("plan 1"),
+                    HasSubstr(" * plan 2"), HasSubstr("99.0 MB"), Not(HasSubstr("  predicted "))));
 }
 
 TEST(ReportTest, TerminalTextOfARejectionNamesTheDefectFirst) {
