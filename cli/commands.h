@@ -24,6 +24,7 @@ void AddAdmit(CLI::App& app, CommandLine& line);
 void AddReport(CLI::App& app, CommandLine& line);
 void AddRecipes(CLI::App& app, CommandLine& line);
 void AddAnalyze(CLI::App& app, CommandLine& line);
+void AddPlan(CLI::App& app, CommandLine& line);
 void AddVerify(CLI::App& app, CommandLine& line);
 void AddQuantize(CLI::App& app, CommandLine& line);
 void AddPolicy(CLI::App& app, CommandLine& line);

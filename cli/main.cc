@@ -79,8 +79,8 @@ int main(int argc, char** argv) {
       });
   for (const auto add : {assay::AddGenerate, assay::AddEmbed, assay::AddStatus, assay::AddAdmit,
                          assay::AddReport, assay::AddPolicy, assay::AddRecipes, assay::AddAnalyze,
-                         assay::AddVerify, assay::AddQuantize, assay::AddTokenize, assay::AddUnload,
-                         assay::AddHealth, assay::AddVersion}) {
+                         assay::AddPlan, assay::AddVerify, assay::AddQuantize, assay::AddTokenize,
+                         assay::AddUnload, assay::AddHealth, assay::AddVersion}) {
     add(app, line);
   }
   MoveExamplesToFooter(app);

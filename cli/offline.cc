@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -22,6 +23,8 @@ namespace {
 
 struct OfflineOptions {
   std::string path, scheme, recipe, policy, evaluation, calibration, output, html;
+  SearchRecipe search;
+  double budget_kl = 0;
   int threads = 0;
   bool json = false;
 };
@@ -59,6 +62,16 @@ absl::StatusOr<AdmissionOptions> PipelineOptions(const OfflineOptions& options) 
   return pipeline;
 }
 
+// A budget of one figure: the guards of the policy's are for its own recipes.
+std::optional<Budget> BudgetOf(const OfflineOptions& options) {
+  if (options.budget_kl == 0) return std::nullopt;
+  return Budget{.max_mean_kl = options.budget_kl,
+                .min_top1 = 0,
+                .max_perplexity_ratio = std::numeric_limits<double>::infinity(),
+                .min_mean_cosine = 1 - options.budget_kl,
+                .min_label_agreement = 1 - options.budget_kl};
+}
+
 absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
   ASSIGN_OR_RETURN(AdmissionOptions pipeline_options, PipelineOptions(options));
   ThreadPool pool({.num_threads = options.threads});
@@ -72,6 +85,8 @@ absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
                                     .scheme = options.scheme,
                                     .recipe = options.recipe,
                                     .calibration = options.calibration,
+                                    .search = options.search,
+                                    .budget = BudgetOf(options),
                                     .dry_run = true};
   const auto sink = [&](const AdmissionProgress& progress) {
     if (progress.done) {
@@ -151,6 +166,34 @@ void AddQuantize(CLI::App& app, CommandLine& line) {
   AddCommon(command, *options);
   command->add_option("--output", options->output, "Artifact folder, made when absent")
       ->required()
+      ->type_name("DIR");
+  command->callback([&line, options] { line.run = [options] { return RunOffline(*options); }; });
+}
+
+void AddPlan(CLI::App& app, CommandLine& line) {
+  auto options = std::make_shared<OfflineOptions>();
+  CLI::App* command = app.add_subcommand(
+      "plan",
+      "Find the best plan of a checkpoint inside a budget, and prove it (needs no server)\n\n"
+      "Examples:\n"
+      "  assay plan model.gguf --budget-kl 0.02\n"
+      "  assay plan model.gguf --budget-bytes 90MB --html plan.html\n"
+      "  assay plan model.gguf --candidates nf4 int8_group:g32 --output ~/artifacts\n\n"
+      "Measures every layer in every candidate, chooses, verifies the whole. Exit code 3: no plan "
+      "keeps to the budget.");
+  options->recipe = "auto";
+  AddCommon(command, *options);
+  command
+      ->add_option("--budget-bytes", options->search.max_bytes,
+                   "Most bytes of the layers' weights: 90MB, 1.5GiB")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+  command
+      ->add_option("--budget-kl", options->budget_kl,
+                   "Most mean KL in nats (encoders: 1 - cosine), instead of the policy's budget")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--candidates", options->search.candidates,
+                      "What a layer may get: scheme, or scheme/activation [the recipe's]");
+  command->add_option("--output", options->output, "Keep the artifact in this folder")
       ->type_name("DIR");
   command->callback([&line, options] { line.run = [options] { return RunOffline(*options); }; });
 }

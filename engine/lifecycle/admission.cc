@@ -135,6 +135,10 @@ absl::Status CheckRequest(AdmissionRequest& request) {
         absl::StrCat("an admission takes a scheme or a recipe, not both: scheme=", request.scheme,
                      " recipe=", request.recipe));
   }
+  for (const std::string& candidate : request.search.candidates) {
+    const absl::Status parsed = ParsePlanCandidate(candidate, ActivationMode::kA16).status();
+    if (!parsed.ok()) return absl::InvalidArgumentError(parsed.message());
+  }
   const absl::Status known = !request.scheme.empty()   ? FindScheme(request.scheme).status()
                              : !request.recipe.empty() ? FindRecipe(request.recipe).status()
                                                        : absl::OkStatus();

@@ -3,6 +3,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/lifecycle/registry.h"
@@ -16,8 +17,10 @@ struct AdmissionRequest {
   // Instead of the policy's recipe, one of: a scheme for every layer ("f32", "int4_group:g32"); a
   // recipe, built-in or from a file (quant/policy/recipe_list.h). Both empty: the policy decides.
   std::string scheme, recipe;
-  std::string calibration;  // file, instead of the recipe's and the options'; empty: theirs
-  bool dry_run = false;     // verify and report, do not serve
+  std::string calibration;       // file, instead of the recipe's and the options'; empty: theirs
+  SearchRecipe search;           // what is set here replaces the recipe's
+  std::optional<Budget> budget;  // instead of the policy's
+  bool dry_run = false;          // verify and report, do not serve
 };
 
 struct AdmissionProgress {

@@ -210,6 +210,12 @@ absl::Status FindMethods(Admission& a) {
   return absl::OkStatus();
 }
 
+void OverrideSearch(const SearchRecipe& wanted, SearchRecipe& search) {
+  if (!wanted.candidates.empty()) search.candidates = wanted.candidates;
+  if (wanted.max_bytes > 0) search.max_bytes = wanted.max_bytes;
+  if (wanted.max_loss > 0) search.max_loss = wanted.max_loss;
+}
+
 absl::Status MakeEvaluation(Admission& a) {
   const AdmissionOptions& options = a.host.options;
   const EvaluationSize size = a.host.hooks.evaluation.value_or(EvaluationSize{});
@@ -257,6 +263,11 @@ absl::Status ProfileStage(Admission& a) {
   if (!a.request.recipe.empty()) {
     ASSIGN_OR_RETURN(a.recipe(), FindRecipe(a.request.recipe));
     a.report.decision.trace.push_back("the request asks for recipe " + a.request.recipe);
+  }
+  OverrideSearch(a.request.search, a.recipe().search);
+  if (a.request.budget.has_value()) {
+    a.report.decision.budget = *a.request.budget;
+    a.report.decision.trace.emplace_back("the request brings its own budget");
   }
   const DType kv = a.recipe().kv_dtype;
   if (!IsKvDType(kv)) {

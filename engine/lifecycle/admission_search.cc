@@ -37,12 +37,18 @@ PlanLimits Limits(const Admission& a, double max_error) {
   return limits;
 }
 
-// What the plan may lose. Infinite where only bytes are limited: then the least loss inside them.
+// What the plan may lose.
+double MaxLoss(const Admission& a) {
+  const double gate = LossLimit(a.report.decision.budget, a.spec.task);
+  const double wanted = a.recipe().search.max_loss;
+  return wanted > 0 ? std::min(wanted, gate) : gate;
+}
+
+// What the first choice aims at. Infinite where only bytes are limited: the least loss inside them.
 double AimedLoss(const Admission& a) {
   const SearchRecipe& search = a.recipe().search;
-  if (search.max_loss > 0) return search.max_loss;
-  if (search.max_bytes > 0) return std::numeric_limits<double>::infinity();
-  return kAim * LossLimit(a.report.decision.budget, a.spec.task);
+  if (search.max_bytes > 0 && search.max_loss == 0) return std::numeric_limits<double>::infinity();
+  return kAim * MaxLoss(a);
 }
 
 void Apply(Admission& a, PlanPoint point) {
@@ -150,8 +156,7 @@ absl::StatusOr<bool> ChooseAgain(Admission& a) {
   // Predictions were off by this factor; figures other than the loss may have failed alone.
   const double measured = LossEstimate(a.report.verification, a.spec.task).high;
   const double off = std::max(measured / std::max(a.chosen.error, 1e-12), 1.0);
-  const double limit = std::min(AimedLoss(a), LossLimit(a.report.decision.budget, a.spec.task));
-  const double aim = std::min(kAim * limit / off, a.chosen.error / 2);
+  const double aim = std::min(kAim * MaxLoss(a) / off, a.chosen.error / 2);
   absl::StatusOr<PlanPoint> point = SolvePlan(a.search->problem, Limits(a, aim));
   if (absl::IsNotFound(point.status())) return false;
   RETURN_IF_ERROR(point.status());

@@ -15,8 +15,7 @@ constexpr int64_t kBlockRows = 64;
 constexpr double kMaxErrorRatio = 4;
 constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 0.6;  // see CodesBy
 constexpr int64_t kMinBlock = 32;
-// A shift of one step, of root mean square errors of the fresh rounding: sqrt(12) = 3.5. Methods
-// choose between two codes, so that a block's mean error stays within half a step but by chance.
+// A shift of one step, of root mean square errors of the fresh rounding: sqrt(12) = 3.5.
 constexpr double kMaxShift = 2.5;
 constexpr int64_t kMinShifted = 16;
 // Rounding of the decode itself: a few units in the last place of f32, relative to the row's peak.
@@ -78,6 +77,18 @@ std::string NearestDefect(const Row& row) {
       row.index, error, limit);
 }
 
+std::string ShiftDefect(const Row& row, size_t begin, size_t count) {
+  const RowBlock block = Compare(row, begin, count);
+  const double limit =
+      kMaxShift * block.fresh_rms +
+      kDecodeRounding * std::sqrt(block.stored.signal / static_cast<double>(count));
+  if (static_cast<int64_t>(count) < kMinShifted || std::abs(block.shift) <= limit) return "";
+  return absl::StrFormat(
+      "stored weight disagrees with the checkpoint: row=%d columns=%d..%d shifted by %.4g on "
+      "average, expected at most %.4g",
+      row.index, begin, begin + count, block.shift, limit);
+}
+
 std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
   const auto width = static_cast<int64_t>(row.exact.size());
   const int64_t step = std::max(group, std::min(kMinBlock, width));
@@ -89,8 +100,6 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
     const double noise_limit =
         std::max(kMaxNoiseRatio * block.fresh.noise, share * block.stored.signal) +
         rounding * rounding;
-    const double shift_limit =
-        kMaxShift * block.fresh_rms + rounding / std::sqrt(static_cast<double>(count));
     const std::string where =
         absl::StrFormat("row=%d columns=%d..%d", row.index, at, at + static_cast<int64_t>(count));
     if (!(block.stored.noise <= noise_limit)) {
@@ -99,14 +108,12 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
           "expected at most %.4g",
           where, block.stored.noise, block.stored.signal, noise_limit);
     }
-    if (static_cast<int64_t>(count) >= kMinShifted && !(std::abs(block.shift) <= shift_limit)) {
-      return absl::StrFormat(
-          "stored weight disagrees with the checkpoint: %s shifted by %.4g on average, expected "
-          "at most %.4g",
-          where, block.shift, shift_limit);
-    }
+    // Error feedback moves the weights of a group together; of a whole row it cannot.
+    if (codes != CodesBy::kNearest) continue;
+    const std::string shifted = ShiftDefect(row, static_cast<size_t>(at), count);
+    if (!shifted.empty()) return shifted;
   }
-  return "";
+  return codes == CodesBy::kNearest ? "" : ShiftDefect(row, 0, row.exact.size());
 }
 
 absl::Status CheckRows(const QuantizedLinear& original, const QuantizedLinear& served,

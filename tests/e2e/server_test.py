@@ -226,6 +226,18 @@ def test_cli_analyze(cli):
         assert code != 0 and named in err, err
 
 
+def test_cli_plan(cli, tmp_path):
+    checkpoint = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
+    page = tmp_path / "plan.html"
+    code, out, _ = cli("plan", checkpoint, "--budget-kl", "0.02", "--html", page)
+    assert code == 0 and "Search:" in out and "chosen" in out and "plan 1" in page.read_text()
+    code, out, err = cli("plan", checkpoint, "--budget-bytes", "1KB")
+    assert code == 3 and "max_bytes=1000" in err
+    for wrong, named in (("--budget-bytes", "many"), ("--budget-kl", "-1"), ("--candidates", "int9")):
+        code, _, err = cli("plan", checkpoint, wrong, named)
+        assert code not in (0, 3) and named in err, err
+
+
 def test_cli_report_as_a_page(cli, tmp_path):
     page = tmp_path / "report.html"
     code, out, err = cli("report", MODEL, "--html", page)

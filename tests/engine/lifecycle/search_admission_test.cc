@@ -99,8 +99,8 @@ TEST_F(SearchAdmissionTest, ALimitOfBytesIsKeptTo) {
 
 TEST_F(SearchAdmissionTest, ATighterLossTakesMoreBytes) {
   Start({});
-  const AdmissionProgress loose = AdmitAs(Recipe(", max_loss: 0.006"));
-  const AdmissionProgress tight = AdmitAs(Recipe(", max_loss: 0.001"));
+  const AdmissionProgress loose = AdmitAs(Recipe(", max_loss: 0.01"));
+  const AdmissionProgress tight = AdmitAs(Recipe(", max_loss: 0.002"));
   ASSERT_OK(tight.status);
   EXPECT_GT(ChoiceBytes(*tight.report), ChoiceBytes(*loose.report));
   EXPECT_LT(tight.report->verification.mean_kl.mean, loose.report->verification.mean_kl.mean);
