@@ -100,13 +100,12 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
     const double noise_limit =
         std::max(kMaxNoiseRatio * block.fresh.noise, share * block.stored.signal) +
         rounding * rounding;
-    const std::string where =
-        absl::StrFormat("row=%d columns=%d..%d", row.index, at, at + static_cast<int64_t>(count));
     if (!(block.stored.noise <= noise_limit)) {
       return absl::StrFormat(
-          "stored weight disagrees with the checkpoint: %s noise=%.4g of the weights' energy %.4g "
-          "expected at most %.4g",
-          where, block.stored.noise, block.stored.signal, noise_limit);
+          "stored weight disagrees with the checkpoint: row=%d columns=%d..%d noise=%.4g of the "
+          "weights' energy %.4g expected at most %.4g",
+          row.index, at, at + static_cast<int64_t>(count), block.stored.noise, block.stored.signal,
+          noise_limit);
     }
     // Error feedback moves the weights of a group together; of a whole row it cannot.
     if (codes != CodesBy::kNearest) continue;
