@@ -22,7 +22,7 @@ namespace assay {
 namespace {
 
 struct OfflineOptions {
-  std::string path, scheme, recipe, policy, evaluation, calibration, output, html;
+  std::string path, scheme, recipe, policy, evaluation, calibration, labelled, output, html;
   SearchRecipe search;
   double budget_kl = 0;
   int threads = 0;
@@ -85,6 +85,7 @@ absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
                                     .scheme = options.scheme,
                                     .recipe = options.recipe,
                                     .calibration = options.calibration,
+                                    .labelled = options.labelled,
                                     .search = options.search,
                                     .budget = BudgetOf(options),
                                     .dry_run = true};
@@ -133,6 +134,12 @@ void AddCommon(CLI::App* command, OfflineOptions& options) {
   command
       ->add_option("--calibration", options.calibration,
                    "Text, JSONL, token ids or .npy [the recipe's, else the bundled extract]")
+      ->type_name("FILE");
+  command
+      ->add_option(
+          "--labelled", options.labelled,
+          "JSON lines of your task: {\"text\", and \"label\", \"references\" or \"other\"}; "
+          "accuracy and F1, BLEU and chrF, or cosine, beside the reference's")
       ->type_name("FILE");
   command->add_option("--threads", options.threads, "Compute threads [all cores]")
       ->check(CLI::Range(0, 1024));

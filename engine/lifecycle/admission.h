@@ -18,6 +18,7 @@ struct AdmissionRequest {
   // recipe, built-in or from a file (quant/policy/recipe_list.h). Both empty: the policy decides.
   std::string scheme, recipe;
   std::string calibration;       // file, instead of the recipe's and the options'; empty: theirs
+  std::string labelled;          // file (engine/lifecycle/labelled.h), or empty
   SearchRecipe search;           // what is set here replaces the recipe's
   std::optional<Budget> budget;  // instead of the policy's
   bool dry_run = false;          // verify and report, do not serve

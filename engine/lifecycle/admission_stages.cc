@@ -24,6 +24,7 @@ bool FailedTheGate(const Admission& a) {
   return !a.certified && !a.report.verification.failures.empty();
 }
 bool IsWorthStoring(const Admission& a) { return a.host.cache.enabled() && !a.certified; }
+bool HasLabelledData(const Admission& a) { return !a.request.labelled.empty(); }
 bool WillServe(const Admission& a) { return !a.request.dry_run; }
 
 std::vector<std::pair<std::string, int>> LayersByPrecision(const AdmissionReport& report) {
@@ -85,7 +86,7 @@ std::string AdmittedReason(const Admission& a) {
 }  // namespace
 
 std::span<const AdmissionStage> AdmissionStages() {
-  static constexpr std::array<AdmissionStage, 12> kStages = {{
+  static constexpr std::array<AdmissionStage, 13> kStages = {{
       {"open", OpenStage, Always},
       {"profile", ProfileStage, Always},
       {"look_up", LookUpStage, Always},
@@ -95,6 +96,7 @@ std::span<const AdmissionStage> AdmissionStages() {
       {"reference", ReferenceStage, NeedsProof},
       {"verify", VerifyStage, NeedsProof},
       {"fall_back", FallBackStage, FailedTheGate},
+      {"tasks", TasksStage, HasLabelledData},
       {"store", StoreStage, IsWorthStoring},
       {"warm", WarmStage, WillServe},
       {"publish", PublishStage, Always},

@@ -111,6 +111,7 @@ absl::Status StoreStage(Admission& admission);
 absl::Status ReferenceStage(Admission& admission);
 absl::Status VerifyStage(Admission& admission);
 absl::Status FallBackStage(Admission& admission);
+absl::Status TasksStage(Admission& admission);
 // admission_stages.cc
 absl::Status WarmStage(Admission& admission);
 absl::Status PublishStage(Admission& admission);

@@ -5,8 +5,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/fallback.h"
+#include "engine/lifecycle/labelled.h"
 #include "engine/lifecycle/layer_check.h"
 
 namespace assay {
@@ -244,6 +246,46 @@ absl::Status FallBackStage(Admission& a) {
   if (a.report.verification.failures.empty()) return absl::OkStatus();
   return Reject(a, absl::StrCat(absl::StrJoin(a.report.verification.failures, "; "),
                                 LeastAccurate(a), a.note.empty() ? "" : " (" + a.note + ")"));
+}
+
+// What the user's own labelled data says, of the reference and of what will serve.
+absl::Status TasksStage(Admission& a) {
+  if (a.tokenizer == nullptr) {
+    return absl::FailedPreconditionError("labelled data needs a tokenizer: labelled=" +
+                                         a.request.labelled);
+  }
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(a.request.labelled));
+  ASSIGN_OR_RETURN(const LabelledSet set, ReadLabelledSet(text, a.request.labelled, a.spec));
+  RETURN_IF_ERROR(MakeReference(a));
+  double done = 0;
+  const auto progress = [&](double fraction) {
+    return a.progress(done + fraction / 2, "labelled items");
+  };
+  ASSIGN_OR_RETURN(
+      const std::vector<TaskFigure> exact,
+      MeasureTask(*a.reference, set, {*a.tokenizer, a.host.pool, DType::kF32, progress}));
+  done = 0.5;
+  ASSIGN_OR_RETURN(
+      const std::vector<TaskFigure> served,
+      MeasureTask(*a.candidate, set, {*a.tokenizer, a.host.pool, a.recipe().kv_dtype, progress}));
+  a.report.labelled_set = set.name;
+  a.report.labelled_hash = set.hash;
+  a.report.tasks.clear();
+  std::vector<std::string> failures;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const TaskReport& task =
+        a.report.tasks.emplace_back(TaskReport{exact[i].metric, exact[i].value, served[i].value});
+    absl::StrAppendFormat(&a.note, "%s%s %.4g (reference %.4g)", i == 0 ? "" : ", ", task.metric,
+                          task.candidate, task.reference);
+    if (Recovers(task, a.report.decision.budget)) continue;
+    failures.push_back(
+        absl::StrFormat("%s %.4g < %.4g %% of the reference's %.4g", task.metric, task.candidate,
+                        100 * a.report.decision.budget.min_task_recovery, task.reference));
+  }
+  if (failures.empty()) return absl::OkStatus();
+  a.report.verification.failures.insert(a.report.verification.failures.end(), failures.begin(),
+                                        failures.end());
+  return Reject(a, absl::StrJoin(failures, "; "));
 }
 
 }  // namespace assay

@@ -183,6 +183,10 @@ json ToJson(const LayerReport& l) {
           {"why", l.why}};
 }
 
+json ToJson(const TaskReport& t) {
+  return {{"metric", t.metric}, {"reference", t.reference}, {"candidate", t.candidate}};
+}
+
 json ToJson(const CandidateReport& c) {
   return {{"name", c.name},       {"bytes", c.bytes},         {"loss", ToJson(c.loss)},
           {"seconds", c.seconds}, {"predicted", c.predicted}, {"chosen", c.chosen},
@@ -239,6 +243,7 @@ void ReadBudget(const json& object, const std::string& path, Budget& budget, abs
   f.Get("max_perplexity_ratio", budget.max_perplexity_ratio);
   f.Get("min_mean_cosine", budget.min_mean_cosine);
   f.Get("min_label_agreement", budget.min_label_agreement);
+  f.Get("min_task_recovery", budget.min_task_recovery);
 }
 
 void ReadDecision(const json& object, const std::string& path, PolicyDecision& decision,
@@ -368,6 +373,14 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   f.ForEach("attempts", [&](const json& item, const std::string& path) {
     report.attempts.push_back(ReadVerification(item, path, status));
   });
+  f.ForEach("tasks", [&](const json& item, const std::string& path) {
+    TaskReport task;
+    Fields fields(item, path, status);
+    fields.Get("metric", task.metric);
+    fields.Get("reference", task.reference);
+    fields.Get("candidate", task.candidate);
+    report.tasks.push_back(std::move(task));
+  });
   f.ForEach("candidates", [&](const json& item, const std::string& path) {
     CandidateReport candidate;
     Fields fields(item, path, status);
@@ -394,6 +407,10 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
 }
 
 }  // namespace
+
+bool Recovers(const TaskReport& task, const Budget& budget) {
+  return task.candidate >= budget.min_task_recovery * task.reference;
+}
 
 json ToJson(const AdmissionReport& report) {
   json stages = json::array();
@@ -427,6 +444,9 @@ json ToJson(const AdmissionReport& report) {
           {"verification", ToJson(report.verification)},
           {"attempts", ListToJson(report.attempts)},
           {"candidates", ListToJson(report.candidates)},
+          {"labelled_set", report.labelled_set},
+          {"labelled_hash", report.labelled_hash},
+          {"tasks", ListToJson(report.tasks)},
           {"layers", ListToJson(report.layers)},
           {"stages", stages},
           {"assay_version", report.assay_version}};
@@ -456,6 +476,8 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   f.Get("fallback_fraction", report.fallback_fraction);
   f.Get("evaluation_set", report.evaluation_set);
   f.Get("evaluation_hash", report.evaluation_hash);
+  f.Get("labelled_set", report.labelled_set);
+  f.Get("labelled_hash", report.labelled_hash);
   f.Get("assay_version", report.assay_version);
   ReadParts(f, report, status);
   RETURN_IF_ERROR(status);

@@ -64,6 +64,11 @@ struct CalibrationReport {
   std::string coverage;                   // the same and more as lines for people
 };
 
+// A figure of a user's labelled data (engine/lifecycle/labelled.h).
+struct TaskReport {
+  std::string metric;
+  double reference = 0, candidate = 0;
+};
 // A plan that the search looked at: a point of the frontier that it predicts, or one that was
 // measured as a whole.
 struct CandidateReport {
@@ -95,10 +100,14 @@ struct AdmissionReport {
   VerificationResult verification;
   std::vector<VerificationResult> attempts;  // before fallback, oldest first
   std::vector<CandidateReport> candidates;   // of a search: predicted, then measured
+  std::string labelled_set, labelled_hash;
+  std::vector<TaskReport> tasks;
   std::vector<LayerReport> layers;
   std::vector<StageReport> stages;
   std::string assay_version;
 };
+// Whether a figure keeps to the budget's part of the reference's.
+bool Recovers(const TaskReport& task, const Budget& budget);
 nlohmann::json ToJson(const AdmissionReport& report);
 absl::StatusOr<AdmissionReport> ReportFromJson(
     const nlohmann::json& json);  // DataLoss names the key

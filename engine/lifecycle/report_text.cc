@@ -153,6 +153,17 @@ void CalibrationSection(Page& page, const AdmissionReport& r) {
   }
 }
 
+void TaskSection(Page& page, const AdmissionReport& r) {
+  if (r.tasks.empty()) return;
+  page.Heading(absl::StrCat("Labelled data: ", r.labelled_set));
+  for (const TaskReport& task : r.tasks) {
+    page.Line(absl::StrFormat("  %-18s%-10.4g reference %-10.4g limit %.4g %% of it  %s",
+                              task.metric, task.candidate, task.reference,
+                              100 * r.decision.budget.min_task_recovery,
+                              Recovers(task, r.decision.budget) ? "ok" : "NOT MET"));
+  }
+}
+
 void MemorySection(Page& page, const AdmissionReport& r) {
   page.Heading("Memory");
   if (r.bytes > 0 && r.bytes_f32 > 0) {
@@ -253,6 +264,7 @@ std::string ToTerminalText(const AdmissionReport& report, int columns) {
   for (const std::string& failure : report.verification.failures) page.Paragraph("- " + failure);
   AccuracySection(page, report);
   CalibrationSection(page, report);
+  TaskSection(page, report);
   MemorySection(page, report);
   if (!report.decision.rule.empty()) DecisionSection(page, report);
   SearchSection(page, report);

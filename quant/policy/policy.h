@@ -72,6 +72,7 @@ struct Budget {
   double max_mean_kl = 0.01, min_top1 = 0.95, max_perplexity_ratio = 1.01;  // generation
   double min_mean_cosine = 0.995;                                           // embeddings
   double min_label_agreement = 0.99;                                        // classification
+  double min_task_recovery = 0.99;  // of the reference's figure, on a user's labelled data
 };
 struct PolicyDecision {
   std::string rule;    // name of the rule that won

@@ -168,6 +168,7 @@ absl::StatusOr<Budget> BudgetFromYaml(YamlSection section) {
   RETURN_IF_ERROR(section.Number("perplexity_ratio", 0, 1e6, budget.max_perplexity_ratio));
   RETURN_IF_ERROR(section.Number("cosine", -1, 1, budget.min_mean_cosine));
   RETURN_IF_ERROR(section.Number("label_agreement", 0, 1, budget.min_label_agreement));
+  RETURN_IF_ERROR(section.Number("task_recovery", 0, 1, budget.min_task_recovery));
   RETURN_IF_ERROR(section.Finish());
   return budget;
 }
@@ -222,7 +223,8 @@ nlohmann::json ToJson(const Budget& budget) {
           {"min_top1", budget.min_top1},
           {"max_perplexity_ratio", budget.max_perplexity_ratio},
           {"min_mean_cosine", budget.min_mean_cosine},
-          {"min_label_agreement", budget.min_label_agreement}};
+          {"min_label_agreement", budget.min_label_agreement},
+          {"min_task_recovery", budget.min_task_recovery}};
 }
 
 }  // namespace assay

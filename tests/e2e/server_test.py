@@ -226,6 +226,19 @@ def test_cli_analyze(cli):
         assert code != 0 and named in err, err
 
 
+def test_cli_verify_with_labelled_data(cli, tmp_path):
+    checkpoint = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(json.dumps({"text": PROMPT, "references": ["completely unrelated words"]}) + "\n")
+    code, out, _ = cli("verify", checkpoint, "--scheme", "f32", "--labelled", mine, "--json")
+    tasks = json.loads(out)["tasks"]
+    assert code == 0 and [t["metric"] for t in tasks] == ["bleu", "chrf"]
+    assert all(t["reference"] == t["candidate"] for t in tasks)
+    mine.write_text('{"text": "a"}')
+    code, _, err = cli("verify", checkpoint, "--labelled", mine)
+    assert code not in (0, 3) and "mine.jsonl:1" in err and "references" in err
+
+
 def test_cli_plan(cli, tmp_path):
     checkpoint = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
     page = tmp_path / "plan.html"

@@ -74,6 +74,8 @@ AdmissionReport Example() {
     layer.why = i == 29 ? "adds 0.02710 nats when quantized" : "";
     report.layers.push_back(layer);
   }
+  report.labelled_set = "mine.jsonl, 3 items";
+  report.tasks = {{"accuracy", 0.9, 0.895}};
   report.candidates = {
       {.name = "predicted", .bytes = 90'000'000, .loss = {0.01, 0.01, 0.01}, .predicted = true},
       {.name = "plan 1", .bytes = 91'000'000, .loss = {0.02, 0.01, 0.03}, .why = "mean KL"},
@@ -170,6 +172,15 @@ TEST(ReportTest, TerminalTextShowsFiguresFallbackAndWhatItLeftOut) {
                           HasSubstr("layers.29.mlp.down_proj"), HasSubstr("kept: adds 0.02710"),
                           HasSubstr("19 more"), HasSubstr("(25.8 %)")));
   EXPECT_THAT(text, Not(HasSubstr("NOT MET")));
+}
+
+TEST(ReportTest, TerminalTextShowsTheUsersOwnTask) {
+  AdmissionReport report = Example();
+  report.tasks.push_back({"f1_macro", 0.8, 0.7});
+  const std::string text = ToTerminalText(report, 100);
+  EXPECT_THAT(text, HasSubstr("mine.jsonl"));
+  EXPECT_THAT(text, testing::ContainsRegex("accuracy +0.895 +reference 0.9 +limit 99 % of it  ok"));
+  EXPECT_THAT(text, testing::ContainsRegex("f1_macro +0.7 +reference 0.8 .* NOT MET"));
 }
 
 TEST(ReportTest, TerminalTextShowsThePlansOfASearch) {
