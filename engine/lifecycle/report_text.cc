@@ -210,11 +210,11 @@ void LayerSection(Page& page, const AdmissionReport& r) {
   const std::vector<const LayerReport*> notable = NotableLayers(r);
   page.Heading(absl::StrFormat("Layers: %d, %.1f %% of the linear ones kept in %s", r.layers.size(),
                                100 * r.fallback_fraction, r.decision.recipe.fallback_scheme));
-  const size_t width = page.columns() - 50;
-  page.Line(absl::StrFormat("  %-*s %-13s %9s %9s  %s", width, "least accurate first", "precision",
+  const size_t width = page.columns() - 56;
+  page.Line(absl::StrFormat("  %-*s %-19s %9s %9s  %s", width, "least accurate first", "precision",
                             "weight dB", "output dB", "kernel"));
   for (const LayerReport* layer : notable) {
-    page.Line(absl::StrFormat("%s %-*s %-13s %9.1f %9.1f  %s", layer->fallback ? "*" : " ", width,
+    page.Line(absl::StrFormat("%s %-*s %-19s %9.1f %9.1f  %s", layer->fallback ? "*" : " ", width,
                               Shorten(layer->name, width), layer->scheme, layer->weight_sqnr_db,
                               layer->output_sqnr_db, layer->kernel));
     if (layer->fallback) page.Paragraph("kept: " + layer->why, 4);
