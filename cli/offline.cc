@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -62,12 +61,14 @@ absl::StatusOr<AdmissionOptions> PipelineOptions(const OfflineOptions& options) 
   return pipeline;
 }
 
+constexpr double kNoLimit = 1e9;  // finite: reports are JSON
+
 // A budget of one figure: the guards of the policy's are for its own recipes.
 std::optional<Budget> BudgetOf(const OfflineOptions& options) {
   if (options.budget_kl == 0) return std::nullopt;
   return Budget{.max_mean_kl = options.budget_kl,
                 .min_top1 = 0,
-                .max_perplexity_ratio = std::numeric_limits<double>::infinity(),
+                .max_perplexity_ratio = kNoLimit,
                 .min_mean_cosine = 1 - options.budget_kl,
                 .min_label_agreement = 1 - options.budget_kl};
 }
