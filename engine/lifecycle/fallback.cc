@@ -6,8 +6,9 @@
 namespace assay {
 namespace {
 
-// Part of the set on which a single layer is measured: enough to rank, cheap enough to repeat.
-constexpr Verifier::Extent kExtent = {.documents = 2, .tokens = 128, .decode_path = false};
+// Part of the set on which a single layer is measured: enough to rank, cheap enough to repeat for
+// every layer.
+constexpr Verifier::Extent kExtent = {.documents = 2, .tokens = 64, .decode_path = false};
 
 bool IsLinear(const LinearSlot& slot) { return slot.kind != LinearSlot::Kind::kEmbedding; }
 
