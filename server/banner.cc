@@ -90,9 +90,12 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
   }
   const AdmissionReport& report = *progress.report;
   const Recipe& recipe = report.decision.recipe;
-  std::string out =
-      absl::StrCat(name, progress.status.ok() ? "SERVING" : "REJECTED", " after ", seconds, ": ",
-                   ServedPrecision(report), Weights(report), Figures(report));
+  std::string out = absl::StrCat(name,
+                                 progress.status.ok()         ? "SERVING"
+                                 : report.verdict == "failed" ? "FAILED"
+                                                              : "REJECTED",
+                                 " after ", seconds, ": ", ServedPrecision(report), Weights(report),
+                                 Figures(report));
   if (report.fallback_fraction > 0) {
     absl::StrAppend(&out, absl::StrFormat("; %.0f %% of the linear layers kept in %s",
                                           100 * report.fallback_fraction, recipe.fallback_scheme));

@@ -159,6 +159,13 @@ absl::Status InferJob::ReadTokenIds(const InputView& ids, const InputView* mask)
       for (size_t i = 0; i < keep.size(); ++i) keep[i] = integers[i] != 0;
     }
   }
+  for (size_t i = 1; i < keep.size(); ++i) {  // positions count from the left
+    const bool same_row = i % static_cast<size_t>(shape[1]) != 0;
+    if (!same_row || keep[i - 1] || !keep[i]) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("input 'attention_mask' must be ones, then zeros (padding on the right): row=",
+                     i / static_cast<size_t>(shape[1])));
+  }
   rows_.resize(static_cast<size_t>(shape[0]));
   shape_ = {shape[0], 1};
   const int64_t vocab = record_->servable()->spec.vocab;

@@ -34,15 +34,10 @@ class InferReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
 };
 
 std::vector<std::string> Extensions() {
-  return {"model_repository",
-          "model_repository(unload_dependents)",
-          "schedule_policy",
-          "model_configuration",
-          "binary_tensor_data",
-          "parameters",
-          "statistics",
-          "trace",
-          "logging"};
+  return {"model_repository",   "model_repository(unload_dependents)",
+          "schedule_policy",    "model_configuration",
+          "binary_tensor_data", "parameters",
+          "statistics"};
 }
 
 absl::Status NoSharedMemory() {

@@ -17,6 +17,7 @@
 #include "server/http_endpoint.h"
 #include "server/model_repository.h"
 #include "server/open_inference_service.h"
+#include "server/revision.h"
 #include "server/rpc_metrics.h"
 
 namespace assay {
@@ -89,7 +90,7 @@ struct Server::Parts {
         policy(std::move(p)),
         models(std::move(m)),
         pool({.num_threads = config.threads}),
-        metrics(kServerVersion, "cpu"),
+        metrics(absl::StrCat(std::string(kServerVersion), "+", kRevision), "cpu"),
         readiness(config.strict_readiness),
         admissions(AdmissionPipeline::Start(registry, pool, metrics, RealClock(),
                                             OptionsFor(config, policy, models.size()))),

@@ -1,6 +1,7 @@
 #include "server/stream_infer.h"
 
 #include <cstring>
+#include <utility>
 
 #include "server/open_inference_service.h"
 
@@ -145,8 +146,9 @@ void StreamInferReactor::Drain() {
   Next next;
   {
     MutexLock lock(mu_);
-    no_more_reads_ = true;
-    if (end_.ok()) end_ = ToGrpc(absl::UnavailableError("the server is draining"), rpc_);
+    // A client that has sent all it wanted loses nothing.
+    const bool cut = !std::exchange(no_more_reads_, true);
+    if (cut && end_.ok()) end_ = ToGrpc(absl::UnavailableError("the server is draining"), rpc_);
     next = DecideLocked();
   }
   Act(next);

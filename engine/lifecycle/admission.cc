@@ -19,6 +19,7 @@ namespace assay {
 namespace {
 
 constexpr size_t kMaxNameBytes = 128;
+constexpr char kUnknownModel[] = "_unknown";  // what metrics call models that do not exist
 constexpr size_t kMaxEnded = 32;  // versions that did not go into service and keep their series
 
 // The last component of a path without the ending of its container.
@@ -40,14 +41,16 @@ std::string NameFromPath(const std::string& path) {
 
 absl::Status CheckName(const std::string& name) {
   bool good = !name.empty() && name.size() <= kMaxNameBytes && name != "." && name != "..";
+  good = good && name != kUnknownModel;
   for (const char c : name) {
     good = good &&
            (absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '-');
   }
   if (good) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "a model's name is 1 to ", kMaxNameBytes,
-      " letters, digits, dots, dashes and underscores: name=", name.substr(0, kMaxNameBytes)));
+  return absl::InvalidArgumentError(
+      absl::StrCat("a model's name is 1 to ", kMaxNameBytes,
+                   " letters, digits, dots, dashes and underscores, and not _unknown: name=",
+                   name.substr(0, kMaxNameBytes)));
 }
 
 bool IsLive(VersionState state) {
@@ -316,6 +319,10 @@ AdmissionProgress Pipeline::Conclude(Admission& admission, const absl::Status& s
       !admission.report.verification.defects.empty()) {
     // Its checksums hold but its numbers do not: the next admission must not find it.
     (void)cache_.Quarantine(admission.artifact_key);  // logs; the verdict stands without it
+  }
+  if (!status.ok() && admission.report.verdict == "admitted") {  // passed, but cannot be served
+    admission.report.verdict = "failed";
+    admission.report.reason = std::string(status.message());
   }
   if (!admission.report.verdict.empty()) {
     outcome.report = std::make_shared<const AdmissionReport>(admission.report);

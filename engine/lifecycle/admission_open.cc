@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/cpu_info.h"
@@ -234,12 +236,32 @@ absl::Status MakeEvaluation(Admission& a) {
   return absl::OkStatus();
 }
 
+// Tensors of layers that the configuration does not count would be left out silently.
+absl::Status CheckNoLayerIsLeft(const Admission& a) {
+  for (const CheckpointTensor& tensor : a.checkpoint->tensors()) {
+    for (const char* stack : {"layers.", "layer."}) {
+      const size_t at = tensor.name.find(stack);
+      if (at == std::string::npos) continue;
+      int layer = 0;
+      const std::string rest = tensor.name.substr(at + std::strlen(stack));
+      if (!absl::SimpleAtoi(rest.substr(0, rest.find('.')), &layer) || layer < a.spec.layers) {
+        continue;
+      }
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the configuration counts fewer layers than the checkpoint has: layers=", a.spec.layers,
+          " tensor=", tensor.name));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status OpenStage(Admission& a) {
   ASSIGN_OR_RETURN(a.checkpoint, OpenCheckpoint(a.request.path));
   ASSIGN_OR_RETURN(a.family, FamilyOf(*a.checkpoint));
   ASSIGN_OR_RETURN(a.spec, a.family->parse(*a.checkpoint));
+  RETURN_IF_ERROR(CheckNoLayerIsLeft(a));
   a.slots = a.family->slots(a.spec);
   if (HasTokenizer(a.checkpoint->tokenizer())) {
     ASSIGN_OR_RETURN(a.tokenizer, MakeTokenizer(a.checkpoint->tokenizer()));

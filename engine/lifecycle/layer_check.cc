@@ -164,6 +164,9 @@ absl::StatusOr<WeightCheck> CheckServedWeight(const QuantizedLinear& original,
     total.noise += block.power.noise;
     if (check.defect.empty()) check.defect = block.defect;
   }
+  if (check.defect.empty() && total.signal == 0) {
+    check.defect = "all weights of the checkpoint are zero here: a download that was cut short?";
+  }
   check.sqnr_db = total.sqnr_db();
   return check;
 }

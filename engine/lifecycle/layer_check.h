@@ -21,6 +21,7 @@ struct WeightCheck {
 //     weights) is a defect when its noise exceeds both eight times that of the fresh rounding and
 //     0.6 of the block's energy. Clipping to half of the range costs at most 0.25 of it; a doubled
 //     scale, or codes of another group, cost all of it or more.
+// A layer of nothing but zeros is a defect of the checkpoint.
 // A block (kMethod: a whole row) is also a defect when its mean error exceeds 0.7 steps (2.5 root
 // mean square errors of the fresh rounding): zero points off by one shift it by a whole step.
 enum class CodesBy { kNearest, kMethod };

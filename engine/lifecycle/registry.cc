@@ -1,5 +1,9 @@
 #include "engine/lifecycle/registry.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <chrono>
 #include <future>
 #include <iterator>
@@ -272,6 +276,10 @@ void ModelRegistry::Retire(const std::string& name, int64_t version, std::string
     if (!Ended(entry.info.state)) Move(entry, VersionState::kRetired, std::move(reason), changes);
   }
   servable.reset();  // before RETIRED is announced, the memory is free
+#ifdef __GLIBC__
+  malloc_trim(
+      0);  // and back with the system: the allocator would keep what lies between live blocks
+#endif
   for (const VersionInfo& info : changes) LogChange(info);
   Notify(changes);
 }

@@ -37,11 +37,11 @@ absl::Status CheckOptions(const ModelSpec& spec, const EngineOptions& options) {
   if (options.max_delay < absl::ZeroDuration() || options.max_delay > absl::Minutes(1))
     return absl::InvalidArgumentError(absl::StrCat("max_delay must be within [0, 1m]: max_delay=",
                                                    absl::FormatDuration(options.max_delay)));
-  if (options.max_context < 0 || options.max_context > spec.max_context)
-    return absl::InvalidArgumentError(absl::StrCat(
-        "max_context must be 0 or within the model's: max_context=", options.max_context,
-        " model=", spec.max_context));
-  const int context = options.max_context > 0 ? options.max_context : spec.max_context;
+  if (options.max_context < 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_context must not be negative: max_context=", options.max_context));
+  const int context =
+      options.max_context > 0 ? std::min(options.max_context, spec.max_context) : spec.max_context;
   if (options.max_batch_tokens < context)
     return absl::InvalidArgumentError(
         absl::StrCat("max_batch_tokens is too small for one sequence: max_batch_tokens=",
@@ -341,7 +341,8 @@ absl::StatusOr<std::unique_ptr<EncodeEngine>> EncodeEngine::Start(
     std::shared_ptr<const Model> model, const EngineOptions& options, EngineHost host) {
   const ModelSpec& spec = model->spec();
   RETURN_IF_ERROR(CheckOptions(spec, options));
-  const int context = options.max_context > 0 ? options.max_context : spec.max_context;
+  const int context =
+      options.max_context > 0 ? std::min(options.max_context, spec.max_context) : spec.max_context;
   Device& device = CpuDevice();
   ASSIGN_OR_RETURN(Arena scratch,
                    Arena::Create(device, model->scratch_bytes(options.max_batch_tokens,

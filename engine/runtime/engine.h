@@ -23,7 +23,8 @@ struct EngineOptions {
   int max_step_tokens = 512;            // rows of one forward pass
   int max_queue = 256;                  // waiting requests; beyond that ResourceExhausted
   size_t kv_bytes = size_t{256} << 20;  // bound of the KV pool
-  int max_context = 0;                  // 0 = the model's, or what kv_bytes holds if that is less
+  int max_context =
+      0;  // 0 = the model's, or what kv_bytes holds if that is less; never more than the model's
   bool prefix_cache = true;
   DType kv_dtype = DType::kF16;
   // encoders

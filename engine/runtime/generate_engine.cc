@@ -40,14 +40,14 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   if (!IsKvDType(options.kv_dtype))
     return absl::InvalidArgumentError(absl::StrCat("kv_dtype must be f32, f16, i8 or u4: kv_dtype=",
                                                    std::string(Name(options.kv_dtype))));
-  if (options.max_context < 0 || options.max_context > spec.max_context)
-    return absl::InvalidArgumentError(absl::StrCat(
-        "max_context must be 0 or within the model's: max_context=", options.max_context,
-        " model=", spec.max_context));
+  if (options.max_context < 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_context must not be negative: max_context=", options.max_context));
   Sizes sizes;
   sizes.max_sequences = std::min(options.max_sequences, options.max_step_tokens);
   sizes.max_step_tokens = options.max_step_tokens;
-  sizes.max_context = options.max_context > 0 ? options.max_context : spec.max_context;
+  sizes.max_context =
+      options.max_context > 0 ? std::min(options.max_context, spec.max_context) : spec.max_context;
   const size_t block_bytes = model.kv_layout(options.kv_dtype).block_bytes();
   const int64_t useful = int64_t{sizes.max_sequences} * KvCache::BlocksFor(sizes.max_context);
   sizes.num_blocks = static_cast<int>(

@@ -1,6 +1,7 @@
 """The binaries as a user meets them: banner, health, metrics, draining, the command line."""
 
 import json
+import re
 import subprocess
 import threading
 
@@ -41,6 +42,7 @@ def test_http_endpoints(server):
     assert server.get("/readyz") == (200, "ready\n")
     assert server.get("/nothing")[0] == 404
     body = server.get("/metrics")[1]
+    assert re.search(r'assay_build_info{[^}]*revision="([0-9a-f]{12}|unknown)"', body)
     for name in ("assay_build_info", "assay_model_info", "assay_admission_total", "process_resident_memory_bytes",
                  "grpc_server_started_total", "assay_llm_time_to_first_token_seconds_bucket"):
         assert f"\n# TYPE {name.removesuffix('_bucket')} " in "\n" + body, name

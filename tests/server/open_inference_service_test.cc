@@ -288,6 +288,31 @@ TEST_F(OpenInferenceServiceTest, DrainLetsAStreamsRequestsFinishThenEndsIt) {
   EXPECT_TRUE(serving_.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
 }
 
+TEST_F(OpenInferenceServiceTest, DrainEndsAStreamThatHasSentAllItWantedWithOk) {
+  serving_.engine().Hold();
+  grpc::ClientContext context;
+  const auto stream = stub_->ModelStreamInfer(&context);
+  ASSERT_TRUE(stream->Write(TextRequest("text", "a", 3)));
+  ASSERT_TRUE(stream->WritesDone());
+  serving_.engine().WaitForRunning(1);
+  // The server has read the end of the stream once a later call is answered on its threads; until
+  // then it may take the stream for an open one, so it is asked for a while.
+  inference::ServerLiveResponse live;
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_OK(Unary([&](auto& c) { return stub_->ServerLive(&c, {}, &live); }));
+  }
+  serving_.gate().Close();
+  serving_.open_inference().Drain();
+  serving_.engine().Release();
+  inference::ModelStreamInferResponse message;
+  std::string text;
+  while (stream->Read(&message)) {
+    for (const std::string& piece : Texts(message.infer_response())) text += piece;
+  }
+  EXPECT_EQ(text, "abc");
+  EXPECT_OK(FromGrpc(stream->Finish()));
+}
+
 // A long request while each of its 100 texts fits the context.
 inference::ModelInferRequest LongRequest() {
   auto request = TextRequest("text", std::string(700, 'a'), 3);

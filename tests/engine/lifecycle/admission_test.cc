@@ -248,6 +248,51 @@ TEST_F(AdmissionTest, ABrokenFileFailsAndIsNotARejection) {
   EXPECT_EQ(registry_.Find("broken", 1)->state, VersionState::kFailed);
 }
 
+// The bundled model with another number of layers in its metadata, everything else as it is.
+std::string WithLayerCount(const TempDir& directory, uint32_t layers) {
+  std::string bytes = *ReadFile(Stories260k());
+  const std::string key = "llama.block_count";
+  const size_t at = bytes.find(key) + key.size() + sizeof(uint32_t);  // type, then value
+  std::memcpy(bytes.data() + at, &layers, sizeof(layers));
+  return directory.Write("layers.gguf", bytes);
+}
+
+TEST_F(AdmissionTest, LayersThatTheConfigurationDoesNotCountAreAnError) {
+  Start({});
+  EXPECT_OK(Admit({.path = WithLayerCount(directory_, 5)}).status);
+  EXPECT_THAT(Admit({.path = WithLayerCount(directory_, 2)}).status,
+              StatusIs(StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("layers=2"), HasSubstr("model.layers.2."))));
+}
+
+TEST_F(AdmissionTest, ALayerOfZerosIsADefectOfTheCheckpoint) {
+  Start({});
+  std::string bytes = *ReadFile(Stories260k());
+  const auto checkpoint = OpenCheckpoint(Stories260k()).value();
+  const Tensor values = checkpoint->ReadAll("model.layers.3.mlp.down_proj.weight").value();
+  const std::string print(reinterpret_cast<const char*>(values.data<float>()), 64);
+  std::fill_n(bytes.begin() + static_cast<int64_t>(bytes.find(print)), values.bytes(), '\0');
+  const AdmissionProgress end = Admit({.path = directory_.Write("zero.gguf", bytes)});
+  EXPECT_THAT(end.status,
+              StatusIs(StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("model.layers.3.mlp.down_proj"), HasSubstr("zero"))));
+  ASSERT_NE(end.report, nullptr);
+  EXPECT_EQ(end.report->verdict, "rejected");
+}
+
+TEST_F(AdmissionTest, AModelWhoseEngineCannotStartFailedAndWasNotAdmitted) {
+  AdmissionOptions options;  // not Start, which sets kv_bytes
+  options.engine.max_sequences = 4;
+  options.engine.kv_bytes = 1;
+  pipeline_ = StartAdmissionPipeline(registry_, pool_, metrics_, RealClock(), options, {});
+  const AdmissionProgress end = AdmitStories();
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kInvalidArgument, HasSubstr("kv_bytes=1")));
+  ASSERT_NE(end.report, nullptr);
+  EXPECT_EQ(end.report->verdict, "failed");
+  EXPECT_THAT(end.report->reason, HasSubstr("kv_bytes=1"));
+  EXPECT_EQ(registry_.Find("stories", 0)->state, VersionState::kFailed);
+}
+
 TEST_F(AdmissionTest, TheQueueIsBoundedAndShutdownDropsIt) {
   // The first admission waits inside its first layer until the queue has been filled.
   std::latch in_first(1), filled(1);
