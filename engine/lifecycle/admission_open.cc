@@ -205,6 +205,9 @@ absl::Status FindMethods(Admission& a) {
   }
   for (const std::string& name : a.recipe().transforms) {
     ASSIGN_OR_RETURN(a.transforms.emplace_back(), FindTransform(name));
+    if (a.transforms.back().kind != TransformKind::kHadamard) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("admission folds scales, not rotations: transform=", name));
   }
   std::string& path = a.recipe().calibration.path;
   if (path.empty()) path = a.host.options.calibration_path;

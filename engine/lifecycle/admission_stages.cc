@@ -19,6 +19,7 @@ bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
 bool LeavesTheChoice(const Admission& a) {
   return NeedsWeights(a) && !a.recipe().search.candidates.empty();
 }
+bool NeedsTransforms(const Admission& a) { return NeedsWeights(a) && !a.transforms.empty(); }
 bool NeedsProof(const Admission& a) { return !a.certified; }
 bool FailedTheGate(const Admission& a) {
   return !a.certified && !a.report.verification.failures.empty();
@@ -86,12 +87,13 @@ std::string AdmittedReason(const Admission& a) {
 }  // namespace
 
 std::span<const AdmissionStage> AdmissionStages() {
-  static constexpr std::array<AdmissionStage, 13> kStages = {{
+  static constexpr std::array<AdmissionStage, 14> kStages = {{
       {"open", OpenStage, Always},
       {"profile", ProfileStage, Always},
       {"look_up", LookUpStage, Always},
       {"load", LoadStage, HasArtifact},
       {"search", SearchStage, LeavesTheChoice},
+      {"transform", TransformStage, NeedsTransforms},
       {"quantize", QuantizeStage, NeedsWeights},
       {"reference", ReferenceStage, NeedsProof},
       {"verify", VerifyStage, NeedsProof},

@@ -25,6 +25,8 @@ struct AdmissionHooks {
   std::function<void(const LinearSlot& slot, QuantizedTensor& tensor)> after_quantize;
   // The built candidate may be replaced by one that misbehaves.
   std::function<std::shared_ptr<const Model>(std::shared_ptr<const Model>)> candidate;
+  // The folded checkpoint may be replaced by one that lacks a part of a fold.
+  std::function<std::unique_ptr<const Checkpoint>(std::unique_ptr<const Checkpoint>)> folded;
   std::optional<std::string> host_isa;       // instead of CpuInfo::isa() in certificates
   std::optional<EvaluationSize> evaluation;  // instead of the default size
 };
@@ -66,7 +68,12 @@ struct Admission {
   // Search
   std::optional<SearchTable> search;
   PlanPoint chosen;  // of the search
+  // Transform or Load
+  std::vector<Fold> folds;                   // one per group
+  std::unique_ptr<const Checkpoint> folded;  // null without folds
+  std::vector<std::vector<float>> proof;     // outputs of the model before it was folded
   // Load or Quantize
+  bool scanned = false;        // the checkpoint holds no NaN
   CalibrationSet calibration;  // loaded on first use
   std::map<std::string, ActivationParams, std::less<>> activation_params;
   LinearMap linears;
@@ -84,7 +91,7 @@ struct Admission {
   Recipe& recipe() { return report.decision.recipe; }
   const Recipe& recipe() const { return report.decision.recipe; }
   // What is quantized and built from.
-  const Checkpoint& weights() const { return *checkpoint; }
+  const Checkpoint& weights() const { return folded != nullptr ? *folded : *checkpoint; }
   // Notes how much memory is held just now.
   void SamplePeak();
 };
@@ -102,6 +109,14 @@ std::span<const AdmissionStage> AdmissionStages();
 // admission_open.cc
 absl::Status OpenStage(Admission& admission);
 absl::Status ProfileStage(Admission& admission);
+// admission_transform.cc
+absl::Status TransformStage(Admission& admission);
+// The folded model in f32 is the original: measures both, leaves the reference built. Rejects.
+absl::Status ProveFolds(Admission& admission);
+// The scales of a slot's folds travel with its weight: into the tensor, and from the artifact.
+absl::Status WriteFolds(const Admission& admission, const LinearSlot& slot,
+                        QuantizedTensor& tensor);
+absl::Status ReadFolds(Admission& admission);  // DataLoss
 // admission_weights.cc
 absl::Status LookUpStage(Admission& admission);
 absl::Status LoadStage(Admission& admission);
@@ -122,6 +137,9 @@ struct SlotInput {
   const InputStatistics* statistics = nullptr;
   absl::Time deadline = absl::InfiniteFuture();
 };
+// Rejects a checkpoint with NaN or infinity outside of the slots' weights (in them too where
+// calibration runs the model).
+absl::Status ScanCheckpoint(Admission& admission);
 // Quantizes one slot as the plan says, hands it to the writer and packs it. FailedPrecondition: the
 // checkpoint's numbers cannot be quantized, or the calibration data is too little for the method.
 absl::Status QuantizeSlot(Admission& admission, const LinearSlot& slot, const SlotInput& input);

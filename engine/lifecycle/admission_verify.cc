@@ -225,6 +225,8 @@ absl::Status FallBackByLayers(Admission& a) {
 
 absl::Status ReferenceStage(Admission& a) {
   RETURN_IF_ERROR(MakeReference(a));
+  // Proven where they were made; of an artifact, on this machine.
+  if (!a.folds.empty() && a.proof.empty()) RETURN_IF_ERROR(ProveFolds(a));
   ASSIGN_OR_RETURN(a.verifier, Verifier::Create(*a.reference, a.evaluation, a.host.pool));
   a.note = absl::StrFormat("%.1f MB in f32", a.report.bytes_f32 / 1e6);
   return absl::OkStatus();

@@ -71,18 +71,6 @@ absl::Status ScanTensor(Admission& a, const CheckpointTensor& tensor) {
   return absl::OkStatus();
 }
 
-absl::Status ScanOthers(Admission& a) {
-  std::set<std::string> in_slots;
-  for (const LinearSlot& slot : a.slots) {
-    in_slots.insert(slot.weights.begin(), slot.weights.end());
-  }
-  for (const CheckpointTensor& tensor : a.checkpoint->tensors()) {
-    if (in_slots.contains(tensor.name)) continue;
-    RETURN_IF_ERROR(ScanTensor(a, tensor));
-  }
-  return absl::OkStatus();
-}
-
 // What the stored numbers show beyond what a fresh rounding of the checkpoint shows too.
 std::string IntegrityDefect(const QuantizedTensor& fresh_look, const IntegrityFinding& expected) {
   const IntegrityFinding found = fresh_look.scheme->Inspect(fresh_look);
@@ -106,6 +94,7 @@ absl::Status Pack(Admission& a, const LinearSlot& slot, const QuantizedTensor& t
 }
 
 absl::Status LoadSlots(Admission& a) {
+  RETURN_IF_ERROR(ReadFolds(a));  // biases and norms are rescaled too
   const ArtifactManifest& manifest = a.stored->manifest();
   for (size_t i = 0; i < a.slots.size(); ++i) {
     const LinearSlot& slot = a.slots[i];
@@ -154,6 +143,22 @@ void AdoptCertificate(Admission& a, AdmissionReport earlier) {
 
 }  // namespace
 
+absl::Status ScanCheckpoint(Admission& a) {
+  if (a.scanned) return absl::OkStatus();
+  std::set<std::string> in_slots;
+  // Quantizing a slot looks at its weights; calibration multiplies by them before that.
+  if (!NeedsCalibration(a) && a.transforms.empty()) {
+    for (const LinearSlot& slot : a.slots)
+      in_slots.insert(slot.weights.begin(), slot.weights.end());
+  }
+  for (const CheckpointTensor& tensor : a.checkpoint->tensors()) {
+    if (in_slots.contains(tensor.name)) continue;
+    RETURN_IF_ERROR(ScanTensor(a, tensor));
+  }
+  a.scanned = true;
+  return absl::OkStatus();
+}
+
 absl::Status LookUpStage(Admission& a) {
   a.artifact_key = ArtifactKey(a);
   if (!a.host.cache.enabled()) {
@@ -179,6 +184,8 @@ absl::Status LoadStage(Admission& a) {
     MoveToQuarantine(a, loaded);
     a.stored.reset();
     a.linears.clear();
+    a.folds.clear();
+    a.folded.reset();
     a.candidate.reset();
     a.note = absl::StrCat("corrupt, quantizing again: ", loaded.message());
     return absl::OkStatus();
@@ -216,6 +223,7 @@ absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot, const SlotInput&
   RETURN_IF_ERROR(encoded.status());
   const IntegrityFinding expected = scheme->Inspect(*encoded);
   if (a.host.hooks.after_quantize) a.host.hooks.after_quantize(slot, *encoded);
+  RETURN_IF_ERROR(WriteFolds(a, slot, *encoded));
   const std::string defect = IntegrityDefect(*encoded, expected);
   if (!defect.empty()) a.integrity[slot.name] = defect;
   if (a.writer != nullptr) RETURN_IF_ERROR(a.writer->Add(slot.name, *encoded, plan));
@@ -257,7 +265,7 @@ absl::Status QuantizeSlots(Admission& a) {
 }
 
 absl::Status QuantizeStage(Admission& a) {
-  RETURN_IF_ERROR(ScanOthers(a));
+  RETURN_IF_ERROR(ScanCheckpoint(a));
   if (a.host.cache.enabled()) {
     absl::StatusOr<std::unique_ptr<ArtifactWriter>> writer =
         a.host.cache.NewArtifact(a.artifact_key);

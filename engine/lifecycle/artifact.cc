@@ -289,4 +289,18 @@ absl::StatusOr<QuantizedTensor> ArtifactReader::Read(const std::string& name) co
   return tensor;
 }
 
+absl::StatusOr<Tensor> ArtifactReader::ReadExtra(const std::string& slot,
+                                                 const std::string& name) const {
+  const auto it = manifest_.slots.find(slot);
+  if (it != manifest_.slots.end()) {
+    for (const ArtifactTensor& stored : it->second.tensors) {
+      if (stored.role != "extra." + name) continue;
+      absl::StatusOr<Tensor> read = ReadTensor(stored);
+      return read.ok() ? std::move(read) : Annotate(read.status(), slot);
+    }
+  }
+  return absl::NotFoundError(
+      absl::StrCat("the artifact has no such tensor: slot=", slot, " name=", name));
+}
+
 }  // namespace assay

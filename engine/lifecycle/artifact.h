@@ -94,6 +94,8 @@ class ArtifactReader {
   const ArtifactManifest& manifest() const { return manifest_; }
   // The tensors of a slot. NotFound; DataLoss: checksum, size or scheme is wrong (names the slot).
   absl::StatusOr<QuantizedTensor> Read(const std::string& slot) const;
+  // One of its extra tensors by name; likewise.
+  absl::StatusOr<Tensor> ReadExtra(const std::string& slot, const std::string& name) const;
 
  private:
   absl::StatusOr<Tensor> ReadTensor(const ArtifactTensor& stored) const;

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kBlockRows = 64;
 constexpr double kMaxErrorRatio = 4;
-constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 0.6;  // see CodesBy
+constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 0.95;  // see CodesBy
+constexpr double kGrown = 1.5, kMaxNoiseShareGrown = 0.5;
 constexpr int64_t kMinBlock = 32;
 // A shift of one step, of root mean square errors of the fresh rounding: sqrt(12) = 3.5.
 constexpr double kMaxShift = 2.5;
@@ -95,7 +96,11 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
   for (int64_t at = 0; at < width; at += step) {
     const auto count = static_cast<size_t>(std::min(step, width - at));
     const RowBlock block = Compare(row, static_cast<size_t>(at), count);
-    const double share = codes == CodesBy::kNearest ? 0 : kMaxNoiseShare;
+    const bool grown = Peak(row.stored.subspan(static_cast<size_t>(at), count)) >
+                       kGrown * Peak(row.exact.subspan(static_cast<size_t>(at), count));
+    const double share = codes == CodesBy::kNearest ? 0
+                         : grown                    ? kMaxNoiseShareGrown
+                                                    : kMaxNoiseShare;
     const double rounding = kDecodeRounding * std::sqrt(block.stored.signal);
     const double noise_limit =
         std::max(kMaxNoiseRatio * block.fresh.noise, share * block.stored.signal) +

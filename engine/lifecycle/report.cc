@@ -6,105 +6,13 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "engine/lifecycle/report_fields.h"
 
 namespace assay {
 namespace {
 
 using nlohmann::json;
-
-// Reads fields of one object; remembers the first thing that is wrong and reads on.
-class Fields {
- public:
-  Fields(const json& object, std::string path, absl::Status& status)
-      : object_(object), path_(std::move(path)), status_(status) {
-    if (!object.is_object()) Fail("", "an object");
-  }
-
-  void Get(const char* key, std::string& out) {
-    if (const json* value = Find(key)) {
-      value->is_string() ? void(out = value->get<std::string>()) : Fail(key, "a text");
-    }
-  }
-  void Get(const char* key, bool& out) {
-    if (const json* value = Find(key)) {
-      value->is_boolean() ? void(out = value->get<bool>()) : Fail(key, "true or false");
-    }
-  }
-  void Get(const char* key, double& out) {  // JSON has no NaN: it is written as null
-    const json* value = Find(key);
-    if (value == nullptr) return;
-    if (value->is_null()) {
-      out = std::numeric_limits<double>::quiet_NaN();
-    } else {
-      value->is_number() ? void(out = value->get<double>()) : Fail(key, "a number");
-    }
-  }
-  template <typename Int>
-  void GetInt(const char* key, Int& out) {
-    if (const json* value = Find(key)) {
-      value->is_number_integer() ? void(out = value->get<Int>()) : Fail(key, "a whole number");
-    }
-  }
-  void Get(const char* key, std::vector<std::string>& out) {
-    ForEach(key, [&](const json& item, const std::string&) {
-      item.is_string() ? out.push_back(item.get<std::string>()) : Fail(key, "a list of texts");
-    });
-  }
-  void Get(const char* key, absl::Duration& out) {
-    double seconds = 0;
-    Get(key, seconds);
-    out = absl::Seconds(seconds);
-  }
-  void Get(const char* key, Estimate& out) {
-    const json* value = Find(key);
-    if (value == nullptr) return;
-    Fields fields(*value, path_ + key + ".", status_);
-    fields.Get("mean", out.mean);
-    fields.Get("low", out.low);
-    fields.Get("high", out.high);
-  }
-  void Get(const char* key, WithError& out) {
-    const json* value = Find(key);
-    if (value == nullptr) return;
-    Fields fields(*value, path_ + key + ".", status_);
-    fields.Get("value", out.value);
-    fields.Get("error", out.error);
-  }
-  void Get(const char* key, std::span<double> out) {
-    size_t count = 0;
-    ForEach(key, [&](const json& item, const std::string&) {
-      if (!item.is_number() || count == out.size()) return Fail(key, "as many numbers as levels");
-      out[count++] = item.get<double>();
-    });
-    if (count != out.size()) Fail(key, "as many numbers as levels");
-  }
-  template <typename Function>
-  void ForEach(const char* key, Function function) {
-    const json* value = Find(key);
-    if (value == nullptr) return;
-    if (!value->is_array()) return Fail(key, "a list");
-    for (size_t i = 0; i < value->size(); ++i) {
-      function((*value)[i], absl::StrCat(path_, key, "[", i, "]."));
-    }
-  }
-  const json* Find(const char* key) {
-    if (!object_.is_object()) return nullptr;
-    const auto it = object_.find(key);
-    if (it != object_.end()) return &*it;
-    Fail(key, "to be present");
-    return nullptr;
-  }
-  std::string Path(const char* key) const { return path_ + key + "."; }
-  void Fail(const char* key, const char* expected) {
-    if (!status_.ok()) return;
-    status_ = absl::DataLossError(absl::StrCat("report: key=", path_, key, " expected ", expected));
-  }
-
- private:
-  const json& object_;
-  const std::string path_;
-  absl::Status& status_;
-};
+using Fields = ReportFields;
 
 json ToJson(const Estimate& e) { return {{"mean", e.mean}, {"low", e.low}, {"high", e.high}}; }
 
@@ -165,6 +73,18 @@ json ToJson(const CalibrationReport& c) {
   return {{"set", c.set},         {"hash", c.hash},           {"samples", c.samples},
           {"tokens", c.tokens},   {"documents", c.documents}, {"chat_share", c.chat_share},
           {"scripts", c.scripts}, {"coverage", c.coverage}};
+}
+
+json ToJson(const FoldReport& f) {
+  return {{"transform", f.transform},
+          {"kind", f.kind},
+          {"slot", f.slot},
+          {"alpha", f.alpha},
+          {"beta", f.beta},
+          {"error", f.error},
+          {"plain_error", f.plain_error},
+          {"least_scale", f.least_scale},
+          {"most_scale", f.most_scale}};
 }
 
 json ToJson(const LayerReport& l) {
@@ -354,6 +274,21 @@ CalibrationReport ReadCalibration(const json& object, const std::string& path,
   return c;
 }
 
+FoldReport ReadFold(const json& object, const std::string& path, absl::Status& status) {
+  FoldReport fold;
+  Fields f(object, path, status);
+  f.Get("transform", fold.transform);
+  f.Get("kind", fold.kind);
+  f.Get("slot", fold.slot);
+  f.Get("alpha", fold.alpha);
+  f.Get("beta", fold.beta);
+  f.Get("error", fold.error);
+  f.Get("plain_error", fold.plain_error);
+  f.Get("least_scale", fold.least_scale);
+  f.Get("most_scale", fold.most_scale);
+  return fold;
+}
+
 // The nested parts; the flat fields are read by ReportFromJson.
 void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   if (const json* hardware = f.Find("hardware")) {
@@ -370,6 +305,9 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   if (const json* calibration = f.Find("calibration")) {
     report.calibration = ReadCalibration(*calibration, "calibration.", status);
   }
+  f.ForEach("folds", [&](const json& item, const std::string& path) {
+    report.folds.push_back(ReadFold(item, path, status));
+  });
   f.ForEach("attempts", [&](const json& item, const std::string& path) {
     report.attempts.push_back(ReadVerification(item, path, status));
   });
@@ -441,6 +379,9 @@ json ToJson(const AdmissionReport& report) {
           {"evaluation_set", report.evaluation_set},
           {"evaluation_hash", report.evaluation_hash},
           {"calibration", ToJson(report.calibration)},
+          {"folds", ListToJson(report.folds)},
+          {"fold_difference", report.fold_difference},
+          {"fold_tolerance", report.fold_tolerance},
           {"verification", ToJson(report.verification)},
           {"attempts", ListToJson(report.attempts)},
           {"candidates", ListToJson(report.candidates)},
@@ -478,6 +419,8 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   f.Get("evaluation_hash", report.evaluation_hash);
   f.Get("labelled_set", report.labelled_set);
   f.Get("labelled_hash", report.labelled_hash);
+  f.Get("fold_difference", report.fold_difference);
+  f.Get("fold_tolerance", report.fold_tolerance);
   f.Get("assay_version", report.assay_version);
   ReadParts(f, report, status);
   RETURN_IF_ERROR(status);

@@ -80,6 +80,14 @@ struct CandidateReport {
   std::string why;  // why not, where it was measured
 };
 
+// One rescaling that a transform found (engine/model/fold.h).
+struct FoldReport {
+  std::string transform, kind, slot;
+  double alpha = 0, beta = 0;         // exponents
+  double error = 0, plain_error = 0;  // of the search's objective, with and without; 0: no search
+  double least_scale = 1, most_scale = 1;
+};
+
 struct AdmissionReport {
   int schema = 2;
   std::string model;
@@ -97,6 +105,9 @@ struct AdmissionReport {
   double fallback_fraction = 0;  // of linear layers
   std::string evaluation_set, evaluation_hash;
   CalibrationReport calibration;
+  std::vector<FoldReport> folds;
+  // Of the f32 outputs before and after folding, relative to their spread: measured, and allowed.
+  double fold_difference = 0, fold_tolerance = 0;
   VerificationResult verification;
   std::vector<VerificationResult> attempts;  // before fallback, oldest first
   std::vector<CandidateReport> candidates;   // of a search: predicted, then measured

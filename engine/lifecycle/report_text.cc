@@ -2,6 +2,7 @@
 // which layers matter. Nothing is left out silently: lists that are cut say so.
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -164,6 +165,19 @@ void TaskSection(Page& page, const AdmissionReport& r) {
   }
 }
 
+void TransformSection(Page& page, const AdmissionReport& r) {
+  if (r.folds.empty()) return;
+  std::map<std::string, int> groups;
+  for (const FoldReport& fold : r.folds) ++groups[fold.transform + " of " + fold.kind];
+  page.Heading("Transforms");
+  for (const auto& [what, count] : groups) {
+    page.Paragraph(absl::StrCat(what, ": ", count, count == 1 ? " group" : " groups"));
+  }
+  page.Paragraph(absl::StrFormat(
+      "proven: f32 outputs before and after differ by %.2g of their spread, at most %.2g allowed",
+      r.fold_difference, r.fold_tolerance));
+}
+
 void MemorySection(Page& page, const AdmissionReport& r) {
   page.Heading("Memory");
   if (r.bytes > 0 && r.bytes_f32 > 0) {
@@ -265,6 +279,7 @@ std::string ToTerminalText(const AdmissionReport& report, int columns) {
   AccuracySection(page, report);
   CalibrationSection(page, report);
   TaskSection(page, report);
+  TransformSection(page, report);
   MemorySection(page, report);
   if (!report.decision.rule.empty()) DecisionSection(page, report);
   SearchSection(page, report);

@@ -30,7 +30,7 @@ constexpr char kLoosePolicy[] =
 class CalibratedAdmissionTest : public AdmissionFixture {
  protected:
   void Start(AdmissionOptions options, AdmissionHooks hooks = {}) {
-    hooks.evaluation = EvaluationSize{.documents = 4, .window = 160};
+    hooks.evaluation = EvaluationSize{.documents = 3, .window = 96};
     AdmissionFixture::Start(std::move(options), std::move(hooks));
   }
   AdmissionOptions Loose() const {
@@ -48,8 +48,15 @@ class CalibratedAdmissionTest : public AdmissionFixture {
 
 std::string FourBit(const std::string& rounding) {
   return "scheme: int4_group:g32,asym\nactivation: a16\nfallback: {max_fraction: 0}\nrounding: " +
-         rounding + "\ncalibration: {samples: 24, window: 256}\n";
+         rounding + "\ncalibration: {samples: 16, window: 256}\n";
 }
+
+std::string Transformed(const std::string& transforms, const std::string& rest) {
+  return "transforms: [" + transforms + "]\nfallback: {max_fraction: 0}\n" + rest +
+         "calibration: {samples: 16, window: 256}\n";
+}
+constexpr char kStatic[] = "scheme: int8_channel\nactivation: a8_tensor\n";
+constexpr char kInt4[] = "scheme: int4_group:g32,asym\nactivation: a16\nrounding: awq_clip\n";
 
 TEST_F(CalibratedAdmissionTest, EveryRoundingMethodIsReachableAndWhatReadsInputsBeatsNearest) {
   std::map<std::string, double> kl;
@@ -96,8 +103,8 @@ TEST_F(CalibratedAdmissionTest, TheReportSaysWhatTheModelWasFittedTo) {
   const CalibrationReport& calibration = end.report->calibration;
   EXPECT_THAT(calibration.set, HasSubstr("bundled extract of WikiText-2"));
   EXPECT_EQ(calibration.hash.size(), 64u);
-  EXPECT_EQ(calibration.samples, 24);
-  EXPECT_GT(calibration.tokens, 4000);
+  EXPECT_EQ(calibration.samples, 16);
+  EXPECT_GT(calibration.tokens, 3000);
   EXPECT_GT(calibration.scripts.at("Latin"), 0.9);
   EXPECT_THAT(ToTerminalText(*end.report, 100),
               AllOf(HasSubstr("Calibration"), HasSubstr(calibration.hash.substr(0, 12)),
@@ -145,7 +152,7 @@ TEST_F(CalibratedAdmissionTest, ASentenceIsNoCalibrationSet) {
 
 TEST_F(CalibratedAdmissionTest, TooFewRowsForAHessianAreSaid) {
   Start(Loose());
-  AdmissionRequest request = Request(FourBit("gptq:rows=60"));  // 60 x 172 channels
+  AdmissionRequest request = Request(FourBit("gptq:rows=40"));  // 40 x 172 channels
   const AdmissionProgress end = Admit(request);
   EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition,
                                    AllOf(HasSubstr("calibration rows per input channel: rows="),
@@ -206,6 +213,142 @@ TEST_F(CalibratedAdmissionTest, WhatAdmissionCannotCollectIsRefused) {
   AdmissionRequest request = Request(FourBit("gptq"));
   request.calibration = directory_.path() + "/none.txt";
   EXPECT_THAT(Admit(request).status, StatusIs(StatusCode::kNotFound, HasSubstr("none.txt")));
+  EXPECT_THAT(Admit(Request(Transformed("hadamard", kStatic))).status,
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("transform=hadamard")));
+}
+
+TEST_F(CalibratedAdmissionTest, TransformsAreFoldedAndProven) {
+  for (const auto& [transforms, rest] : std::map<std::string, std::string>{
+           {"\"smooth_quant:alpha=0.5\"", kStatic},
+           {"\"smooth_quant:groups=norm,search\"", kStatic},
+           {"flex_smooth", "scheme: int8_channel\nactivation: a8_token\n"},
+           {"awq", kInt4},
+           {"smooth_quant, awq", kInt4}}) {
+    Start(Loose());
+    const AdmissionProgress end = Admit(Request(Transformed(transforms, rest)));
+    ASSERT_OK(end.status) << transforms;
+    EXPECT_THAT(stages_, Contains("transform"));
+    const AdmissionReport& report = *end.report;
+    const bool norms = transforms.find("norm") != std::string::npos;
+    const size_t passes = transforms == "smooth_quant, awq" ? 2 : 1;
+    // Of each of 5 layers: norm-qkv, v-o, norm-gate_up, up-down. The head is tied.
+    ASSERT_EQ(report.folds.size(), passes * (norms ? 10u : 20u)) << transforms;
+    EXPECT_GT(report.fold_difference, 0);
+    EXPECT_LE(report.fold_difference, report.fold_tolerance);
+    EXPECT_LT(report.fold_tolerance, 1e-4);
+    bool moved = false;
+    for (const FoldReport& fold : report.folds) {
+      EXPECT_GT(fold.least_scale, 0);
+      EXPECT_LE(fold.error, fold.plain_error * (1 + 1e-9)) << fold.slot;  // searches may stay at 1
+      moved = moved || fold.most_scale > 1.05 * fold.least_scale;
+    }
+    EXPECT_TRUE(moved) << transforms;
+    EXPECT_THAT(ToTerminalText(report, 100), HasSubstr("proven: f32 outputs"));
+    ASSERT_OK_AND_ASSIGN(const AdmissionReport read, ReportFromJson(ToJson(report)));
+    EXPECT_EQ(read.folds.size(), report.folds.size());
+    EXPECT_EQ(read.folds[3].alpha, report.folds[3].alpha);
+    EXPECT_EQ(read.fold_difference, report.fold_difference);
+  }
+}
+
+TEST_F(CalibratedAdmissionTest, AwqBeatsNearest) {
+  std::map<std::string, double> kl;
+  for (const auto& [name, yaml] : std::map<std::string, std::string>{
+           {"nearest", FourBit("nearest")}, {"awq", Transformed("awq", kInt4)}}) {
+    Start(Loose());
+    const AdmissionProgress end = Admit(Request(yaml));
+    ASSERT_OK(end.status);
+    kl[name] = end.report->verification.mean_kl.mean;
+  }
+  EXPECT_LT(kl["awq"], kl["nearest"]);
+}
+
+TEST_F(CalibratedAdmissionTest, FoldsTravelWithTheArtifactAndAreProvenAgain) {
+  AdmissionOptions options = Loose();
+  options.cache_dir = directory_.path() + "/cache";
+  AdmissionRequest request = Request(Transformed("flex_smooth", kStatic));
+  request.dry_run = false;
+  Start(options);
+  const AdmissionProgress first = Admit(request);
+  ASSERT_OK(first.status);
+  // Another host class: the same artifact, verified anew.
+  AdmissionHooks other;
+  other.host_isa = "another";
+  Start(options, other);
+  const AdmissionProgress second = Admit(request);
+  ASSERT_OK(second.status);
+  EXPECT_EQ(quantized_, 0);
+  EXPECT_FALSE(second.report->certificate_hit);
+  EXPECT_EQ(second.report->verification.mean_kl.mean, first.report->verification.mean_kl.mean);
+  EXPECT_GT(second.report->fold_difference, 0);
+  EXPECT_LE(second.report->fold_difference, second.report->fold_tolerance);
+  // The same host: nothing is measured, and what is built is what was certified.
+  Start(options);
+  const AdmissionProgress third = Admit(request);
+  ASSERT_OK(third.status);
+  EXPECT_TRUE(third.report->certificate_hit);
+  EXPECT_EQ(third.report->folds.size(), first.report->folds.size());
+}
+
+// One tensor of a folded checkpoint as it was before: a norm that was not divided.
+class Unfused final : public Checkpoint {
+ public:
+  Unfused(std::unique_ptr<const Checkpoint> folded, std::unique_ptr<const Checkpoint> plain,
+          std::string victim)
+      : folded_(std::move(folded)), plain_(std::move(plain)), victim_(std::move(victim)) {}
+  std::string_view format() const override { return folded_->format(); }
+  std::span<const CheckpointTensor> tensors() const override { return folded_->tensors(); }
+  absl::StatusOr<const CheckpointTensor*> Find(std::string_view name) const override {
+    return folded_->Find(name);
+  }
+  absl::Status ReadRows(std::string_view name, int64_t row, int64_t rows,
+                        std::span<float> out) const override {
+    return (name == victim_ ? plain_ : folded_)->ReadRows(name, row, rows, out);
+  }
+  void DropResident(std::string_view name) const override { folded_->DropResident(name); }
+  const nlohmann::json& config() const override { return folded_->config(); }
+  const nlohmann::json& tokenizer() const override { return folded_->tokenizer(); }
+  absl::StatusOr<std::string> ContentHash() const override { return folded_->ContentHash(); }
+  uint64_t file_bytes() const override { return folded_->file_bytes(); }
+
+ private:
+  const std::unique_ptr<const Checkpoint> folded_, plain_;
+  const std::string victim_;
+};
+
+TEST_F(CalibratedAdmissionTest, AFoldThatForgetsAPartIsRejected) {
+  for (const char* victim :
+       {"model.layers.3.post_attention_layernorm.weight", "model.layers.0.self_attn.v_proj.weight",
+        "model.layers.4.mlp.down_proj.weight"}) {
+    AdmissionHooks hooks;
+    hooks.folded = [&](std::unique_ptr<const Checkpoint> folded) {
+      return std::make_unique<const Unfused>(std::move(folded),
+                                             OpenCheckpoint(Stories260k()).value(), victim);
+    };
+    Start(Loose(), hooks);
+    const AdmissionProgress end = Admit(Request(Transformed("smooth_quant", kStatic)));
+    EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition,
+                                     HasSubstr("the transforms changed the f32 model")))
+        << victim;
+    EXPECT_EQ(end.report->verdict, "rejected");
+  }
+}
+
+TEST_F(CalibratedAdmissionTest, ANanIsNamedBeforeCalibrationMultipliesByIt) {
+  std::ifstream file(Stories260k(), std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  const std::string name = "model.layers.1.self_attn.o_proj.weight";
+  const Tensor values = OpenCheckpoint(Stories260k()).value()->ReadAll(name).value();
+  const std::string print(reinterpret_cast<const char*>(values.data<float>()), 64);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  bytes.replace(bytes.find(print), sizeof(nan), reinterpret_cast<const char*>(&nan), sizeof(nan));
+  for (const std::string& yaml : {FourBit("gptq"), Transformed("awq", kInt4)}) {
+    Start(Loose());
+    AdmissionRequest request = Request(yaml);
+    request.path = directory_.Write("nan.gguf", bytes);
+    EXPECT_THAT(Admit(request).status, StatusIs(StatusCode::kFailedPrecondition,
+                                                AllOf(HasSubstr(name), HasSubstr("NaN"))));
+  }
 }
 
 }  // namespace

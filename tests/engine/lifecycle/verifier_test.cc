@@ -145,7 +145,7 @@ TEST(BudgetTest, EachBoundIsWhereTheBudgetPutsIt) {
   at.mean_kl = {budget.max_mean_kl / 2, 0, budget.max_mean_kl};
   at.top1_agreement = {budget.min_top1, 0, 1};
   at.perplexity_ratio = budget.max_perplexity_ratio;
-  at.cosine = {1, budget.min_mean_cosine, 1};
+  at.cosine = at.cosine_bootstrap = {1, budget.min_mean_cosine, 1};
   at.label_agreement = budget.min_label_agreement;
   const auto failures = [&](ModelTask task, const std::function<void(VerificationResult&)>& spoil) {
     VerificationResult beyond = at;
@@ -162,6 +162,8 @@ TEST(BudgetTest, EachBoundIsWhereTheBudgetPutsIt) {
   EXPECT_THAT(failures(ModelTask::kGenerate, [](auto& r) { r.perplexity_ratio += kStep; }),
               SizeIs(1));
   EXPECT_THAT(failures(ModelTask::kEmbed, [](auto& r) { r.cosine.low -= kStep; }), SizeIs(1));
+  EXPECT_THAT(failures(ModelTask::kEmbed, [](auto& r) { r.cosine_bootstrap.low -= kStep; }),
+              SizeIs(1));
   EXPECT_THAT(failures(ModelTask::kClassify, [](auto& r) { r.label_agreement -= kStep; }),
               SizeIs(1));
 }
@@ -279,6 +281,35 @@ TEST(WeightCheckTest, AcceptsEverySchemeAndFindsOneWrongCode) {
   ASSERT_OK_AND_ASSIGN(const WeightCheck bad,
                        CheckServedWeight(exact, Linear(tensor), CodesBy::kNearest, pool));
   EXPECT_THAT(bad.defect, HasSubstr("row=97"));
+}
+
+TEST(WeightCheckTest, AMethodMayMoveCodesButNotAWholeBlock) {
+  ThreadPool pool({.num_threads = 2});
+  const Tensor weight = RandomTensor({70, 96}, 5);
+  const QuantizedLinear exact = Linear(FindScheme("f32").value()->Encode(weight.view()).value());
+  const QuantScheme& scheme = *FindScheme("int8_group:g32").value();
+  const auto defect = [&](const QuantizedTensor& tensor) {
+    return CheckServedWeight(exact, Linear(tensor), CodesBy::kMethod, pool).value().defect;
+  };
+  // Clipped to half of its range, everywhere: far from nearest, and legitimate.
+  const std::vector<float> half(70 * 3, 0.5f);
+  QuantizedTensor clipped =
+      scheme.EncodeOn(weight.view(), scheme.Fit(weight.view(), {half}).value()).value();
+  EXPECT_EQ(defect(clipped), "");
+  QuantizedTensor doubled = scheme.Encode(weight.view()).value();
+  EXPECT_EQ(defect(doubled), "");
+  doubled.scales.data<uint16_t>()[41 * 3 + 1] += 0x80;  // bf16: the exponent
+  EXPECT_THAT(defect(doubled), HasSubstr("row=41 columns=32..64"));
+  QuantizedTensor swapped = scheme.Encode(weight.view()).value();
+  auto* codes = swapped.codes.data<int8_t>();
+  std::swap_ranges(codes + 12 * 96, codes + 12 * 96 + 32, codes + 12 * 96 + 32);
+  EXPECT_THAT(defect(swapped), HasSubstr("row=12 columns="));
+  QuantizedTensor negated = scheme.Encode(weight.view()).value();
+  for (int j = 64; j < 96; ++j) {
+    int8_t& code = negated.codes.data<int8_t>()[69 * 96 + j];
+    code = static_cast<int8_t>(-code);
+  }
+  EXPECT_THAT(defect(negated), HasSubstr("row=69 columns=64..96"));
 }
 
 }  // namespace
