@@ -13,12 +13,14 @@ namespace {
 
 constexpr int64_t kBlockRows = 64;
 constexpr double kMaxErrorRatio = 4;
-constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 0.95;  // see CodesBy
+constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 1.5;  // see CodesBy
 constexpr double kGrown = 1.5, kMaxNoiseShareGrown = 0.5;
 constexpr int64_t kMinBlock = 32;
 // A shift of one step, of root mean square errors of the fresh rounding: sqrt(12) = 3.5.
 constexpr double kMaxShift = 2.5;
 constexpr int64_t kMinShifted = 16;
+// A shift is most of its own noise; what clipping leaves over is not.
+constexpr double kShiftOfNoise = 0.5;
 // Rounding of the decode itself: a few units in the last place of f32, relative to the row's peak.
 constexpr double kDecodeRounding = 1e-6;
 
@@ -80,8 +82,9 @@ std::string NearestDefect(const Row& row) {
 
 std::string ShiftDefect(const Row& row, size_t begin, size_t count) {
   const RowBlock block = Compare(row, begin, count);
+  const double noise_rms = std::sqrt(block.stored.noise / static_cast<double>(count));
   const double limit =
-      kMaxShift * block.fresh_rms +
+      std::max(kMaxShift * block.fresh_rms, kShiftOfNoise * noise_rms) +
       kDecodeRounding * std::sqrt(block.stored.signal / static_cast<double>(count));
   if (static_cast<int64_t>(count) < kMinShifted || std::abs(block.shift) <= limit) return "";
   return absl::StrFormat(

@@ -19,13 +19,15 @@ struct WeightCheck {
 //   kMethod: rounding methods move single weights by many steps (clipping, error feedback), but
 //     the grid of a block stays within its range. A block of a row (a group of the scheme, at least
 //     32 weights) is a defect when its noise exceeds eight times that of the fresh rounding and
-//     0.95 of the block's energy, or half of it while its largest weight grew by half. A doubled
-//     scale has noise of once the energy and doubles the largest weight, codes of another block
-//     have twice; clipping to half of the range costs 0.25 at most, and GPTQ was seen to cost 0.61
-//     in one block of four million.
+//     1.5 of the block's energy, or half of it while its largest weight grew by half. Codes of
+//     another block have noise of twice the energy, a doubled scale once and the largest weight
+//     doubled; clipping to half of the range costs 0.25 at most, and GPTQ was seen to cost 1.16 in
+//     one row of 155,520. Codes of a block like this one by chance pass: that is the gate's to
+//     find.
 // A layer of nothing but zeros is a defect of the checkpoint.
 // A block (kMethod: a whole row) is also a defect when its mean error exceeds 0.7 steps (2.5 root
-// mean square errors of the fresh rounding): zero points off by one shift it by a whole step.
+// mean square errors of the fresh rounding) and half of its own root mean square error: zero points
+// off by one shift it by a whole step.
 enum class CodesBy { kNearest, kMethod };
 // `original`: the layer in f32; `served`: in any scheme, through its packed weight. A defect means
 // that the stored codes or scales are not those of this checkpoint. Both have one shape. Uses all
