@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "base/float8.h"
 #include "quant/kernels/a8_token.h"
 
 namespace assay {
@@ -59,6 +60,52 @@ float Static(const ActivationParams& params, std::span<const float> x, std::span
   return broken ? std::numeric_limits<float>::quiet_NaN() : params.scale;
 }
 
+// E4M3ToF32(F32ToE4M3(v)) for numbers, without the codes, so that loops over it vectorise.
+inline float RoundToE4M3(float v) {
+  const uint32_t bits = std::bit_cast<uint32_t>(v), sign = bits & 0x80000000u;
+  const float a = std::min(std::bit_cast<float>(bits & 0x7fffffffu), 448.0f);
+  const uint32_t magnitude = std::bit_cast<uint32_t>(a);
+  const uint32_t normal = (magnitude + 0x7ffffu + ((magnitude >> 20) & 1)) & 0xfff00000u;
+  // Below 2^-6 the f32 adder rounds at 2^-9: the ulp of numbers from 2^14.
+  const uint32_t subnormal = std::bit_cast<uint32_t>((a + 0x1p14f) - 0x1p14f);
+  return std::bit_cast<float>(sign | (magnitude < 0x3c800000u ? subnormal : normal));
+}
+
+// x in E4M3 codes with this scale, as the numbers that they stand for; broken: all NaN.
+void RepresentFp8(std::span<const float> x, float inverse, float scale, std::span<float> out) {
+  for (size_t i = 0; i < x.size(); ++i) out[i] = scale * RoundToE4M3(x[i] * inverse);
+}
+
+// The same with the scale of their own absmax.
+void RepresentFp8(std::span<const float> x, std::span<float> out) {
+  constexpr float kMaxE4M3 = 448.0f;
+  const float absmax = AbsMax(x, {});
+  if (!(absmax >= kA8Smallest) || std::isinf(absmax)) {
+    const bool broken = std::isnan(absmax) || std::isinf(absmax);
+    std::fill(out.begin(), out.end(), broken ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
+    return;
+  }
+  RepresentFp8(x, kMaxE4M3 / absmax, absmax / kMaxE4M3, out);
+}
+
+void RepresentFp8Row(ActivationMode mode, const ActivationParams& params, std::span<const float> x,
+                     std::span<float> out) {
+  const float absmax = AbsMax(x, {});
+  if (std::isnan(absmax) || std::isinf(absmax)) {
+    std::fill(out.begin(), out.end(), std::numeric_limits<float>::quiet_NaN());
+  } else if (mode == ActivationMode::kFp8Tensor) {
+    RepresentFp8(x, 1.0f / params.scale, params.scale, out);
+  } else if (mode == ActivationMode::kFp8Token) {
+    RepresentFp8(x, out);
+  } else {
+    constexpr auto kBlock = static_cast<size_t>(kFp8BlockInputs);
+    for (size_t begin = 0; begin < x.size(); begin += kBlock) {
+      const size_t size = std::min(kBlock, x.size() - begin);
+      RepresentFp8(x.subspan(begin, size), out.subspan(begin, size));
+    }
+  }
+}
+
 absl::Status Bad(std::string_view tensor, ActivationMode mode, std::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(std::string(Name(mode)), " needs ",
                                                  std::string(tensor), ": ", std::string(what)));
@@ -83,11 +130,16 @@ absl::StatusOr<float> ReadScalar(const QuantizedTensor& w, ActivationMode mode,
                                         : static_cast<float>(tensor->data<int32_t>()[0]);
 }
 
-absl::Status ReadStatic(const QuantizedTensor& w, ActivationMode mode, ActivationParams& params) {
+absl::Status ReadScale(const QuantizedTensor& w, ActivationMode mode, ActivationParams& params) {
   ASSIGN_OR_RETURN(params.scale, ReadScalar(w, mode, "x_scale"));
-  ASSIGN_OR_RETURN(const float zero, ReadScalar(w, mode, "x_zero"));
   if (!(params.scale >= kA8Smallest) || std::isinf(params.scale))
     return Bad("x_scale", mode, absl::StrCat("a positive number, not ", params.scale));
+  return absl::OkStatus();
+}
+
+absl::Status ReadStatic(const QuantizedTensor& w, ActivationMode mode, ActivationParams& params) {
+  RETURN_IF_ERROR(ReadScale(w, mode, params));
+  ASSIGN_OR_RETURN(const float zero, ReadScalar(w, mode, "x_zero"));
   if (!(zero >= -128 && zero <= 127 && zero == std::trunc(zero)))
     return Bad("x_zero", mode, absl::StrCat("an integer in [-128, 127], not ", zero));
   params.zero = static_cast<int32_t>(zero);
@@ -129,6 +181,11 @@ absl::StatusOr<ActivationParams> ReadActivationParams(const QuantizedTensor& w,
   switch (mode) {
     case ActivationMode::kA16:
     case ActivationMode::kA8Token:
+    case ActivationMode::kFp8Token:
+    case ActivationMode::kFp8Block:
+      break;
+    case ActivationMode::kFp8Tensor:
+      RETURN_IF_ERROR(ReadScale(w, mode, params));
       break;
     case ActivationMode::kA8Tensor:
     case ActivationMode::kA8Mix:
@@ -149,10 +206,10 @@ absl::StatusOr<ActivationParams> ReadActivationParams(const QuantizedTensor& w,
 
 absl::Status WriteActivationParams(const ActivationParams& params, ActivationMode mode,
                                    QuantizedTensor& w) {
-  if (mode == ActivationMode::kA8Tensor || mode == ActivationMode::kA8Mix) {
+  const bool integers = mode == ActivationMode::kA8Tensor || mode == ActivationMode::kA8Mix;
+  if (integers || mode == ActivationMode::kFp8Tensor)
     RETURN_IF_ERROR(Put(w, "x_scale", DType::kF32, std::span(&params.scale, 1)));
-    RETURN_IF_ERROR(Put(w, "x_zero", DType::kI32, std::span(&params.zero, 1)));
-  }
+  if (integers) RETURN_IF_ERROR(Put(w, "x_zero", DType::kI32, std::span(&params.zero, 1)));
   if (mode == ActivationMode::kInt8Outlier && !params.outliers.empty())
     RETURN_IF_ERROR(Put(w, "x_outliers", DType::kI32, std::span<const int32_t>(params.outliers)));
   if (mode == ActivationMode::kA4Token)
@@ -179,6 +236,7 @@ void RepresentRow(ActivationMode mode, const ActivationParams& params, RowPhase 
     std::copy(x.begin(), x.end(), out.begin());
     return;
   }
+  if (HasFp8Codes(mode)) return RepresentFp8Row(mode, params, x, out);
   const float scale = QuantizeRow(mode, params, phase, x, codes);
   for (size_t i = 0; i < x.size(); ++i) out[i] = scale * static_cast<float>(codes[i]);
   for (const int32_t column : params.outliers) out[column] = x[column];

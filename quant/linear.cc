@@ -1,9 +1,12 @@
 #include "quant/linear.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/thread_pool.h"
+#include "quant/schemes/schemes.h"
 
 namespace assay {
 namespace {
@@ -38,6 +41,16 @@ absl::Status NoKernel(const LinearProblem& problem, std::string_view pinned,
                    "; known: ", absl::StrJoin(AllLinearKernels(), ", ", append_name)));
 }
 
+// One factor of a low-rank branch as a linear of its own.
+absl::StatusOr<std::unique_ptr<const QuantizedLinear>> MakeFactor(Tensor factor) {
+  QuantizedTensor w;
+  w.scheme = &Bf16Scheme();
+  w.shape = factor.shape();
+  w.codes = std::move(factor);
+  ASSIGN_OR_RETURN(QuantizedLinear linear, QuantizedLinear::Create(w, Tensor(), {}));
+  return std::make_unique<const QuantizedLinear>(std::move(linear));
+}
+
 }  // namespace
 
 absl::StatusOr<QuantizedLinear> QuantizedLinear::Create(const QuantizedTensor& w, Tensor bias,
@@ -49,6 +62,8 @@ absl::StatusOr<QuantizedLinear> QuantizedLinear::Create(const QuantizedTensor& w
 
   QuantizedLinear linear;
   linear.problem_ = {w.shape, w.scheme, options.activation, DeviceKind::kCpu};
+  ASSIGN_OR_RETURN(linear.parts_, MakeParts(w));
+  ASSIGN_OR_RETURN(linear.keys_, ReadKeyParts(w));
   for (const LinearKernel* kernel : AllLinearKernels()) {
     if (!options.kernel.empty() && kernel->name() != options.kernel) continue;
     // A kernel may find out only when it packs that it cannot: onednn_int8 tries its numbers there.
@@ -67,6 +82,81 @@ absl::StatusOr<QuantizedLinear> QuantizedLinear::Create(const QuantizedTensor& w
     linear.refusals_.push_back(absl::StrCat(std::string(kernel->name()), ": ", refusal.message()));
   }
   return NoKernel(linear.problem_, options.kernel, linear.refusals_);
+}
+
+absl::StatusOr<std::unique_ptr<const QuantizedLinear::Parts>> QuantizedLinear::MakeParts(
+    const QuantizedTensor& w) {
+  auto parts = std::make_unique<Parts>();
+  ASSIGN_OR_RETURN(parts->rotation, ReadInputRotation(w));
+  ASSIGN_OR_RETURN(std::optional<LowRankBranch> branch, ReadLowRank(w));
+  if (!parts->rotation.has_value() && !branch.has_value()) return nullptr;
+  if (branch.has_value()) {
+    ASSIGN_OR_RETURN(parts->low_rank_a, MakeFactor(std::move(branch->a)));
+    ASSIGN_OR_RETURN(parts->low_rank_b, MakeFactor(std::move(branch->b)));
+  }
+  return std::unique_ptr<const Parts>(std::move(parts));
+}
+
+void QuantizedLinear::ForwardParts(const LinearArgs& args, ComputeContext& context) const {
+  const Arena::Scope scope(context.scratch);
+  const int64_t m = args.x.shape[0], k = args.x.shape[1];
+  LinearArgs seen = args;
+  if (parts_->rotation.has_value()) {
+    auto* rotated = context.scratch.Allocate<float>(static_cast<size_t>(m * k));
+    const float* x = args.x.as<float>();
+    context.pool.ParallelFor(m, std::max<int64_t>(1, 12000 / k), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        parts_->rotation->Rotate(x + row * k, rotated + row * k);
+    });
+    seen.x.data = reinterpret_cast<const std::byte*>(rotated);
+  }
+  kernel_->Run(*weight_, seen, context);
+  if (parts_->low_rank_a == nullptr) return;
+  auto* inner = context.scratch.Allocate<float>(static_cast<size_t>(m * low_rank()));
+  const MutableView between = {
+      reinterpret_cast<std::byte*>(inner), {m, low_rank()}, DType::kF32, args.y.device};
+  parts_->low_rank_a->Forward(seen.x, between, context);
+  parts_->low_rank_b->Forward(between, args.y, context, /*accumulate=*/true);
+}
+
+void QuantizedLinear::DecodeRow(int64_t row, std::span<float> out) const {
+  kernel_->DecodeRow(*weight_, row, out);
+  if (parts_ == nullptr) return;
+  if (parts_->low_rank_a != nullptr) {
+    std::vector<float> weights(static_cast<size_t>(low_rank())), factor(out.size());
+    parts_->low_rank_b->DecodeRow(row, weights);
+    for (size_t r = 0; r < weights.size(); ++r) {
+      parts_->low_rank_a->DecodeRow(static_cast<int64_t>(r), factor);
+      for (size_t i = 0; i < out.size(); ++i) out[i] += weights[r] * factor[i];
+    }
+  }
+  if (parts_->rotation.has_value()) parts_->rotation->RotateRowsBack(out);
+}
+
+size_t QuantizedLinear::scratch_bytes(int64_t m) const {
+  size_t bytes = kernel_->scratch_bytes(problem_, m);
+  if (parts_ == nullptr) return bytes;
+  size_t own = 0;
+  if (parts_->rotation.has_value())
+    own += static_cast<size_t>(m * problem_.shape[1]) * sizeof(float) + 64;
+  if (parts_->low_rank_a != nullptr) {
+    own += static_cast<size_t>(m * low_rank()) * sizeof(float) + 64;
+    bytes = std::max(
+        {bytes, parts_->low_rank_a->scratch_bytes(m), parts_->low_rank_b->scratch_bytes(m)});
+  }
+  return bytes + own;
+}
+
+size_t QuantizedLinear::bytes() const {
+  const size_t bytes = weight_->bytes() + bias_.bytes();
+  if (low_rank() == 0) return bytes;
+  return bytes + parts_->low_rank_a->bytes() + parts_->low_rank_b->bytes();
+}
+
+int64_t QuantizedLinear::low_rank() const {
+  return parts_ == nullptr || parts_->low_rank_a == nullptr
+             ? 0
+             : parts_->low_rank_a->problem().shape[0];
 }
 
 }  // namespace assay

@@ -3,7 +3,9 @@
 //
 // A kernel is one implementation of (scheme, activation mode) on one device. It repacks the
 // canonical weight once, at load, and runs for every m. The list in quant/kernel_list.cc is ordered
-// fastest first, "reference" last; each refuses with a reason. All kernels here are
+// fastest first, "reference" last; each refuses with a reason. What a weight has besides its codes
+// (a rotation of x, a low-rank branch: quant/linear_parts.h) is computed around the kernel, in f32.
+// All kernels here are
 // batch-invariant: row i of y depends on row i of x alone, bit for bit, whatever m is.
 #pragma once
 #include <memory>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "base/arena.h"
+#include "quant/linear_parts.h"
 #include "quant/scheme.h"
 
 namespace assay {
@@ -64,32 +67,47 @@ struct LinearOptions {
 class QuantizedLinear {
  public:
   // `bias` is [n] f32 or empty. NotFound: no kernel of the pinned name; Unimplemented: no kernel
-  // supports it, with every refusal; whatever Pack returns. `w` may be dropped afterwards.
+  // supports it, with every refusal; whatever Pack and linear_parts.h return. `w` may be dropped
+  // afterwards.
   static absl::StatusOr<QuantizedLinear> Create(const QuantizedTensor& w, Tensor bias,
                                                 const LinearOptions& options);
 
   void Forward(TensorView x, MutableView y, ComputeContext& context,
                bool accumulate = false) const {
-    kernel_->Run(*weight_, {x, bias_.empty() ? TensorView{} : bias_.view(), y, accumulate},
-                 context);
+    const TensorView bias = bias_.empty() ? TensorView{} : bias_.view();
+    if (parts_ != nullptr) return ForwardParts({x, bias, y, accumulate}, context);
+    kernel_->Run(*weight_, {x, bias, y, accumulate}, context);
   }
-  void DecodeRow(int64_t row, std::span<float> out) const {
-    kernel_->DecodeRow(*weight_, row, out);
-  }
-  size_t scratch_bytes(int64_t m) const { return kernel_->scratch_bytes(problem_, m); }
+  // Row `row` of W as it is without rotation, the low-rank part added.
+  void DecodeRow(int64_t row, std::span<float> out) const;
+  size_t scratch_bytes(int64_t m) const;
 
   const LinearProblem& problem() const { return problem_; }
   std::string_view kernel() const { return kernel_->name(); }
-  size_t bytes() const { return weight_->bytes() + bias_.bytes(); }
+  size_t bytes() const;
+  bool rotates_input() const { return parts_ != nullptr && parts_->rotation.has_value(); }
+  int64_t low_rank() const;  // of the branch, 0 without one
+  // How the keys that it gives are stored and multiplied; null: nothing is said.
+  const KeyParts* keys() const { return keys_.has_value() ? &*keys_ : nullptr; }
   // One line per kernel that was asked before the chosen one: "onednn_int8: CPU has no VNNI".
   const std::vector<std::string>& refusals() const { return refusals_; }
 
  private:
+  // All but the codes.
+  struct Parts {
+    std::optional<HadamardRotation> rotation;
+    std::unique_ptr<const QuantizedLinear> low_rank_a, low_rank_b;  // both or neither
+  };
   QuantizedLinear() = default;
+  static absl::StatusOr<std::unique_ptr<const Parts>> MakeParts(const QuantizedTensor& w);
+  void ForwardParts(const LinearArgs& args, ComputeContext& context) const;
+
   LinearProblem problem_;
   const LinearKernel* kernel_ = nullptr;
   std::unique_ptr<const PackedWeight> weight_;
   Tensor bias_;
+  std::unique_ptr<const Parts> parts_;  // null: none
+  std::optional<KeyParts> keys_;
   std::vector<std::string> refusals_;
 };
 

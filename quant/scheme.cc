@@ -6,13 +6,16 @@
 namespace assay {
 namespace {
 
-constexpr std::array<std::pair<ActivationMode, std::string_view>, 6> kActivationNames = {{
+constexpr std::array<std::pair<ActivationMode, std::string_view>, 9> kActivationNames = {{
     {ActivationMode::kA16, "a16"},
     {ActivationMode::kA8Token, "a8_token"},
     {ActivationMode::kA8Tensor, "a8_tensor"},
     {ActivationMode::kA8Mix, "a8_mix"},
     {ActivationMode::kInt8Outlier, "int8_outlier"},
     {ActivationMode::kA4Token, "a4_token"},
+    {ActivationMode::kFp8Token, "fp8_token"},
+    {ActivationMode::kFp8Block, "fp8_block"},
+    {ActivationMode::kFp8Tensor, "fp8_tensor"},
 }};
 
 }  // namespace

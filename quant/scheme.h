@@ -54,10 +54,14 @@ enum class ActivationMode {
   kA8Mix,        // a8_token for rows of prefill, a8_tensor for rows of decode
   kInt8Outlier,  // a8_token but for the calibrated outlier columns, which stay in f32 (LLM.int8())
   kA4Token,      // int4, symmetric, a scale per row found at run time
+  kFp8Token,     // E4M3, a scale per row found at run time
+  kFp8Block,     // E4M3, a scale per row and 128 inputs found at run time
+  kFp8Tensor,    // E4M3, one calibrated scale
 };
 inline constexpr std::array kActivationModes = {
-    ActivationMode::kA16,   ActivationMode::kA8Token,     ActivationMode::kA8Tensor,
-    ActivationMode::kA8Mix, ActivationMode::kInt8Outlier, ActivationMode::kA4Token};
+    ActivationMode::kA16,      ActivationMode::kA8Token,     ActivationMode::kA8Tensor,
+    ActivationMode::kA8Mix,    ActivationMode::kInt8Outlier, ActivationMode::kA4Token,
+    ActivationMode::kFp8Token, ActivationMode::kFp8Block,    ActivationMode::kFp8Tensor};
 std::string_view Name(ActivationMode mode);
 std::optional<ActivationMode> FindActivationMode(std::string_view name);
 

@@ -92,6 +92,34 @@ absl::StatusOr<Tensor> ReadSlotBias(const Checkpoint& checkpoint, const LinearSl
   return bias;
 }
 
+KvPool::Layout Model::kv_layout(DType dtype) const {
+  KvPool::Layout layout = {spec().layers, spec().kv_heads, spec().head_dim, dtype};
+  if (dtype != DType::kI8 && dtype != DType::kU4) return layout;
+  const size_t width = static_cast<size_t>(layout.kv_heads) * layout.head_dim;
+  const size_t channels = width * static_cast<size_t>(layout.layers);
+  KvKeys keys = {.mean = std::vector<float>(channels, 0.0f),
+                 .scale = std::vector<float>(channels, 1.0f),
+                 .inverse_scale = std::vector<float>(channels, 1.0f),
+                 .int8_scores = std::vector<uint8_t>(static_cast<size_t>(layout.layers), 0)};
+  bool any = false;
+  for (const LinearSlot& slot : slots()) {
+    const auto found = linears().find(slot.name);
+    const KeyParts* parts = found == linears().end() ? nullptr : found->second->keys();
+    if (parts == nullptr || slot.layer < 0) continue;
+    any = true;
+    keys.int8_scores[slot.layer] = parts->int8_scores ? 1 : 0;
+    if (parts->scale.size() != width) continue;  // none: families refuse another width
+    const size_t at = static_cast<size_t>(slot.layer) * width;
+    for (size_t i = 0; i < width; ++i) {
+      keys.mean[at + i] = parts->mean[i];
+      keys.scale[at + i] = parts->scale[i];
+      keys.inverse_scale[at + i] = 1.0f / parts->scale[i];
+    }
+  }
+  if (any) layout.keys = std::make_shared<const KvKeys>(std::move(keys));
+  return layout;
+}
+
 absl::StatusOr<std::unique_ptr<const Model>> BuildUniform(const Checkpoint& checkpoint,
                                                           std::string_view scheme_name,
                                                           const LinearOptions& options) {

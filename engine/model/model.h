@@ -95,9 +95,8 @@ class Model {
   // Scratch that Forward needs for batches of up to this size.
   virtual size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const = 0;
   virtual size_t other_weight_bytes() const = 0;  // norms, position tables, biases outside linears
-  KvPool::Layout kv_layout(DType dtype) const {
-    return {spec().layers, spec().kv_heads, spec().head_dim, dtype};
-  }
+  // With what the linears say of keys, where `dtype` has integer codes.
+  KvPool::Layout kv_layout(DType dtype) const;
 };
 
 struct ModelFamily {  // one row per architecture family in engine/model/family_list.cc

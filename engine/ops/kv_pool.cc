@@ -14,6 +14,15 @@ absl::StatusOr<KvPool> KvPool::Create(Device& device, Layout layout, int num_blo
     return absl::InvalidArgumentError(
         absl::StrCat("KV pool holds f32, f16, i8 or u4: dtype=", std::string(Name(layout.dtype))));
   }
+  const size_t channels = static_cast<size_t>(layout.layers) * layout.kv_heads * layout.head_dim;
+  if (layout.keys != nullptr &&
+      (layout.keys->mean.size() != channels || layout.keys->scale.size() != channels ||
+       layout.keys->inverse_scale.size() != channels ||
+       layout.keys->int8_scores.size() != static_cast<size_t>(layout.layers))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("KV pool needs a mean and a scale for every channel of its keys: means=",
+                     layout.keys->mean.size(), " expected=", channels));
+  }
   ASSIGN_OR_RETURN(
       Tensor storage,
       Tensor::Create(device, Shape{num_blocks, static_cast<int64_t>(layout.block_bytes())},

@@ -2,10 +2,21 @@
 // block is decided above (engine/runtime/kv_cache.h); attention reads and writes through block
 // numbers.
 #pragma once
+#include <memory>
+#include <vector>
+
 #include "base/tensor.h"
 #include "engine/ops/kv_row.h"
 
 namespace assay {
+
+// How keys enter pools of integer codes, as calibration found it (quant/linear_parts.h): rows hold
+// (key - mean) / scale, and attention multiplies queries by the scale.
+struct KvKeys {
+  // [layers, kv_heads, head_dim] each
+  std::vector<float> mean, scale, inverse_scale;
+  std::vector<uint8_t> int8_scores;  // [layers] of 0 or 1: queries too are quantized (i8 pools)
+};
 
 class KvPool {
  public:
@@ -13,12 +24,13 @@ class KvPool {
   struct Layout {
     int layers = 0, kv_heads = 0, head_dim = 0;
     DType dtype = DType::kF16;  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h
+    std::shared_ptr<const KvKeys> keys = nullptr;  // i8 and u4; null: keys as they are
     int64_t row_bytes() const { return KvRowBytes(dtype, head_dim); }
     size_t block_bytes() const {  // K and V of all layers
       return static_cast<size_t>(int64_t{2} * layers * kv_heads * kBlockTokens * row_bytes());
     }
   };
-  // ResourceExhausted.
+  // ResourceExhausted; InvalidArgument: sizes, an element type or keys that do not fit.
   static absl::StatusOr<KvPool> Create(Device& device, Layout layout, int num_blocks);
 
   const Layout& layout() const { return layout_; }

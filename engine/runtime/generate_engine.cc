@@ -61,6 +61,12 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   return sizes;
 }
 
+bool DependsOnPhase(const Model& model) {
+  return std::ranges::any_of(model.linears(), [](const auto& linear) {
+    return linear.second->problem().activation == ActivationMode::kA8Mix;
+  });
+}
+
 class GenerateLoop final : public GenerateEngine {
  public:
   struct Parts {
@@ -132,7 +138,7 @@ GenerateLoop::GenerateLoop(Parts parts, const EngineOptions& options, EngineHost
       scratch_(std::move(parts.scratch)),
       logits_(std::move(parts.logits)),
       kv_(sizes_.num_blocks, options.prefix_cache),
-      scheduler_({sizes_.max_sequences, sizes_.max_step_tokens}, kv_) {
+      scheduler_({sizes_.max_sequences, sizes_.max_step_tokens, DependsOnPhase(*model_)}, kv_) {
   tokens_.reserve(sizes_.max_step_tokens);
   logit_rows_.reserve(sizes_.max_sequences);
   spans_.reserve(sizes_.max_sequences);

@@ -58,7 +58,12 @@ StepPlan& Scheduler::Next(absl::Time now) {
 void Scheduler::Advance(const StepPlan::Rows& rows) {
   Sequence& s = *rows.sequence;
   s.num_computed += rows.num_rows;
-  kv_.Register(std::span<const int32_t>(s.tokens).first(s.num_computed), s.kv);
+  kv_.Register(Shareable(s, static_cast<size_t>(s.num_computed)), s.kv);
+}
+
+std::span<const int32_t> Scheduler::Shareable(const Sequence& s, size_t count) const {
+  if (options_.share_prompts_only) count = std::min(count, static_cast<size_t>(s.num_prompt));
+  return std::span<const int32_t>(s.tokens).first(count);
 }
 
 std::unique_ptr<Sequence> Scheduler::Remove(SequenceId id) {
@@ -124,7 +129,7 @@ void Scheduler::Admit() {
 bool Scheduler::Start(Queue& queue) {
   if (num_running() == std::min(options_.max_sequences, options_.max_step_tokens)) return false;
   Sequence& s = *queue.front();
-  const int cached = kv_.Attach(s.tokens, s.kv);
+  const int cached = kv_.Attach(Shareable(s, s.tokens.size()), s.kv);
   // One block stays for each that is running: a newcomer should not be preempted at once.
   if (!kv_.Reserve(s.kv, static_cast<int64_t>(s.tokens.size())) ||
       kv_.available_blocks() < num_running()) {

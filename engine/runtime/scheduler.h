@@ -14,6 +14,7 @@
 // Thread rule: loop thread only. Next() does not allocate once its vectors have grown.
 #pragma once
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "engine/runtime/sequence_state.h"
@@ -23,6 +24,9 @@ namespace assay {
 struct SchedulerOptions {
   int max_sequences = 64;
   int max_step_tokens = 512;
+  // Decode steps compute other keys and values than prefill does for the same tokens (activation
+  // mode a8_mix): blocks that hold any are neither shared nor looked up.
+  bool share_prompts_only = false;
 };
 
 // What Next() decided. Valid until the next call of it.
@@ -67,6 +71,8 @@ class Scheduler {
   bool Start(Queue& queue);
   void PreemptYoungest();
   void PlanRows(Sequence& sequence, int num_rows);
+  // The first tokens of the sequence, up to `count`, that may be shared.
+  std::span<const int32_t> Shareable(const Sequence& s, size_t count) const;
 
   const SchedulerOptions options_;
   KvCache& kv_;

@@ -150,6 +150,23 @@ absl::StatusOr<HadamardRotation> HadamardRotation::Create(int64_t n) {
       absl::StrCat("no Hadamard matrix of this order can be constructed: n=", n));
 }
 
+absl::StatusOr<HadamardRotation> HadamardRotation::Create(int64_t n,
+                                                          std::span<const int8_t> signs) {
+  ASSIGN_OR_RETURN(HadamardRotation rotation, Create(n));
+  if (static_cast<int64_t>(signs.size()) != n) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a rotation needs a sign per input: signs=", signs.size(), " n=", n));
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if (signs[i] != 1 && signs[i] != -1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a sign is 1 or -1: sign=", signs[i], " at ", i));
+    }
+    rotation.signs_[i] = signs[i];
+  }
+  return rotation;
+}
+
 absl::StatusOr<HadamardRotation> HadamardRotation::Create(int64_t n, uint64_t seed) {
   ASSIGN_OR_RETURN(HadamardRotation rotation, Create(n));
   uint64_t state = seed;
@@ -157,48 +174,55 @@ absl::StatusOr<HadamardRotation> HadamardRotation::Create(int64_t n, uint64_t se
   return rotation;
 }
 
-// row times H / sqrt(n), or its transpose: butterflies inside each of the m blocks of n / m, then
-// the base matrix across blocks.
-void HadamardRotation::Transform(std::span<float> row, bool transposed) const {
+// The base matrix across the m blocks of n / m, then butterflies inside each.
+void HadamardRotation::Transform(const float* x, const float* signs, bool transposed,
+                                 float* out) const {
   const int64_t size = n_ / m_;
-  for (int64_t block = 0; block < n_; block += size) {
-    float* x = row.data() + block;
-    for (int64_t half = 1; half < size; half *= 2) {
-      for (int64_t i = 0; i < size; i += 2 * half) {
-        for (int64_t j = i; j < i + half; ++j) {
-          const float a = x[j], b = x[j + half];
-          x[j] = a + b;
-          x[j + half] = a - b;
-        }
+  for (int64_t to = 0; to < m_; ++to) {
+    float* y = out + to * size;
+    std::fill_n(y, size, 0.0f);
+    for (int64_t from = 0; from < m_; ++from) {
+      const float h = transposed ? base_[to * m_ + from] : base_[from * m_ + to];
+      const float* block = x + from * size;
+      if (signs == nullptr) {
+        for (int64_t i = 0; i < size; ++i) y[i] += h * block[i];
+      } else {
+        const float* s = signs + from * size;
+        for (int64_t i = 0; i < size; ++i) y[i] += h * (block[i] * s[i]);
       }
     }
   }
-  std::vector<float> out(n_);
-  for (int64_t from = 0; from < m_; ++from) {
-    const float* x = row.data() + from * size;
-    for (int64_t to = 0; to < m_; ++to) {
-      const float h = transposed ? base_[to * m_ + from] : base_[from * m_ + to];
-      float* y = out.data() + to * size;
-      for (int64_t i = 0; i < size; ++i) y[i] += h * x[i];
+  for (int64_t half = 1; half < size; half *= 2) {
+    for (int64_t i = 0; i < n_; i += 2 * half) {
+      for (int64_t j = i; j < i + half; ++j) {
+        const float a = out[j], b = out[j + half];
+        out[j] = a + b;
+        out[j + half] = a - b;
+      }
     }
   }
   const float scale = 1 / std::sqrt(static_cast<float>(n_));
-  for (int64_t i = 0; i < n_; ++i) row[i] = out[i] * scale;
+  for (int64_t i = 0; i < n_; ++i) out[i] *= scale;
+}
+
+void HadamardRotation::Rotate(const float* x, float* out) const {
+  Transform(x, signs_.data(), false, out);
 }
 
 void HadamardRotation::RotateRows(std::span<float> x) const {
-  for (size_t begin = 0; begin < x.size(); begin += n_) {
-    const std::span<float> row = x.subspan(begin, n_);
-    for (int64_t i = 0; i < n_; ++i) row[i] *= signs_[i];
-    Transform(row, false);
+  std::vector<float> row(n_);
+  for (float* at = x.data(); at < x.data() + x.size(); at += n_) {
+    std::copy_n(at, n_, row.data());
+    Rotate(row.data(), at);
   }
 }
 
 void HadamardRotation::RotateRowsBack(std::span<float> x) const {
-  for (size_t begin = 0; begin < x.size(); begin += n_) {
-    const std::span<float> row = x.subspan(begin, n_);
-    Transform(row, true);
-    for (int64_t i = 0; i < n_; ++i) row[i] *= signs_[i];
+  std::vector<float> row(n_);
+  for (float* at = x.data(); at < x.data() + x.size(); at += n_) {
+    std::copy_n(at, n_, row.data());
+    Transform(row.data(), nullptr, true, at);
+    for (int64_t i = 0; i < n_; ++i) at[i] *= signs_[i];
   }
 }
 

@@ -24,9 +24,14 @@ class HadamardRotation {
   // constructions.
   static absl::StatusOr<HadamardRotation> Create(int64_t n);
   static absl::StatusOr<HadamardRotation> Create(int64_t n, uint64_t seed);
+  // With these signs [n], each 1 or -1; InvalidArgument: another number.
+  static absl::StatusOr<HadamardRotation> Create(int64_t n, std::span<const int8_t> signs);
 
   int64_t n() const { return n_; }
   int64_t base_order() const { return m_; }  // m
+  std::span<const float> signs() const { return signs_; }
+  // out [n] = x [n] times Q; they do not overlap. Allocates nothing.
+  void Rotate(const float* x, float* out) const;
   // Each row of x [rows, n] times Q, in place: for the input of a linear and for its weight [out,
   // n] alike.
   void RotateRows(std::span<float> x) const;
@@ -37,7 +42,8 @@ class HadamardRotation {
 
  private:
   HadamardRotation(int64_t n, int64_t m, std::vector<int8_t> base, std::vector<float> signs);
-  void Transform(std::span<float> row, bool transposed) const;
+  // out = x times H / sqrt(n), or its transpose; x's elements times `signs` first, unless null.
+  void Transform(const float* x, const float* signs, bool transposed, float* out) const;
 
   int64_t n_, m_;
   std::vector<int8_t> base_;  // [m, m] of +-1

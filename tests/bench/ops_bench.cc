@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
 
 #include "base/thread_pool.h"
@@ -16,11 +17,20 @@ namespace {
 constexpr int kHeads = 9, kKvHeads = 3, kHeadDim = 64;
 constexpr int64_t kStride = (kHeads + 2 * kKvHeads) * kHeadDim;
 
-// `rows` rows that end at position `context`.
-void BM_PagedAttention(benchmark::State& state) {
+// `rows` rows that end at position `context`, over a cache of this element type; keys in f32 or, of
+// i8 caches, in integers.
+struct Cache {
+  DType dtype = DType::kF16;
+  bool int8_scores = false;
+};
+void BM_PagedAttention(benchmark::State& state, Cache cache) {
   const auto rows = static_cast<int>(state.range(0)), context = static_cast<int>(state.range(1));
   const int blocks = context / KvPool::kBlockTokens;
-  KvPool kv = *KvPool::Create(CpuDevice(), {1, kKvHeads, kHeadDim, DType::kF16}, blocks);
+  auto keys = std::make_shared<KvKeys>();
+  keys->mean.assign(kKvHeads * kHeadDim, 0.0f);
+  keys->scale = keys->inverse_scale = std::vector<float>(kKvHeads * kHeadDim, 1.0f);
+  keys->int8_scores = {cache.int8_scores ? uint8_t{1} : uint8_t{0}};
+  KvPool kv = *KvPool::Create(CpuDevice(), {1, kKvHeads, kHeadDim, cache.dtype, keys}, blocks);
   std::memset(kv.keys(0, 0, 0), 0, kv.bytes());
   std::vector<int32_t> table(blocks), tokens(rows);
   std::iota(table.begin(), table.end(), 0);
@@ -46,12 +56,15 @@ void BM_PagedAttention(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * keys * kHeads * kHeadDim * 4);
   state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(kv.bytes()));
 }
-BENCHMARK(BM_PagedAttention)
-    ->ArgNames({"rows", "context"})
-    ->Args({512, 512})
-    ->Args({128, 2048})
-    ->Args({1, 512})
-    ->Args({1, 2048});
+void Shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "context"})->Args({512, 512})->Args({128, 2048});
+  b->Args({1, 512})->Args({1, 2048});
+}
+BENCHMARK_CAPTURE(BM_PagedAttention, f32, Cache{DType::kF32})->Apply(Shapes);
+BENCHMARK_CAPTURE(BM_PagedAttention, f16, Cache{DType::kF16})->Apply(Shapes);
+BENCHMARK_CAPTURE(BM_PagedAttention, i8, Cache{DType::kI8})->Apply(Shapes);
+BENCHMARK_CAPTURE(BM_PagedAttention, i8_int8, Cache{DType::kI8, true})->Apply(Shapes);
+BENCHMARK_CAPTURE(BM_PagedAttention, u4, Cache{DType::kU4})->Apply(Shapes);
 
 // MiniLM-L6: one layer of 12 heads, width 32.
 void BM_SelfAttention(benchmark::State& state) {

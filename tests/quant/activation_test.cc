@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/float8.h"
 #include "base/thread_pool.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -28,6 +29,14 @@ Row Quantize(ActivationMode mode, const ActivationParams& params, const std::vec
   Row row{0, std::vector<int16_t>(x.size())};
   row.scale = QuantizeRow(mode, params, {decode}, x, row.codes);
   return row;
+}
+
+std::vector<float> Represent(ActivationMode mode, const ActivationParams& params,
+                             const std::vector<float>& x) {
+  std::vector<int16_t> codes(x.size());
+  std::vector<float> out(x.size());
+  RepresentRow(mode, params, {}, x, codes, out);
+  return out;
 }
 
 TEST(ActivationTest, A8TokenIsTheKernelsDefinition) {
@@ -77,12 +86,61 @@ TEST(ActivationTest, A4TokenClipsAndRoundsHalfToEven) {
 
 TEST(ActivationTest, ABrokenRowStaysVisible) {
   for (const ActivationMode mode : kActivationModes) {
-    if (!HasCodes(mode)) continue;
+    if (!HasIntegerCodes(mode)) continue;
     for (const float bad :
          {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
       EXPECT_TRUE(std::isnan(Quantize(mode, {.scale = 0.1f}, {1, bad, 2}).scale)) << Name(mode);
     }
     EXPECT_THAT(Quantize(mode, {.scale = 0.1f}, {0, -0.0f, 1e-40f}).codes, ElementsAre(0, 0, 0));
+  }
+}
+
+// A row whose absmax is 448 has scale 1: every value of E4M3, both neighbours of each middle
+// between two values, and each middle, through the codes of base/float8.h.
+TEST(Fp8ActivationTest, RoundsAsTheCodesDo) {
+  std::vector<float> x = {448};
+  for (int code = 0; code < 0x7e; ++code) {
+    const float value = kE4M3Values[code], middle = (value + kE4M3Values[code + 1]) / 2;
+    for (const float v :
+         {value, std::nextafter(middle, 0.0f), middle, std::nextafter(middle, 500.0f)}) {
+      x.push_back(v);
+      x.push_back(-v);
+    }
+  }
+  const std::vector<float> seen = Represent(ActivationMode::kFp8Token, {}, x);
+  for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(seen[i], E4M3ToF32(F32ToE4M3(x[i]))) << x[i];
+}
+
+TEST(Fp8ActivationTest, ScalesByRowOrBlockOrCalibration) {
+  std::vector<float> x(200, 0.0f);
+  x[0] = 896;
+  x[1] = 34;  // 17 at scale 2: a tie between 16 and 18
+  x[130] = 0.44f;
+  x[131] = 0.017f;
+  const std::vector<float> row = Represent(ActivationMode::kFp8Token, {}, x);
+  EXPECT_EQ(row[0], 896);
+  EXPECT_EQ(row[1], 32);
+  EXPECT_EQ(row[130], 2 * E4M3ToF32(F32ToE4M3(0.22f)));
+  const std::vector<float> block = Represent(ActivationMode::kFp8Block, {}, x);
+  EXPECT_EQ(block[1], 32);
+  EXPECT_FLOAT_EQ(block[130], 0.44f);  // the largest of its block
+  EXPECT_NEAR(block[131], 0.017f, 0.017f / 16);
+  EXPECT_NE(row[131], block[131]);
+  const std::vector<float> tensor = Represent(ActivationMode::kFp8Tensor, {.scale = 0.5f}, x);
+  EXPECT_EQ(tensor[0], 224);  // saturates
+  EXPECT_EQ(tensor[1], 32);   // 68: a tie between 64 and 72
+}
+
+TEST(Fp8ActivationTest, ABrokenRowStaysVisibleAndZeroStaysZero) {
+  for (const ActivationMode mode : kActivationModes) {
+    if (!HasFp8Codes(mode)) continue;
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+      std::vector<float> x(300, 1.0f);
+      x[290] = bad;
+      for (const float seen : Represent(mode, {.scale = 0.1f}, x)) EXPECT_TRUE(std::isnan(seen));
+    }
+    EXPECT_THAT(Represent(mode, {.scale = 0.1f}, {0, -0.0f, 1e-40f}), ElementsAre(0, 0, 0));
   }
 }
 
@@ -95,8 +153,12 @@ TEST(ActivationParamsTest, SurviveTheirTensors) {
     ASSERT_OK(WriteActivationParams(params, mode, w));
     ASSERT_OK_AND_ASSIGN(const ActivationParams read, ReadActivationParams(w, mode));
     const std::vector<float> x = RandomNormal(40, 2);
+    if (mode == ActivationMode::kFp8Tensor) {
+      EXPECT_EQ(Represent(mode, params, x), Represent(mode, read, x));
+      EXPECT_FALSE(w.extra.contains("x_zero"));
+    }
+    if (!HasIntegerCodes(mode) || mode == ActivationMode::kA8Token) continue;
     const Row a = Quantize(mode, params, x, true), b = Quantize(mode, read, x, true);
-    if (!HasCodes(mode) || mode == ActivationMode::kA8Token) continue;
     EXPECT_EQ(a.codes, b.codes) << Name(mode);
   }
 }
@@ -119,6 +181,8 @@ TEST(ActivationParamsTest, MissingOrWrongTensorsAreNamed) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("below 40, not 3")));
   EXPECT_THAT(with({.outliers = {40}}, ActivationMode::kInt8Outlier),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("below 40, not 40")));
+  EXPECT_THAT(with({.scale = 0}, ActivationMode::kFp8Tensor),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fp8_tensor needs x_scale")));
   EXPECT_THAT(with({.clip = 0}, ActivationMode::kA4Token),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not 0")));
   EXPECT_THAT(QuantizedLinear::Create(w, Tensor(), {.activation = ActivationMode::kA4Token}),

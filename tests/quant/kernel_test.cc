@@ -68,6 +68,7 @@ struct Call {
 absl::StatusOr<QuantizedTensor> EncodeFor(const Variant& v, TensorView w) {
   ASSIGN_OR_RETURN(QuantizedTensor q, v.scheme->Encode(w));
   ActivationParams params = {.scale = 0.02f, .zero = 7};
+  if (HasFp8Codes(v.activation)) params.scale = 1.0f / 64;
   if (w.shape[1] > 3) params.outliers = {1, static_cast<int32_t>(w.shape[1] - 1)};
   RETURN_IF_ERROR(WriteActivationParams(params, v.activation, q));
   return q;
@@ -166,7 +167,7 @@ int64_t CountWrong(const Variant& v, const QuantizedTensor& w, TensorView x, con
                                                              .threads = 1,
                                                              .decode = call.decode});
   int64_t wrong = 0;
-  if (integer_a16 || (HasCodes(v.activation) && v.scheme == &Int8ChannelScheme() &&
+  if (integer_a16 || (HasIntegerCodes(v.activation) && v.scheme == &Int8ChannelScheme() &&
                       v.kernel != &DecodedF32Kernel())) {
     for (size_t i = 0; i < y.size(); ++i) wrong += !(y[i] == expected[i]);
     return wrong;

@@ -102,6 +102,16 @@ absl::StatusOr<LayerPart> PartOf(const ModelSpec& spec, const ForwardArgs& args)
                    part.stream.empty() ? "empty" : ToString(part.stream.shape)));
 }
 
+absl::Status CheckKeys(const BoundLinear& l, const ModelSpec& spec) {
+  const KeyParts* keys = l.linear->keys();
+  const size_t width = static_cast<size_t>(spec.kv_heads) * static_cast<size_t>(spec.head_dim);
+  if (keys == nullptr || keys->scale.empty() || keys->scale.size() == width)
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("key_scale of another model: slot=", l.slot->name,
+                                                 " channels=", keys->scale.size(),
+                                                 " expected=", width));
+}
+
 absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears) {
   const auto found = linears.find(slot.name);
   if (found == linears.end() || found->second == nullptr) {

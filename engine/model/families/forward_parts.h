@@ -29,6 +29,9 @@ struct BoundLinear {
 // NotFound names the slot; InvalidArgument: the linear has another shape.
 absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears);
 
+// InvalidArgument: what the linear says of keys is of another width than kv_heads x head_dim.
+absl::Status CheckKeys(const BoundLinear& l, const ModelSpec& spec);
+
 // Matrices f32, and marks of rows, from the arena of one forward pass. The arena has a fixed end,
 // so every taker checks ok() once, before it computes.
 class Scratch {

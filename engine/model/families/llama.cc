@@ -77,6 +77,7 @@ absl::Status LlamaModel::BindLinears() {
          {&layers_[i].qkv, &layers_[i].o, &layers_[i].gate_up, &layers_[i].down}) {
       ASSIGN_OR_RETURN(*to, Bind(*slot++, linears_));
     }
+    RETURN_IF_ERROR(CheckKeys(layers_[i].qkv, spec_));
   }
   return absl::OkStatus();
 }

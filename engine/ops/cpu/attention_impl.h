@@ -48,8 +48,15 @@ class AttentionKernel {
         const float* from = t_.q + r * t_.q_stride + h * t_.head_dim;
         float* to = q_ + (r * t_.heads + h) * width_;
         for (int i = 0; i < t_.head_dim; ++i) to[i] = from[i] * t_.scale;
+        if (t_.source.key_scale != nullptr) {
+          for (int i = 0; i < t_.head_dim; ++i) to[i] *= t_.source.key_scale[i];
+        }
         for (int i = t_.head_dim; i < width_; ++i) to[i] = 0;
       }
+    }
+    if (t_.source.int8_scores) {
+      for (int m = 0; m < vectors_; ++m)
+        EncodeKvI8(q_ + m * width_, t_.head_dim, codes_ + m * QueryCodeBytes());
     }
     for (int i = 0; i < vectors_ * width_; ++i) o_[i] = 0;
     for (int m = 0; m < vectors_; ++m) {
@@ -62,8 +69,12 @@ class AttentionKernel {
   void Step(int key, int first, int last) {
     const int begin = first / kKeyChunk * kKeyChunk;
     for (int at = begin; at < last; at += kKeyChunk) {
-      const Chunk chunk = Locate(t_.source.keys, t_.source.key_stride, at, last);
       float* scores = s_ + (at - key);
+      if (t_.source.int8_scores) {
+        IntegerScores(at, scores);
+        continue;
+      }
+      const Chunk chunk = Locate(t_.source.keys, t_.source.key_stride, at, last);
       chunk.half ? Scores(static_cast<const uint16_t*>(chunk.data), chunk.stride, scores)
                  : Scores(static_cast<const float*>(chunk.data), chunk.stride, scores);
     }
@@ -79,6 +90,34 @@ class AttentionKernel {
           : Outputs(static_cast<const float*>(chunk.data), chunk.stride, weights, from, to);
     }
   }
+
+  // Scores of the chunk of i8 rows that begins at key `at`: (scale of q * scale of k) * the exact
+  // sum of the products of their codes.
+  void IntegerScores(int at, float* scores) const {
+    const std::byte* keys =
+        t_.source.keys + t_.source.blocks[at / kKeyChunk] * t_.source.block_stride;
+    const auto scale_of = [](const std::byte* row) {
+      float scale;
+      __builtin_memcpy(&scale, row, sizeof(scale));
+      return scale;
+    };
+    const int64_t stride = t_.source.key_stride;
+    for (int j = 0; j < kKeyChunk; j += 4) {
+      const std::byte* key = keys + j * stride;
+      for (int m = 0; m < vectors_; ++m) {
+        const std::byte* query = codes_ + m * QueryCodeBytes();
+        int32_t sums[4];
+        V::DotCodes4(reinterpret_cast<const int8_t*>(query + sizeof(float)),
+                     reinterpret_cast<const int8_t*>(key + sizeof(float)), stride, t_.head_dim,
+                     sums);
+        for (int c = 0; c < 4; ++c)
+          scores[m * kKeyTile + j + c] =
+              scale_of(query) * scale_of(key + c * stride) * static_cast<float>(sums[c]);
+      }
+    }
+  }
+  // Scale and codes of one query, as kv_row.h draws i8.
+  int QueryCodeBytes() const { return width_ + 8; }
 
   // The rows of the chunk that begins at key `at`, in place where they can be read in whole
   // vectors, else copied to chunk_ as f32 (also when so many queries share them that converting
@@ -242,6 +281,8 @@ class AttentionKernel {
   alignas(64) float chunk_[kKeyChunk * kMaxHeadDim];  // [kKeyChunk, width]
   alignas(64) float sum_[kMaxTileVectors * 8];        // by lane
   float max_[kMaxTileVectors];
+  alignas(
+      64) std::byte codes_[kMaxTileFloats + 8 * kMaxTileVectors];  // [vectors, QueryCodeBytes()]
 };
 
 }  // namespace assay

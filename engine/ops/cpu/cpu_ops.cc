@@ -137,13 +137,22 @@ void CpuOps::StoreKv(StridedRows k, StridedRows v, const ForwardBatch& batch, in
   const auto store = [&](const float* from, std::byte* tile, int64_t slot) {
     k_.store_kv(layout.dtype, from, d, tile + slot * layout.row_bytes());
   };
+  const KvKeys* keys = layout.keys.get();
+  const auto store_key = [&](const float* from, int head, std::byte* tile, int64_t slot) {
+    if (keys == nullptr) return store(from, tile, slot);
+    const int64_t at = (int64_t{layer} * layout.kv_heads + head) * d;
+    float smoothed[kMaxHeadDim];
+    for (int64_t i = 0; i < d; ++i)
+      smoothed[i] = (from[i] - keys->mean[at + i]) * keys->inverse_scale[at + i];
+    store(smoothed, tile, slot);
+  };
   const auto rows = static_cast<int64_t>(batch.tokens.size());
   c.pool.ParallelFor(rows, RowGrain(2 * d * layout.kv_heads), [&](int64_t begin, int64_t end) {
     ForRows(batch, begin, end, [&](const SequenceSpan& s, int64_t row, int64_t position) {
       const int block = s.blocks[position / KvPool::kBlockTokens];
       const int64_t slot = position % KvPool::kBlockTokens;
       for (int h = 0; h < layout.kv_heads; ++h) {
-        store(k.data + row * k.row_stride + h * d, kv.keys(layer, block, h), slot);
+        store_key(k.data + row * k.row_stride + h * d, h, kv.keys(layer, block, h), slot);
         store(v.data + row * v.row_stride + h * d, kv.values(layer, block, h), slot);
       }
     });
@@ -152,6 +161,7 @@ void CpuOps::StoreKv(StridedRows k, StridedRows v, const ForwardBatch& batch, in
 
 void CpuOps::PagedAttention(const AttentionArgs& args, const ForwardBatch& batch, int layer,
                             const KvPool& kv, ComputeContext& c) const {
+  const KvKeys* kv_keys = kv.layout().keys.get();
   int64_t keys = 1;  // of the longest sequence: a tile costs about keys x vectors
   for (const SequenceSpan& s : batch.sequences) {
     keys = std::max<int64_t>(keys, s.start_position + s.num_rows);
@@ -170,6 +180,12 @@ void CpuOps::PagedAttention(const AttentionArgs& args, const ForwardBatch& batch
                             .value_stride = kv.layout().row_bytes(),
                             .blocks = s.blocks.data(),
                             .block_stride = static_cast<int64_t>(kv.layout().block_bytes())};
+             if (kv_keys != nullptr) {
+               const int64_t at = int64_t{layer} * args.kv_heads + head;
+               tile.source.key_scale = kv_keys->scale.data() + at * args.head_dim;
+               tile.source.int8_scores =
+                   kv.layout().dtype == DType::kI8 && kv_keys->int8_scores[layer] != 0;
+             }
              tile.first_position = s.start_position + row;
              tile.window = args.sliding_window;
              k_.attention(tile);

@@ -32,7 +32,9 @@ struct KeySource {
   int64_t key_stride = 0;             // bytes from row to row
   int64_t value_stride = 0;
   const int32_t* blocks = nullptr;
-  int64_t block_stride = 0;  // bytes
+  int64_t block_stride = 0;          // bytes
+  const float* key_scale = nullptr;  // [head_dim] queries are multiplied by, or null: KvKeys
+  bool int8_scores = false;          // i8 rows: the product of queries and keys is one of integers
 };
 
 // Query rows of one sequence times query heads of one kv head.

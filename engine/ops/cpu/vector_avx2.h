@@ -53,6 +53,31 @@ struct VectorAvx2 {
     Sum4(*this, Zero(), Zero(), Zero(), out);
     return out[0];
   }
+  // out[c] = sum of a[i] b[c * stride + i], codes in [-127, 127]: exact, as the products of two
+  // neighbours sum below 2^15.
+  static void DotCodes4(const int8_t* a, const int8_t* b, int64_t stride, int n, int32_t* out) {
+    const auto load = [](const int8_t* p) {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    };
+    __m256i sum[4] = {};
+    const __m256i ones = _mm256_set1_epi16(1);
+    int i = 0;
+    for (; i + 32 <= n; i += 32) {
+      const __m256i x = load(a + i), magnitude = _mm256_abs_epi8(x);
+      for (int c = 0; c < 4; ++c) {
+        const __m256i y = _mm256_sign_epi8(load(b + c * stride + i), x);
+        sum[c] =
+            _mm256_add_epi32(sum[c], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, y), ones));
+      }
+    }
+    const __m256i s =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]), _mm256_hadd_epi32(sum[2], sum[3]));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
+    for (; i < n; ++i) {
+      for (int c = 0; c < 4; ++c) out[c] += a[i] * b[c * stride + i];
+    }
+  }
   float Maximum() const {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));

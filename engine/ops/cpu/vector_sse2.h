@@ -79,6 +79,13 @@ struct VectorSse2 {
     Store(f);
     return ((f[0] + f[1]) + (f[2] + f[3])) + ((f[4] + f[5]) + (f[6] + f[7]));
   }
+  // out[c] = sum of a[i] b[c * stride + i], codes in [-127, 127].
+  static void DotCodes4(const int8_t* a, const int8_t* b, int64_t stride, int n, int32_t* out) {
+    for (int c = 0; c < 4; ++c) {
+      out[c] = 0;
+      for (int i = 0; i < n; ++i) out[c] += a[i] * b[c * stride + i];
+    }
+  }
   float Maximum() const {
     alignas(16) float f[4];
     _mm_store_ps(f, _mm_max_ps(lo, hi));

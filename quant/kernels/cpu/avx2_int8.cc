@@ -113,9 +113,10 @@ class Avx2Int8 final : public LinearKernel {
   std::string_view name() const override { return "avx2_int8"; }
 
   absl::Status Supports(const LinearProblem& p) const override {
-    if (p.scheme != &Int8ChannelScheme() || p.activation == ActivationMode::kInt8Outlier) {
+    if (p.scheme != &Int8ChannelScheme() || p.activation == ActivationMode::kInt8Outlier ||
+        HasFp8Codes(p.activation)) {
       return absl::UnimplementedError(
-          "multiplies int8_channel weights by activations without columns of their own");
+          "multiplies int8_channel weights by integer activations without columns of their own");
     }
     if (!HostCpu().avx2 || !HostCpu().fma) {
       return absl::UnimplementedError("CPU has no AVX2 and FMA");

@@ -1,6 +1,6 @@
 // Kernel "reference": every scheme and activation mode by its definition, on any x86-64.
 //
-//   integer codes on both sides (int8_channel, every mode but a16):
+//   integer codes on both sides (int8_channel, the modes with integer codes):
 //     acc = sum of code_x * code_w exactly in 64 bit, then y = (s_x * s_w) * f32(acc), + the
 //     outlier columns' x * decode(w) in order (int8_outlier), + bias, + y; each step rounded to f32
 //     once
@@ -31,7 +31,7 @@ struct Packed final : PackedWeight {
   bool integer() const { return MultipliesIntegers(w.scheme, activation); }
 
   static bool MultipliesIntegers(const QuantScheme* scheme, ActivationMode activation) {
-    return HasCodes(activation) && scheme == &Int8ChannelScheme();
+    return HasIntegerCodes(activation) && scheme == &Int8ChannelScheme();
   }
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 
 #include "base/float16.h"
@@ -17,11 +18,14 @@ struct Problem {
   int heads, kv_heads, head_dim;
   int window = 0;
   DType dtype = DType::kF32;
+  bool keys = false;  // means and scales of channels
+  bool int8_scores = false;
 };
 std::string Describe(const Problem& p) {
   return "heads=" + std::to_string(p.heads) + " kv_heads=" + std::to_string(p.kv_heads) +
          " head_dim=" + std::to_string(p.head_dim) + " window=" + std::to_string(p.window) + " " +
-         std::string(Name(p.dtype));
+         std::string(Name(p.dtype)) + (p.keys ? " keys" : "") +
+         (p.int8_scores ? " int8_scores" : "");
 }
 const Problem kProblems[] = {
     {3, 1, 64},
@@ -40,7 +44,29 @@ const Problem kProblems[] = {
     {64, 1, 128, 0, DType::kI8},
     {9, 3, 64, 0, DType::kU4},
     {3, 3, 27, 33, DType::kU4},  // an odd number of nibbles
+    {9, 3, 64, 0, DType::kU4, true},
+    {5, 1, 100, 7, DType::kI8, true},
+    {9, 3, 64, 0, DType::kI8, true, true},
+    {5, 1, 100, 7, DType::kI8, false, true},
+    {2, 2, 12, 33, DType::kI8, true, true},  // shorter than one vector of codes
+    {64, 1, 128, 0, DType::kI8, true, true},
 };
+
+// What calibration may have found for layer 1 of 2; the other layer's would spoil everything.
+std::shared_ptr<const KvKeys> KeysOf(const Problem& p) {
+  if (!p.keys && !p.int8_scores) return nullptr;
+  const size_t width = static_cast<size_t>(p.kv_heads) * p.head_dim;
+  auto keys = std::make_shared<KvKeys>();
+  keys->mean.assign(2 * width, p.keys ? 1e6f : 0.0f);
+  keys->scale.assign(2 * width, p.keys ? 1e6f : 1.0f);
+  for (size_t i = 0; p.keys && i < width; ++i) {
+    keys->mean[width + i] = 0.1f * static_cast<float>(i % 7) - 0.3f;
+    keys->scale[width + i] = 0.5f + 0.25f * static_cast<float>(i % 5);
+  }
+  for (const float scale : keys->scale) keys->inverse_scale.push_back(1.0f / scale);
+  keys->int8_scores = {0, p.int8_scores ? uint8_t{1} : uint8_t{0}};
+  return keys;
+}
 
 // One sequence: q, k, v for all its positions; q rows hold q | k | v side by side, as a fused
 // projection gives them.
@@ -58,11 +84,19 @@ std::vector<double> Exact(const Problem& p, const Sequence& s, int row, int head
   const int d = p.head_dim, group = p.heads / p.kv_heads;
   const int last = causal ? row : s.length - 1;
   const int first = causal && p.window > 0 ? std::max(0, row + 1 - p.window) : 0;
+  const std::shared_ptr<const KvKeys> keys = causal ? KeysOf(p) : nullptr;
   // A row of K or V as the cache gives it back. The integer rows' own rounding is tested in
   // kv_pool_test.cc; here they are taken as the kernels' input.
   const auto cached_row = [&](int at, int column) {
-    const float* x = s.qkv.data() + at * Stride(p) + column;
-    std::vector<float> row(x, x + d);
+    const float* from = s.qkv.data() + at * Stride(p) + column;
+    std::vector<float> row(from, from + d), smoothed = row;
+    const int kv_head = column / d - p.heads;
+    if (keys != nullptr && p.keys && kv_head < p.kv_heads) {
+      const size_t channel = static_cast<size_t>(p.kv_heads + kv_head) * d;
+      for (int i = 0; i < d; ++i)
+        smoothed[i] = (row[i] - keys->mean[channel + i]) * keys->inverse_scale[channel + i];
+    }
+    const float* x = smoothed.data();
     std::vector<std::byte> stored(static_cast<size_t>(KvRowBytes(p.dtype, d)));
     if (!causal) return row;
     if (p.dtype == DType::kF16) {
@@ -77,12 +111,24 @@ std::vector<double> Exact(const Problem& p, const Sequence& s, int row, int head
     return row;
   };
   const int k = (p.heads + head / group) * d, v = k + p.kv_heads * d;
+  const size_t channel = static_cast<size_t>(p.kv_heads + head / group) * d;  // of layer 1
+  std::vector<float> query(s.qkv.begin() + row * Stride(p) + head * d,
+                           s.qkv.begin() + row * Stride(p) + (head + 1) * d);
+  for (float& q : query) q *= 1.0f / std::sqrt(static_cast<float>(d));
+  if (keys != nullptr) {
+    for (int i = 0; i < d; ++i) query[i] *= keys->scale[channel + i];
+    std::vector<std::byte> stored(static_cast<size_t>(KvRowBytes(DType::kI8, d)));
+    if (p.int8_scores) {
+      EncodeKvI8(query.data(), d, stored.data());
+      DecodeKvI8(stored.data(), d, query.data());
+    }
+  }
   std::vector<double> scores;
   for (int j = first; j <= last; ++j) {
     double dot = 0;
     const std::vector<float> key = cached_row(j, k);
-    for (int i = 0; i < d; ++i) dot += double{s.qkv[row * Stride(p) + head * d + i]} * key[i];
-    scores.push_back(dot / std::sqrt(d));
+    for (int i = 0; i < d; ++i) dot += double{query[i]} * key[i];
+    scores.push_back(dot);
   }
   const double top = *std::max_element(scores.begin(), scores.end());
   double sum = 0;
@@ -153,7 +199,8 @@ class AttentionTest : public OpsVariant {
 
   // A pool full of NaN: whatever is read without having been written shows.
   static KvPool PoisonedPool(const Problem& p, int blocks) {
-    KvPool kv = *KvPool::Create(CpuDevice(), {2, p.kv_heads, p.head_dim, p.dtype}, blocks);
+    KvPool kv =
+        *KvPool::Create(CpuDevice(), {2, p.kv_heads, p.head_dim, p.dtype, KeysOf(p)}, blocks);
     std::fill_n(kv.keys(0, 0, 0), kv.bytes(), std::byte{0xff});
     return kv;
   }
@@ -195,6 +242,30 @@ TEST_P(AttentionTest, PagedDetectsAWindowThatIsOneTooLong) {
   const auto y = Paged(p, {{&s, 0, 70, kBlocksA}}, kv);
   p.window = 34;
   EXPECT_GT(WorstError(p, s, y.data(), true), 100 * Tolerance(p, 70));
+}
+
+// Sibling: the comparison sees scales that are not those the keys went in with.
+TEST_P(AttentionTest, PagedDetectsKeysOfAnotherLayer) {
+  for (const bool int8_scores : {false, true}) {
+    const Problem p{6, 2, 16, 0, DType::kI8, true, int8_scores};
+    const Sequence s = MakeSequence(p, 70, 1);
+    KvPool::Layout layout = {2, p.kv_heads, p.head_dim, p.dtype};
+    KvKeys keys = *KeysOf(p);
+    // The keys go in with layer 1's scales and are read with scales that are not its own.
+    layout.keys = std::make_shared<const KvKeys>(keys);
+    std::rotate(keys.scale.begin(), keys.scale.begin() + 1, keys.scale.end());
+    KvPool stored = *KvPool::Create(CpuDevice(), layout, 15);
+    layout.keys = std::make_shared<const KvKeys>(keys);
+    KvPool read = *KvPool::Create(CpuDevice(), layout, 15);
+    (void)Paged(p, {{&s, 0, 70, kBlocksA}}, stored);
+    const std::vector<int32_t> tokens(70);
+    const SequenceSpan span[] = {{.first_row = 0, .num_rows = 70, .blocks = kBlocksA}};
+    std::vector<float> y(int64_t{70} * p.heads * p.head_dim, NAN);
+    std::copy_n(stored.keys(0, 0, 0), stored.bytes(), read.keys(0, 0, 0));
+    ops.PagedAttention(Args(p, s.qkv.data(), ViewOf(y, {70, p.heads * p.head_dim})),
+                       {.tokens = tokens, .sequences = span}, 1, read, context);
+    EXPECT_GT(WorstError(p, s, y.data(), true), 100 * Tolerance(p, 70));
+  }
 }
 
 TEST_P(AttentionTest, PagedIsTheSameBitForBitHoweverRowsAreChunkedAndBatched) {

@@ -23,6 +23,14 @@ TEST(KvPoolTest, RefusesLayoutsItCannotHold) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("dtype=bf16")));
 }
 
+TEST(KvPoolTest, RefusesKeysOfAnotherModel) {
+  auto keys = std::make_shared<KvKeys>();
+  keys->mean = keys->scale = keys->inverse_scale = std::vector<float>(7, 1.0f);
+  keys->int8_scores = {0};
+  EXPECT_THAT(KvPool::Create(CpuDevice(), {1, 1, 8, DType::kI8, keys}, 4),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("means=7 expected=8")));
+}
+
 TEST(KvPoolTest, RefusesMoreThanTheHostHas) {
   EXPECT_THAT(KvPool::Create(CpuDevice(), {.layers = 1 << 10, .kv_heads = 1 << 10, .head_dim = 512},
                              1 << 24),

@@ -214,6 +214,17 @@ TEST(SchedulerTest, ThePreemptedFindsItsBlocksInThePrefixCache) {
   EXPECT_THAT(d.Step(), ElementsAre(Row{2, 1, true}));
 }
 
+TEST(SchedulerTest, WhereDecodeStepsDifferFromPrefillOnlyPromptsAreShared) {
+  Driver d({.max_sequences = 4, .max_step_tokens = 128, .share_prompts_only = true}, 7);
+  d.Add({.prompt = 40, .max_tokens = 10});
+  d.Add({.prompt = 40, .max_tokens = 20});
+  for (int i = 0; i < 10; ++i) d.Step();
+  EXPECT_EQ(d.preempted, 1);
+  ASSERT_THAT(d.finished, ElementsAre(1));
+  // Two full blocks of the prompt survived, the one with generated tokens did not.
+  EXPECT_THAT(d.Step(), ElementsAre(Row{2, 17, true}));
+}
+
 TEST(SchedulerTest, ExpiredRequestsLeaveBeforeTheyCostRows) {
   Driver d({.max_sequences = 1, .max_step_tokens = 64}, 16);
   d.Add({.prompt = 4, .deadline = absl::Seconds(2)});

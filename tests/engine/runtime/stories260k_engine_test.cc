@@ -7,6 +7,9 @@
 #include "base/thread_pool.h"
 #include "engine/model/checkpoint.h"
 #include "engine/runtime/engine.h"
+#include "engine/runtime/kv_cache.h"
+#include "quant/activation.h"
+#include "quant/schemes/schemes.h"
 #include "tests/support/fake_model_metrics.h"
 #include "tests/support/golden.h"
 #include "tests/support/status_matchers.h"
@@ -86,6 +89,54 @@ TEST_F(Stories260kEngineTest, AReusedPrefixGivesTheSameTokens) {
       EXPECT_EQ(stream.end.usage.cached_tokens > 0, round > 0);
     }
   }
+}
+
+// Every linear in a8_mix, with a static range so narrow that decode steps see other inputs than
+// prefill does.
+std::shared_ptr<const Model> MixedPhases() {
+  const auto checkpoint =
+      OpenCheckpoint(GoldenPath("../../data/stories260k/stories260K-f32.gguf")).value();
+  const ModelFamily* family = FamilyOf(*checkpoint).value();
+  const ModelSpec spec = family->parse(*checkpoint).value();
+  LinearMap linears;
+  for (const LinearSlot& slot : family->slots(spec)) {
+    QuantizedTensor w =
+        Int8ChannelScheme().Encode(ReadSlotWeight(*checkpoint, slot)->view()).value();
+    const bool table = slot.kind == LinearSlot::Kind::kEmbedding;
+    const ActivationMode mode = table ? ActivationMode::kA16 : ActivationMode::kA8Mix;
+    EXPECT_OK(WriteActivationParams({.scale = 0.004f}, mode, w));
+    linears[slot.name] = std::make_shared<const QuantizedLinear>(
+        *QuantizedLinear::Create(w, Tensor(), {.activation = mode}));
+  }
+  return family->build(spec, *checkpoint, std::move(linears)).value();
+}
+
+// What a decode step put into the cache is not what a prompt of the same tokens would: such blocks
+// are nobody else's.
+TEST_F(Stories260kEngineTest, DecodeStepsAreNotSharedWhereTheyDifferFromPrefill) {
+  model_ = MixedPhases();
+  const auto run = [](GenerateEngine& engine, const GenerateRequest& request) {
+    StreamRecorder recorder;
+    EXPECT_OK(engine.Submit(request, recorder.NewSink()));
+    return recorder.WaitForAll()[0];
+  };
+  GenerateRequest first{.prompt = goldens_[0].prompt};
+  first.prompt.insert(first.prompt.end(), goldens_[0].greedy.begin(),
+                      goldens_[0].greedy.begin() + 30);
+  first.sampling = {.max_tokens = 70, .ignore_eos = true};
+  auto engine = Start({});
+  const std::vector<int32_t> generated = run(*engine, first).tokens;
+  GenerateRequest second = first;  // with what the first one said, as a conversation goes on
+  second.prompt.insert(second.prompt.end(), generated.begin(), generated.end());
+  second.sampling.max_tokens = 50;
+  const auto reused = run(*engine, second);
+  EXPECT_EQ(reused.end.usage.cached_tokens,
+            static_cast<int>(first.prompt.size()) / KvCache::kBlockTokens * KvCache::kBlockTokens)
+      << "prompts are shared all the same";
+  auto fresh = Start({.prefix_cache = false});
+  const auto alone = run(*fresh, second);
+  EXPECT_EQ(alone.end.usage.cached_tokens, 0);
+  EXPECT_EQ(reused.tokens, alone.tokens);
 }
 
 TEST_F(Stories260kEngineTest, AStopStringEndsTheStoryBeforeIt) {
