@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -59,14 +60,20 @@ int32_t ArgMax(std::span<const float> row) {
   return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
 }
 
+// Intervals of few documents reach beyond what the figure can be.
+Estimate Within(Estimate e, double least, double most) {
+  return {e.mean, std::clamp(e.low, least, most), std::clamp(e.high, least, most)};
+}
+
 void Fill(const DivergenceMeter::Summary& summary, VerificationResult& result) {
+  constexpr double kNoMost = std::numeric_limits<double>::infinity();
   result.tokens = summary.tokens;
   result.documents = summary.documents;
-  result.mean_kl = summary.mean_kl;
+  result.mean_kl = Within(summary.mean_kl, 0, kNoMost);
   result.mean_kl_bootstrap = summary.mean_kl_bootstrap;
   result.kl_p999 = summary.kl_p999;
   result.kl_max = summary.kl_max;
-  result.top1_agreement = summary.top1;
+  result.top1_agreement = Within(summary.top1, 0, 1);
   result.top1_agreement_bootstrap = summary.top1_bootstrap;
   result.log_perplexity_ratio = summary.log_perplexity_ratio;
   result.log_perplexity_ratio_bootstrap = summary.log_perplexity_ratio_bootstrap;

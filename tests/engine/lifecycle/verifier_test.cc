@@ -147,6 +147,8 @@ TEST(BudgetTest, EachBoundIsWhereTheBudgetPutsIt) {
   at.perplexity_ratio = budget.max_perplexity_ratio;
   at.cosine = at.cosine_bootstrap = {1, budget.min_mean_cosine, 1};
   at.label_agreement = budget.min_label_agreement;
+  at.mean_kl_bootstrap = at.mean_kl;
+  at.cosine_bootstrap = at.cosine;
   const auto failures = [&](ModelTask task, const std::function<void(VerificationResult&)>& spoil) {
     VerificationResult beyond = at;
     spoil(beyond);
