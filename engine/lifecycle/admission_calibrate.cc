@@ -98,7 +98,7 @@ class CalibratedQuantization {
       return Finish(std::move(model), slots);
     };
     // GPTQ makes up for what the layers below lost (the order of its reference code).
-    steps.feed_quantized = absl::StartsWith(std::string(a_.rounding->name()), "gptq");
+    steps.feed_quantized = FeedsErrorsBack(a_);
     const CalibrationRun run{a_.calibration, a_.host.pool, nullptr};
     RETURN_IF_ERROR(WalkLayers(a_.reference, run, steps));
     for (const LinearSlot& slot : a_.slots) {
@@ -156,6 +156,10 @@ bool RoundedByMethod(const Admission& a, const LinearSlot& slot) {
   // Tables are looked up row by row: their products, if any, do not decide how they are rounded.
   return scheme.ok() && !(*scheme)->is_floating() && slot.kind != LinearSlot::Kind::kEmbedding &&
          a.rounding->name() != "nearest";
+}
+
+bool FeedsErrorsBack(const Admission& a) {
+  return absl::StartsWith(std::string(a.rounding->name()), "gptq");
 }
 
 bool NeedsCalibration(const Admission& a) {

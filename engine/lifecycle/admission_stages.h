@@ -149,6 +149,7 @@ absl::Status QuantizeSlots(Admission& admission);
 // admission_calibrate.cc
 // Whether the recipe's rounding method, other than nearest, finds the slot's codes.
 bool RoundedByMethod(const Admission& admission, const LinearSlot& slot);
+bool FeedsErrorsBack(const Admission& admission);  // GPTQ
 bool NeedsCalibration(const Admission& admission);
 // Memory that calibration takes besides the reference.
 uint64_t CalibrationBytes(const Admission& admission);

@@ -41,7 +41,9 @@ absl::Status CheckWeights(Admission& a) {
     const QuantizedLinear& original = *a.reference->linears().find(name)->second;
     const auto slot = std::find_if(a.slots.begin(), a.slots.end(),
                                    [&](const LinearSlot& s) { return s.name == name; });
-    const CodesBy codes = RoundedByMethod(a, *slot) ? CodesBy::kMethod : CodesBy::kNearest;
+    const CodesBy codes = !RoundedByMethod(a, *slot) ? CodesBy::kNearest
+                          : FeedsErrorsBack(a)       ? CodesBy::kFeedback
+                                                     : CodesBy::kMethod;
     ASSIGN_OR_RETURN(const WeightCheck check,
                      CheckServedWeight(original, *linear, codes, a.host.pool));
     a.weight_sqnr[name] = check.sqnr_db;

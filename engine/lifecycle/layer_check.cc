@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kBlockRows = 64;
 constexpr double kMaxErrorRatio = 4;
-constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 1.5;  // see CodesBy
+constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 0.95;  // see CodesBy
 constexpr double kGrown = 1.5, kMaxNoiseShareGrown = 0.5;
 constexpr int64_t kMinBlock = 32;
 // A shift of one step, of root mean square errors of the fresh rounding: sqrt(12) = 3.5.
@@ -101,6 +101,7 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
     const RowBlock block = Compare(row, static_cast<size_t>(at), count);
     const bool grown = Peak(row.stored.subspan(static_cast<size_t>(at), count)) >
                        kGrown * Peak(row.exact.subspan(static_cast<size_t>(at), count));
+    if (codes == CodesBy::kFeedback && !grown) continue;
     const double share = codes == CodesBy::kNearest ? 0
                          : grown                    ? kMaxNoiseShareGrown
                                                     : kMaxNoiseShare;

@@ -16,19 +16,20 @@ struct WeightCheck {
 //   kNearest: nothing. A row is a defect when its largest error exceeds four times that of the
 //     fresh rounding (two steps instead of half a step), a block of it (below) when its noise
 //     exceeds eight times that of the fresh rounding: a zero point off by one is 13 times.
-//   kMethod: rounding methods move single weights by many steps (clipping, error feedback), but
-//     the grid of a block stays within its range. A block of a row (a group of the scheme, at least
-//     32 weights) is a defect when its noise exceeds eight times that of the fresh rounding and
-//     1.5 of the block's energy, or half of it while its largest weight grew by half. Codes of
-//     another block have noise of twice the energy, a doubled scale once and the largest weight
-//     doubled; clipping to half of the range costs 0.25 at most, and GPTQ was seen to cost 1.16 in
-//     one row of 155,520. Codes of a block like this one by chance pass: that is the gate's to
-//     find.
+//   kMethod: rounding methods move single weights by many steps, but the grid of a block stays
+//     within its range. A block of a row (a group of the scheme, at least 32 weights) is a defect
+//     when its noise exceeds eight times that of the fresh rounding and 0.95 of the block's energy,
+//     or half of it while its largest weight grew by half. Codes of another block have noise of
+//     twice the energy, a doubled scale once and the largest weight doubled; clipping to half of
+//     the range costs 0.25 at most.
+//   kFeedback: GPTQ hands a column's error to others, which may cost a block of a layer whose input
+//     has an outlier channel more than its energy (2.3 times was seen). Only blocks whose largest
+//     weight grew count; wrong codes inside the range are the accuracy gate's to find.
 // A layer of nothing but zeros is a defect of the checkpoint.
-// A block (kMethod: a whole row) is also a defect when its mean error exceeds 0.7 steps (2.5 root
-// mean square errors of the fresh rounding) and half of its own root mean square error: zero points
-// off by one shift it by a whole step.
-enum class CodesBy { kNearest, kMethod };
+// A block (but for kNearest: a whole row) is also a defect when its mean error exceeds 0.7 steps
+// (2.5 root mean square errors of the fresh rounding) and half of its own root mean square error:
+// zero points off by one shift it by a whole step.
+enum class CodesBy { kNearest, kMethod, kFeedback };
 // `original`: the layer in f32; `served`: in any scheme, through its packed weight. A defect means
 // that the stored codes or scales are not those of this checkpoint. Both have one shape. Uses all
 // threads of the pool.

@@ -290,8 +290,8 @@ TEST(WeightCheckTest, AMethodMayMoveCodesButNotAWholeBlock) {
   const Tensor weight = RandomTensor({70, 96}, 5);
   const QuantizedLinear exact = Linear(FindScheme("f32").value()->Encode(weight.view()).value());
   const QuantScheme& scheme = *FindScheme("int8_group:g32").value();
-  const auto defect = [&](const QuantizedTensor& tensor) {
-    return CheckServedWeight(exact, Linear(tensor), CodesBy::kMethod, pool).value().defect;
+  const auto defect = [&](const QuantizedTensor& tensor, CodesBy codes = CodesBy::kMethod) {
+    return CheckServedWeight(exact, Linear(tensor), codes, pool).value().defect;
   };
   // Clipped to half of its range, everywhere: far from nearest, and legitimate.
   const std::vector<float> half(70 * 3, 0.5f);
@@ -302,10 +302,12 @@ TEST(WeightCheckTest, AMethodMayMoveCodesButNotAWholeBlock) {
   EXPECT_EQ(defect(doubled), "");
   doubled.scales.data<uint16_t>()[41 * 3 + 1] += 0x80;  // bf16: the exponent
   EXPECT_THAT(defect(doubled), HasSubstr("row=41 columns=32..64"));
+  EXPECT_THAT(defect(doubled, CodesBy::kFeedback), HasSubstr("row=41 columns=32..64"));
   QuantizedTensor swapped = scheme.Encode(weight.view()).value();
   auto* codes = swapped.codes.data<int8_t>();
   std::swap_ranges(codes + 12 * 96, codes + 12 * 96 + 32, codes + 12 * 96 + 32);
   EXPECT_THAT(defect(swapped), HasSubstr("row=12 columns="));
+  EXPECT_EQ(defect(swapped, CodesBy::kFeedback), "");  // GPTQ may do that: the gate decides
   QuantizedTensor negated = scheme.Encode(weight.view()).value();
   for (int j = 64; j < 96; ++j) {
     int8_t& code = negated.codes.data<int8_t>()[69 * 96 + j];
