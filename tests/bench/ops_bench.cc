@@ -26,11 +26,11 @@ struct Cache {
 void BM_PagedAttention(benchmark::State& state, Cache cache) {
   const auto rows = static_cast<int>(state.range(0)), context = static_cast<int>(state.range(1));
   const int blocks = context / KvPool::kBlockTokens;
-  auto keys = std::make_shared<KvKeys>();
-  keys->mean.assign(kKvHeads * kHeadDim, 0.0f);
-  keys->scale = keys->inverse_scale = std::vector<float>(kKvHeads * kHeadDim, 1.0f);
-  keys->int8_scores = {cache.int8_scores ? uint8_t{1} : uint8_t{0}};
-  KvPool kv = *KvPool::Create(CpuDevice(), {1, kKvHeads, kHeadDim, cache.dtype, keys}, blocks);
+  auto channels = std::make_shared<KvKeys>();
+  channels->mean.assign(kKvHeads * kHeadDim, 0.0f);
+  channels->scale = channels->inverse_scale = std::vector<float>(kKvHeads * kHeadDim, 1.0f);
+  channels->int8_scores = {cache.int8_scores ? uint8_t{1} : uint8_t{0}};
+  KvPool kv = *KvPool::Create(CpuDevice(), {1, kKvHeads, kHeadDim, cache.dtype, channels}, blocks);
   std::memset(kv.keys(0, 0, 0), 0, kv.bytes());
   std::vector<int32_t> table(blocks), tokens(rows);
   std::iota(table.begin(), table.end(), 0);
