@@ -39,8 +39,9 @@ absl::Status CheckWeights(Admission& a) {
   std::vector<std::string> defects;
   for (const auto& [name, linear] : a.linears) {
     const QuantizedLinear& original = *a.reference->linears().find(name)->second;
-    const auto slot = std::find_if(a.slots.begin(), a.slots.end(),
-                                   [&](const LinearSlot& s) { return s.name == name; });
+    const auto slot =
+        std::find_if(a.slots.begin(), a.slots.end(),
+                     [&slot_name = name](const LinearSlot& s) { return s.name == slot_name; });
     const CodesBy codes = !RoundedByMethod(a, *slot) ? CodesBy::kNearest
                           : FeedsErrorsBack(a)       ? CodesBy::kFeedback
                                                      : CodesBy::kMethod;

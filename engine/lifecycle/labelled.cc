@@ -87,7 +87,7 @@ class TaskMeter {
         ModelPass::Create(
             model, {.context = context, .rows = rows, .out_rows = 1, .kv_dtype = run.kv_dtype},
             run.pool));
-    return TaskMeter(model.spec(), run.tokenizer, std::move(pass), context);
+    return TaskMeter(run.tokenizer, std::move(pass), context);
   }
 
   // Pooled or logits of an encoder.
@@ -126,8 +126,8 @@ class TaskMeter {
   }
 
  private:
-  TaskMeter(const ModelSpec& spec, const Tokenizer& tokenizer, ModelPass pass, int context)
-      : spec_(spec), tokenizer_(tokenizer), pass_(std::move(pass)), context_(context) {}
+  TaskMeter(const Tokenizer& tokenizer, ModelPass pass, int context)
+      : tokenizer_(tokenizer), pass_(std::move(pass)), context_(context) {}
 
   absl::Status CheckLength(size_t tokens, size_t more) const {
     if (tokens > 0 && tokens + more <= static_cast<size_t>(context_)) return absl::OkStatus();
@@ -135,7 +135,6 @@ class TaskMeter {
         absl::StrCat("expected 1 to ", context_ - static_cast<int>(more), " tokens, got ", tokens));
   }
 
-  const ModelSpec& spec_;
   const Tokenizer& tokenizer_;
   ModelPass pass_;
   const int context_;
