@@ -22,7 +22,8 @@ constexpr double kMostOutliers = 0.02;
 constexpr int64_t kLeastTokens = 1024;
 
 bool IsStatic(ActivationMode mode) {
-  return mode == ActivationMode::kA8Tensor || mode == ActivationMode::kA8Mix;
+  return mode == ActivationMode::kA8Tensor || mode == ActivationMode::kA8Mix ||
+         mode == ActivationMode::kFp8Tensor;
 }
 
 bool NeedsParams(ActivationMode mode) {
@@ -63,7 +64,9 @@ absl::StatusOr<ActivationParams> FindParams(const InputStatistics& input, const 
   }
   ASSIGN_OR_RETURN(const ActivationRange range, FindActivationRange(input, method));
   const double low = std::min(range.min, 0.0), high = std::max(range.max, 0.0);
-  params.scale = static_cast<float>(std::max((high - low) / 255, 1e-12));
+  const bool fp8 = plan.activation == ActivationMode::kFp8Tensor;
+  const double step = fp8 ? std::max(high, -low) / 448 : (high - low) / 255;
+  params.scale = static_cast<float>(std::max(step, 1e-12));
   params.zero =
       static_cast<int32_t>(std::clamp(std::nearbyint(-128 - low / params.scale), -128.0, 127.0));
   absl::StrAppendFormat(&plan.why, "; x in [%.4g, %.4g], seen [%.4g, %.4g]", low, high,

@@ -15,6 +15,11 @@ constexpr int kMaxBucket = 64;  // sequences of one warm-up step
 
 bool Always(const Admission&) { return true; }
 bool HasArtifact(const Admission& a) { return a.stored != nullptr; }
+bool NeedsKeys(const Admission& a) {
+  const Recipe& recipe = a.report.decision.recipe;
+  return a.candidate == nullptr && a.spec.task == ModelTask::kGenerate &&
+         (recipe.kv_key_channels || recipe.int8_scores);
+}
 bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
 bool LeavesTheChoice(const Admission& a) {
   return NeedsWeights(a) && !a.recipe().search.candidates.empty();
@@ -87,13 +92,14 @@ std::string AdmittedReason(const Admission& a) {
 }  // namespace
 
 std::span<const AdmissionStage> AdmissionStages() {
-  static constexpr std::array<AdmissionStage, 14> kStages = {{
+  static constexpr std::array<AdmissionStage, 15> kStages = {{
       {"open", OpenStage, Always},
       {"profile", ProfileStage, Always},
       {"look_up", LookUpStage, Always},
       {"load", LoadStage, HasArtifact},
       {"search", SearchStage, LeavesTheChoice},
       {"transform", TransformStage, NeedsTransforms},
+      {"calibrate_keys", CalibrateKeysStage, NeedsKeys},
       {"quantize", QuantizeStage, NeedsWeights},
       {"reference", ReferenceStage, NeedsProof},
       {"verify", VerifyStage, NeedsProof},

@@ -14,6 +14,7 @@
 #include "engine/lifecycle/plan_search.h"
 #include "engine/lifecycle/verifier.h"
 #include "quant/activation.h"
+#include "quant/linear_parts.h"
 #include "quant/methods/rounding.h"
 #include "quant/methods/transform_list.h"
 
@@ -72,6 +73,8 @@ struct Admission {
   std::vector<Fold> folds;                   // one per group
   std::unique_ptr<const Checkpoint> folded;  // null without folds
   std::vector<std::vector<float>> proof;     // outputs of the model before it was folded
+  // CalibrateKeys, Load
+  std::map<std::string, KeyParts, std::less<>> keys;  // by slot, of recipes that want them
   // Load or Quantize
   bool scanned = false;        // the checkpoint holds no NaN
   CalibrationSet calibration;  // loaded on first use
@@ -120,6 +123,7 @@ absl::Status ReadFolds(Admission& admission);  // DataLoss
 // admission_weights.cc
 absl::Status LookUpStage(Admission& admission);
 absl::Status LoadStage(Admission& admission);
+absl::Status CalibrateKeysStage(Admission& admission);
 absl::Status QuantizeStage(Admission& admission);
 absl::Status StoreStage(Admission& admission);
 // admission_verify.cc

@@ -11,6 +11,8 @@
 #include "base/mapped_file.h"
 #include "base/sha256.h"
 #include "engine/lifecycle/admission_stages.h"
+#include "engine/lifecycle/calibrate_keys.h"
+#include "engine/lifecycle/slot_parts.h"
 
 namespace assay {
 namespace {
@@ -23,7 +25,7 @@ constexpr int64_t kScanElements = 1 << 20;
 // What the codes depend on besides checkpoint and recipe. A file that cannot be read fails the
 // quantization later, with its name.
 std::string CalibrationKey(const Admission& a) {
-  if (!NeedsCalibration(a) && a.transforms.empty()) return "";
+  if (!NeedsCalibration(a) && a.transforms.empty() && !a.recipe().kv_key_channels) return "";
   const CalibrationRecipe& calibration = a.recipe().calibration;
   std::string content;
   if (!calibration.path.empty()) {
@@ -99,6 +101,8 @@ absl::Status LoadSlots(Admission& a) {
   for (size_t i = 0; i < a.slots.size(); ++i) {
     const LinearSlot& slot = a.slots[i];
     ASSIGN_OR_RETURN(const QuantizedTensor tensor, a.stored->Read(slot.name));
+    ASSIGN_OR_RETURN(std::optional<KeyParts> keys, ReadKeyParts(tensor));
+    if (keys.has_value()) a.keys[slot.name] = *std::move(keys);
     if (!(tensor.shape == slot.shape)) {
       return absl::DataLossError(absl::StrCat(slot.name, ": stored shape is ",
                                               ToString(tensor.shape), ", expected ",
@@ -211,9 +215,14 @@ absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot, const SlotInput&
   RETURN_IF_ERROR(scheme->Accepts(slot.shape));
   absl::StatusOr<QuantizedTensor> encoded;
   {
-    ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(a.weights(), slot));
+    ASSIGN_OR_RETURN(Tensor weight, ReadSlotWeight(a.weights(), slot));
     for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
+    SlotParts parts;
+    if (!scheme->is_floating()) {
+      ASSIGN_OR_RETURN(parts, TakeParts(a.recipe(), slot, weight, a.host.pool));
+    }
     encoded = QuantizeWeight(a, slot, weight, input);
+    if (encoded.ok()) RETURN_IF_ERROR(WriteParts(std::move(parts), *encoded));
     a.SamplePeak();
   }
   if (absl::IsInvalidArgument(encoded.status())) {
@@ -221,6 +230,8 @@ absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot, const SlotInput&
                                   absl::StrJoin(slot.weights, ", "), ")"));
   }
   RETURN_IF_ERROR(encoded.status());
+  if (const auto keys = a.keys.find(slot.name); keys != a.keys.end())
+    RETURN_IF_ERROR(WriteKeyParts(keys->second, *encoded));
   const IntegrityFinding expected = scheme->Inspect(*encoded);
   if (a.host.hooks.after_quantize) a.host.hooks.after_quantize(slot, *encoded);
   RETURN_IF_ERROR(WriteFolds(a, slot, *encoded));
@@ -261,6 +272,24 @@ absl::Status QuantizeSlots(Admission& a) {
     RETURN_IF_ERROR(QuantizeSlotOrDropWriter(a, slot));
     RETURN_IF_ERROR(slot_done());
   }
+  return absl::OkStatus();
+}
+
+absl::Status CalibrateKeysStage(Admission& a) {
+  constexpr CalibrationSize kSize = {.samples = 4, .window = 1024};
+  RETURN_IF_ERROR(MakeReference(a));
+  ASSIGN_OR_RETURN(const CalibrationSet set, LoadCalibrationSet(a.recipe().calibration.path,
+                                                                a.tokenizer.get(), a.spec, kSize));
+  RETURN_IF_ERROR(CheckDisjoint(set, a.evaluation, a.tokenizer.get()));
+  const CalibrationRun run = {set, a.host.pool, [&a](double fraction) {
+                                return a.progress(fraction, "keys of the KV cache");
+                              }};
+  ASSIGN_OR_RETURN(a.keys, CalibrateKeys(*a.reference, run));
+  for (auto& [name, keys] : a.keys) {
+    keys.int8_scores = a.recipe().int8_scores;
+    if (!a.recipe().kv_key_channels) keys.mean = keys.scale = {};
+  }
+  a.note = absl::StrCat(a.keys.size(), " layers, ", set.name);
   return absl::OkStatus();
 }
 

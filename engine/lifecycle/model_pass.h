@@ -35,6 +35,11 @@ class ModelPass {
                                                  const LinearObserver* observer = nullptr,
                                                  const LayerPart* part = nullptr);
   int64_t out_columns() const { return out_columns_; }
+  // Of decoders: the cache, and which blocks of it a sequence has.
+  const KvPool* kv() const { return kv_.has_value() ? &*kv_ : nullptr; }
+  std::span<const int32_t> blocks(int sequence) const {
+    return blocks_[static_cast<size_t>(sequence)];
+  }
   ComputeContext context() { return {pool_, arena_}; }
 
  private:

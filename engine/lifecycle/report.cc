@@ -149,6 +149,13 @@ void ReadRecipe(const json& object, const std::string& path, Recipe& recipe, abs
   }
   std::string kv;
   f.Get("kv_dtype", kv);
+  f.Get("rotate_inputs", recipe.rotate_inputs);
+  f.GetInt("low_rank", recipe.low_rank);
+  std::string keys, attention;
+  f.Get("kv_keys", keys);
+  f.Get("attention", attention);
+  recipe.kv_key_channels = keys == "channel";
+  recipe.int8_scores = attention == "int8";
   const std::optional<DType> dtype = FindDType(kv);
   dtype.has_value() ? void(recipe.kv_dtype = *dtype) : f.Fail("kv_dtype", "an element type");
   recipe.activation = FindActivationMode(recipe.activation_name).value_or(ActivationMode::kA16);

@@ -66,6 +66,10 @@ struct Recipe {
   CalibrationRecipe calibration;
   SearchRecipe search;
   DType kv_dtype = DType::kF16;
+  std::vector<std::string> rotate_inputs;  // globs over slot names: inputs rotated while serving
+  int low_rank = 0;                        // of the 16-bit branch beside each linear's codes
+  bool kv_key_channels = false;  // `kv_keys: channel`: calibrated means and scales of keys
+  bool int8_scores = false;      // `attention: int8`: queries times keys in INT8
 };
 // What the verified model must keep to, per task (design.md section 5). Divergences in nats.
 struct Budget {

@@ -27,10 +27,24 @@ absl::Status ReadFallback(YamlSection& section, Recipe& recipe) {
 
 absl::Status ReadKv(YamlSection& section, Recipe& recipe) {
   ASSIGN_OR_RETURN(const std::optional<std::string> kv, section.Text("kv"));
-  if (!kv.has_value()) return absl::OkStatus();
-  const std::optional<DType> dtype = FindDType(*kv);
-  if (!dtype.has_value()) return section.Error("kv", "expected an element type such as f16 or f32");
-  recipe.kv_dtype = *dtype;
+  if (kv.has_value()) {
+    const std::optional<DType> dtype = FindDType(*kv);
+    if (!dtype.has_value())
+      return section.Error("kv", "expected an element type such as f16 or f32");
+    recipe.kv_dtype = *dtype;
+  }
+  ASSIGN_OR_RETURN(const std::optional<std::string> keys, section.Text("kv_keys"));
+  if (keys.has_value() && *keys != "token" && *keys != "channel")
+    return section.Error("kv_keys", absl::StrCat("expected token or channel: ", *keys));
+  recipe.kv_key_channels = keys == "channel";
+  if (recipe.kv_key_channels && recipe.kv_dtype != DType::kI8 && recipe.kv_dtype != DType::kU4)
+    return section.Error("kv_keys", "channels of keys are for kv: i8 and kv: u4");
+  ASSIGN_OR_RETURN(const std::optional<std::string> attention, section.Text("attention"));
+  if (attention.has_value() && *attention != "f32" && *attention != "int8")
+    return section.Error("attention", absl::StrCat("expected f32 or int8: ", *attention));
+  recipe.int8_scores = attention == "int8";
+  if (recipe.int8_scores && recipe.kv_dtype != DType::kI8)
+    return section.Error("attention", "int8 multiplies keys in INT8: it needs kv: i8");
   return absl::OkStatus();
 }
 
@@ -81,6 +95,16 @@ absl::Status ReadMethods(YamlSection& section, Recipe& recipe) {
 
 // Methods and their canonical spelling. Other devices find their codes on the CPU too.
 absl::Status ResolveMethods(Recipe& recipe, const std::string& where) {
+  // Statistics are of inputs as they are, not of rotated ones.
+  if (!recipe.rotate_inputs.empty() &&
+      (recipe.rounding != "nearest" || recipe.activation == ActivationMode::kA8Tensor ||
+       recipe.activation == ActivationMode::kA8Mix ||
+       recipe.activation == ActivationMode::kFp8Tensor ||
+       recipe.activation == ActivationMode::kInt8Outlier)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        where, ".rotate_inputs: works with rounding nearest and activations that need no ",
+        "calibration: rounding=", recipe.rounding, " activation=", recipe.activation_name));
+  }
   const auto fail = [&](const char* key, const absl::Status& status) {
     return absl::InvalidArgumentError(absl::StrCat(where, ".", key, ": ", status.message()));
   };
@@ -154,6 +178,12 @@ absl::StatusOr<RawRecipe> RecipeFromYaml(YamlSection section, std::string name) 
   raw.bits_given = section.Child("bits_per_weight").IsDefined();
   RETURN_IF_ERROR(section.Number("bits_per_weight", 0.5, 64, recipe.bits_per_weight));
   ASSIGN_OR_RETURN(recipe.keep, section.TextList("keep"));
+  ASSIGN_OR_RETURN(recipe.rotate_inputs, section.TextList("rotate_inputs"));
+  ASSIGN_OR_RETURN(const std::optional<int> low_rank, section.Integer("low_rank"));
+  constexpr int kMostRank = 1024;
+  if (low_rank.has_value() && (*low_rank < 0 || *low_rank > kMostRank))
+    return section.Error("low_rank", absl::StrCat("expected 0 to ", kMostRank, ": ", *low_rank));
+  recipe.low_rank = low_rank.value_or(0);
   RETURN_IF_ERROR(ReadKv(section, recipe));
   RETURN_IF_ERROR(ReadMethods(section, recipe));
   RETURN_IF_ERROR(ReadFallback(section, recipe));
@@ -215,7 +245,11 @@ nlohmann::json ToJson(const Recipe& recipe) {
            {{"candidates", recipe.search.candidates},
             {"max_bytes", recipe.search.max_bytes},
             {"max_loss", recipe.search.max_loss}}},
-          {"kv_dtype", std::string(Name(recipe.kv_dtype))}};
+          {"kv_dtype", std::string(Name(recipe.kv_dtype))},
+          {"rotate_inputs", recipe.rotate_inputs},
+          {"low_rank", recipe.low_rank},
+          {"kv_keys", recipe.kv_key_channels ? "channel" : "token"},
+          {"attention", recipe.int8_scores ? "int8" : "f32"}};
 }
 
 nlohmann::json ToJson(const Budget& budget) {

@@ -1,0 +1,134 @@
+#include "engine/lifecycle/calibrate_keys.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace assay {
+namespace {
+
+constexpr int kSinkTokens = 4;
+constexpr int kChunk = 512;  // rows of one forward pass
+// Of the largest scale of a layer: channels that never move, or that no query looks at, keep a part
+// of the range.
+constexpr float kSmallestScale = 1e-3f;
+
+// Sums over tokens, per channel.
+struct Moments {
+  std::vector<double> sum, squares, query_squares;
+  int64_t tokens = 0, queries = 0;
+  explicit Moments(size_t channels) : sum(channels), squares(channels), query_squares(channels) {}
+};
+
+// The keys of one sample, as the pool holds them: f32 rows.
+void AddKeys(const KvPool& kv, std::span<const int32_t> blocks, int layer, int tokens,
+             Moments& moments) {
+  const int d = kv.layout().head_dim;
+  for (int token = kSinkTokens; token < tokens; ++token) {
+    const int32_t block = blocks[token / KvPool::kBlockTokens];
+    for (int head = 0; head < kv.layout().kv_heads; ++head) {
+      const auto* row = reinterpret_cast<const float*>(
+          kv.keys(layer, block, head) + (token % KvPool::kBlockTokens) * kv.layout().row_bytes());
+      for (int i = 0; i < d; ++i) {
+        const double value = row[i];
+        moments.sum[head * d + i] += value;
+        moments.squares[head * d + i] += value * value;
+      }
+    }
+  }
+  moments.tokens += std::max(0, tokens - kSinkTokens);
+}
+
+// The queries of a fused projection's output [rows, (heads + 2 kv_heads) head_dim] before they are
+// rotated: a rotation keeps the square of a pair, and over many positions shares it between the
+// two.
+void AddQueries(const ModelSpec& spec, TensorView y, Moments& moments) {
+  const int d = spec.head_dim, half = d / 2, group = spec.heads / spec.kv_heads;
+  for (int64_t row = 0; row < y.shape[0]; ++row) {
+    const float* q = y.as<float>() + row * y.shape[1];
+    for (int head = 0; head < spec.heads; ++head) {
+      double* squares = moments.query_squares.data() + head / group * d;
+      for (int i = 0; i < half; ++i) {
+        const double a = q[head * d + i], b = q[head * d + half + i];
+        squares[i] += (a * a + b * b) / 2;
+        squares[half + i] += (a * a + b * b) / 2;
+      }
+    }
+  }
+  moments.queries += y.shape[0] * group;
+}
+
+absl::StatusOr<KeyParts> Finish(const Moments& moments, bool with_queries) {
+  KeyParts keys;
+  float largest = 0;
+  const auto tokens = static_cast<double>(std::max<int64_t>(1, moments.tokens));
+  const auto queries = static_cast<double>(std::max<int64_t>(1, moments.queries));
+  for (size_t i = 0; i < moments.sum.size(); ++i) {
+    const double mean = moments.sum[i] / tokens;
+    const double deviation = std::sqrt(std::max(0.0, moments.squares[i] / tokens - mean * mean));
+    const double query = with_queries ? std::sqrt(moments.query_squares[i] / queries) : deviation;
+    const double scale = with_queries ? std::sqrt(deviation / std::max(query, 1e-12)) : deviation;
+    if (!std::isfinite(mean) || !std::isfinite(scale))
+      return absl::FailedPreconditionError(absl::StrCat("a key is not finite: channel=", i));
+    keys.mean.push_back(static_cast<float>(mean));
+    keys.scale.push_back(static_cast<float>(scale));
+    largest = std::max(largest, keys.scale.back());
+  }
+  for (float& scale : keys.scale)
+    scale = largest > 0 ? std::max(scale, kSmallestScale * largest) : 1.0f;
+  return keys;
+}
+
+}  // namespace
+
+absl::StatusOr<std::map<std::string, KeyParts, std::less<>>> CalibrateKeys(
+    const Model& model, const CalibrationRun& run) {
+  const ModelSpec& spec = model.spec();
+  int longest = 1;
+  for (const TokenDocument& sample : run.set.samples)
+    longest = std::max(longest, static_cast<int>(sample.size()));
+  const int chunk = std::min(kChunk, longest);
+  ASSIGN_OR_RETURN(
+      ModelPass pass,
+      ModelPass::Create(model, {.context = longest, .rows = chunk, .out_rows = 1}, run.pool));
+  const auto channels = static_cast<size_t>(spec.kv_heads) * static_cast<size_t>(spec.head_dim);
+  const int64_t width = int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim;
+  std::vector<Moments> moments(static_cast<size_t>(spec.layers), Moments(channels));
+  std::vector<const LinearSlot*> slots(static_cast<size_t>(spec.layers), nullptr);
+  const LinearObserver observer = [&](const LinearSlot& slot, TensorView, TensorView y) {
+    if (slot.layer < 0) return;
+    const LinearSlot*& projection = slots[slot.layer];
+    if (projection == nullptr && y.shape[1] == width) projection = &slot;  // a layer's first
+    if (&slot != projection) return;
+    AddQueries(spec, y, moments[slot.layer]);
+  };
+  for (size_t i = 0; i < run.set.samples.size(); ++i) {
+    const TokenDocument& sample = run.set.samples[i];
+    for (size_t start = 0; start < sample.size(); start += static_cast<size_t>(chunk)) {
+      const size_t rows = std::min(static_cast<size_t>(chunk), sample.size() - start);
+      const ModelPass::Span span{0, static_cast<int>(start),
+                                 std::span(sample).subspan(start, rows)};
+      RETURN_IF_ERROR(pass.Forward(std::span(&span, 1), /*logits=*/false, &observer).status());
+    }
+    for (int layer = 0; layer < spec.layers; ++layer) {
+      AddKeys(*pass.kv(), pass.blocks(0), layer, static_cast<int>(sample.size()), moments[layer]);
+    }
+    if (run.progress) {
+      RETURN_IF_ERROR(
+          run.progress(static_cast<double>(i + 1) / static_cast<double>(run.set.samples.size())));
+    }
+  }
+  std::map<std::string, KeyParts, std::less<>> found;
+  for (int layer = 0; layer < spec.layers; ++layer) {
+    if (slots[layer] == nullptr) {
+      return absl::UnimplementedError(
+          absl::StrCat("no projection of layer ", layer, " gives queries, keys and values"));
+    }
+    ASSIGN_OR_RETURN(found[slots[layer]->name], Finish(moments[layer], !spec.qk_norm));
+  }
+  return found;
+}
+
+}  // namespace assay

@@ -1,0 +1,138 @@
+// Recipes end to end on the bundled decoder: what each measures, and which kernel ran.
+#include <fstream>
+#include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "quant/linear_parts.h"
+#include "quant/policy/recipe_list.h"
+#include "tests/engine/lifecycle/admission_fixture.h"
+
+namespace assay {
+namespace {
+
+using absl::StatusCode;
+using testing::HasSubstr;
+
+class RecipesTest : public AdmissionFixture {
+ protected:
+  // A recipe of our own.
+  std::string Write(const std::string& name, const std::string& yaml) {
+    const std::string path = directory_.path() + "/" + name + ".yaml";
+    std::ofstream(path) << yaml;
+    return path;
+  }
+  AdmissionProgress AdmitWith(const std::string& recipe) {
+    return Admit({.name = "stories", .path = Stories260k(), .recipe = recipe});
+  }
+  // Mean KL of what a recipe gives before any fallback, admitted or not; -1: it was not measured.
+  double MeanKl(const std::string& recipe) {
+    const AdmissionProgress end = AdmitWith(recipe);
+    EXPECT_TRUE(end.status.ok() || absl::IsFailedPrecondition(end.status)) << end.status;
+    if (end.report == nullptr || !end.report->verification.defects.empty()) return -1;
+    const auto& attempts = end.report->attempts;
+    return (attempts.empty() ? end.report->verification : attempts.front()).mean_kl.mean;
+  }
+};
+
+// E4M3 has four bits of significand: a model of 260 000 weights shows them. The built-in budgets
+// refuse it; a budget of its own admits it.
+constexpr char kWideBudget[] = R"(version: 1
+recipes: {any: {scheme: int8_channel}}
+budgets: {wide: {mean_kl: 0.15, top1: 0.75, perplexity_ratio: 1.1}}
+rules: [{name: any, reason: test, when: {device: cpu}, recipe: any, budget: wide}]
+)";
+
+TEST_F(RecipesTest, Fp8ActivationsAreAdmittedAndServedInsideTheirBudget) {
+  AdmissionOptions options;
+  ASSERT_OK_AND_ASSIGN(options.policy, Policy::Parse(kWideBudget, "test"));
+  Start(std::move(options));
+  for (const char* recipe : {"fp8_dynamic", "fp8_block", "fp8_static"}) {
+    const AdmissionProgress end = Admit({.name = recipe, .path = Stories260k(), .recipe = recipe});
+    ASSERT_OK(end.status) << recipe;
+    EXPECT_TRUE(end.report->attempts.empty()) << recipe;
+    std::cout << recipe << ": mean KL " << end.report->verification.mean_kl.mean << "\n";
+    for (const LayerReport& layer : end.report->layers) {
+      if (layer.scheme == "int8_channel") continue;  // the embedding
+      EXPECT_EQ(layer.kernel, "decoded_f32") << layer.name;
+      EXPECT_GT(layer.output_sqnr_db, 20) << layer.name;
+    }
+    ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire(recipe));
+    EXPECT_GT(servable->generate->kv_bytes(), 0u);
+  }
+}
+
+constexpr char kW4A4[] =
+    "scheme: int4_group:g32,asym\nactivation: a4_token\nembedding: int8_channel\n"
+    "fallback: {scheme: bf16, activation: a4_token, max_fraction: 0}\n";
+
+TEST_F(RecipesTest, RotatedInputsAndALowRankBranchPayAtFourBits) {
+  Start({});
+  const double plain = MeanKl(Write("plain", kW4A4));
+  // ffn = 172: no Hadamard matrix of this order is known to us.
+  const double rotated = MeanKl(Write(
+      "rotated", absl::StrCat(kW4A4, "rotate_inputs: [\"*_proj\"]\nkeep: [\"*.down_proj\"]\n")));
+  const double kept = MeanKl(Write("kept", absl::StrCat(kW4A4, "keep: [\"*.down_proj\"]\n")));
+  const double low_rank = MeanKl(Write("low_rank", absl::StrCat(kW4A4, "low_rank: 16\n")));
+  std::cout << "mean KL: plain " << plain << ", down_proj kept " << kept << ", rotated " << rotated
+            << ", low rank " << low_rank << "\n";
+  EXPECT_GT(plain, 0);
+  EXPECT_GT(rotated, 0);
+  EXPECT_LT(rotated, kept);
+  EXPECT_GT(low_rank, 0);
+  EXPECT_LT(low_rank, plain);
+}
+
+TEST_F(RecipesTest, ARotationThatDoesNotExistIsRefusedByName) {
+  Start({});
+  const AdmissionProgress end = AdmitWith("w4a4_rotated");
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kUnimplemented,
+                                   HasSubstr("no Hadamard matrix of this order can be")));
+  EXPECT_THAT(end.status.message(), HasSubstr("down_proj"));
+}
+
+TEST_F(RecipesTest, IntegerCachesWithChannelsOfKeysAreMeasuredAndServed) {
+  Start(Cached());
+  const double token = MeanKl("w8a16_kv4"), channel = MeanKl("w8a16_kv4_channel");
+  const double eight = MeanKl("w8a16_kv8"), int8 = MeanKl("w8a16_kv8_int8");
+  std::cout << "mean KL: kv4 " << token << ", kv4_channel " << channel << ", kv8 " << eight
+            << ", kv8_int8 " << int8 << "\n";
+  EXPECT_GT(channel, 0);
+  EXPECT_LT(channel, token);
+  EXPECT_GT(int8, 0);
+  EXPECT_LT(int8, 2 * eight);
+  // From the cache: the channels come with the weights, and the certificate still holds.
+  const AdmissionProgress again = AdmitWith("w8a16_kv8_int8");
+  ASSERT_OK(again.status);
+  EXPECT_TRUE(again.report->certificate_hit);
+  EXPECT_EQ(quantized_, 0);
+}
+
+// Channels of another layer change no function, as keys and queries see the same ones: what they
+// cost is precision, and the gate measures that. Channels that are broken reach the verdict.
+TEST_F(RecipesTest, ChannelsOfKeysOfAnotherLayerCostPrecisionAndTheGateSeesIt) {
+  Start({});
+  const double right = MeanKl("w8a16_kv4_channel");
+  AdmissionHooks hooks;
+  KeyParts first;
+  hooks.after_quantize = [&](const LinearSlot& slot, QuantizedTensor& tensor) {
+    const std::optional<KeyParts> keys = ReadKeyParts(tensor).value();
+    if (!keys.has_value()) return;
+    if (slot.layer == 0) first = *keys;
+    EXPECT_OK(WriteKeyParts(first, tensor));
+  };
+  Start({}, hooks);
+  const double wrong = MeanKl("w8a16_kv4_channel");
+  hooks.after_quantize = [](const LinearSlot& slot, QuantizedTensor& tensor) {
+    if (slot.layer == 3 && tensor.extra.contains("key_scale"))
+      tensor.extra["key_scale"].data<float>()[1] *= 1e-4f;
+  };
+  Start({}, hooks);
+  const AdmissionProgress broken = AdmitWith("w8a16_kv8_int8");
+  std::cout << "mean KL: right " << right << ", of layer 0 " << wrong << ", broken "
+            << broken.report->verification.mean_kl.mean << "\n";
+  EXPECT_GT(wrong, 1.1 * right);
+  EXPECT_THAT(broken.status, StatusIs(StatusCode::kFailedPrecondition));
+}
+
+}  // namespace
+}  // namespace assay
