@@ -15,11 +15,6 @@ constexpr int kMaxBucket = 64;  // sequences of one warm-up step
 
 bool Always(const Admission&) { return true; }
 bool HasArtifact(const Admission& a) { return a.stored != nullptr; }
-bool NeedsKeys(const Admission& a) {
-  const Recipe& recipe = a.report.decision.recipe;
-  return a.candidate == nullptr && a.spec.task == ModelTask::kGenerate &&
-         (recipe.kv_key_channels || recipe.int8_scores);
-}
 bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
 bool LeavesTheChoice(const Admission& a) {
   return NeedsWeights(a) && !a.recipe().search.candidates.empty();
@@ -91,6 +86,12 @@ std::string AdmittedReason(const Admission& a) {
 
 }  // namespace
 
+bool NeedsKeys(const Admission& a) {
+  const Recipe& recipe = a.recipe();
+  return a.candidate == nullptr && a.spec.task == ModelTask::kGenerate &&
+         (recipe.kv_key_channels || recipe.int8_scores);
+}
+
 std::span<const AdmissionStage> AdmissionStages() {
   static constexpr std::array<AdmissionStage, 15> kStages = {{
       {"open", OpenStage, Always},
@@ -151,7 +152,13 @@ void DescribeLayers(Admission& a) {
                       .bytes_f32 = static_cast<uint64_t>(slot.shape.elements()) * 4,
                       .kl_contribution = plan.kl_contribution,
                       .fallback = plan.fallback,
+                      .rotates_input = linear->second->rotates_input(),
+                      .low_rank = linear->second->low_rank(),
                       .why = plan.why};
+    if (const KeyParts* keys = linear->second->keys(); keys != nullptr) {
+      layer.key_channels = !keys->scale.empty();
+      layer.int8_scores = keys->int8_scores;
+    }
     layer.weight_sqnr_db = value(a.weight_sqnr, slot.name, 0);
     layer.output_sqnr_db = value(a.output_sqnr, slot.name, layer.weight_sqnr_db);
     if (!linear->second->refusals().empty()) {

@@ -124,6 +124,7 @@ absl::Status ReadFolds(Admission& admission);  // DataLoss
 absl::Status LookUpStage(Admission& admission);
 absl::Status LoadStage(Admission& admission);
 absl::Status CalibrateKeysStage(Admission& admission);
+bool NeedsKeys(const Admission& admission);  // that stage is to run
 absl::Status QuantizeStage(Admission& admission);
 absl::Status StoreStage(Admission& admission);
 // admission_verify.cc

@@ -151,7 +151,7 @@ absl::Status ScanCheckpoint(Admission& a) {
   if (a.scanned) return absl::OkStatus();
   std::set<std::string> in_slots;
   // Quantizing a slot looks at its weights; calibration multiplies by them before that.
-  if (!NeedsCalibration(a) && a.transforms.empty()) {
+  if (!NeedsCalibration(a) && a.transforms.empty() && !NeedsKeys(a)) {
     for (const LinearSlot& slot : a.slots)
       in_slots.insert(slot.weights.begin(), slot.weights.end());
   }
@@ -277,10 +277,13 @@ absl::Status QuantizeSlots(Admission& a) {
 
 absl::Status CalibrateKeysStage(Admission& a) {
   constexpr CalibrationSize kSize = {.samples = 4, .window = 1024};
+  RETURN_IF_ERROR(ScanCheckpoint(a));
+  RETURN_IF_ERROR(LoadCalibration(a));  // its checks and its report
   RETURN_IF_ERROR(MakeReference(a));
   ASSIGN_OR_RETURN(const CalibrationSet set, LoadCalibrationSet(a.recipe().calibration.path,
                                                                 a.tokenizer.get(), a.spec, kSize));
-  RETURN_IF_ERROR(CheckDisjoint(set, a.evaluation, a.tokenizer.get()));
+  if (set.kind != CalibrationKind::kRandom)
+    RETURN_IF_ERROR(CheckDisjoint(set, a.evaluation, a.tokenizer.get()));
   const CalibrationRun run = {set, a.host.pool, [&a](double fraction) {
                                 return a.progress(fraction, "keys of the KV cache");
                               }};
@@ -307,7 +310,7 @@ absl::Status QuantizeStage(Admission& a) {
   RETURN_IF_ERROR(QuantizeSlots(a));
   a.note = absl::StrCat(a.slots.size(), " layers from ",
                         absl::StrFormat("%.1f MB", a.checkpoint->file_bytes() / 1e6));
-  if (!a.calibration.samples.empty()) {
+  if (NeedsCalibration(a)) {
     absl::StrAppend(&a.note, ", calibrated on ", a.report.calibration.tokens, " tokens");
   }
   return BuildCandidate(a);

@@ -100,6 +100,10 @@ json ToJson(const LayerReport& l) {
           {"output_sqnr_db", l.output_sqnr_db},
           {"kl_contribution", l.kl_contribution},
           {"fallback", l.fallback},
+          {"rotates_input", l.rotates_input},
+          {"low_rank", l.low_rank},
+          {"key_channels", l.key_channels},
+          {"int8_scores", l.int8_scores},
           {"why", l.why}};
 }
 
@@ -254,6 +258,10 @@ LayerReport ReadLayer(const json& object, const std::string& path, absl::Status&
   f.Get("output_sqnr_db", l.output_sqnr_db);
   f.Get("kl_contribution", l.kl_contribution);
   f.Get("fallback", l.fallback);
+  f.Get("rotates_input", l.rotates_input);
+  f.GetInt("low_rank", l.low_rank);
+  f.Get("key_channels", l.key_channels);
+  f.Get("int8_scores", l.int8_scores);
   f.Get("why", l.why);
   return l;
 }

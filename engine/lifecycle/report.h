@@ -44,8 +44,14 @@ struct LayerReport {
   double kl_contribution =
       0;  // rise of mean KL when only this layer is quantized, where measured; else 0
   bool fallback = false;
+  // What stands beside the codes (quant/linear_parts.h); of a cache with integer codes, how the
+  // keys that it gives are stored and multiplied.
+  bool rotates_input = false, key_channels = false, int8_scores = false;
+  int64_t low_rank = 0;
   std::string why;  // why this precision, and kernels that were refused
 };
+// "rotated input, rank 16": all of that in words; empty: only codes.
+std::string BesideTheCodes(const LayerReport& layer);
 
 struct StageReport {
   std::string stage;  // "open", "look_up", "quantize", ...
@@ -122,10 +128,10 @@ bool Recovers(const TaskReport& task, const Budget& budget);
 nlohmann::json ToJson(const AdmissionReport& report);
 absl::StatusOr<AdmissionReport> ReportFromJson(
     const nlohmann::json& json);  // DataLoss names the key
-// Verdict first; plain ASCII/UTF-8, no colour codes. Lines are at most max(columns, 80) wide.
 // What most of the weights really are, by bytes at f32: "int8_channel/a16". The recipe's words
 // before there are layers. The fallback may have widened activations, so the recipe does not tell.
 std::string ServedPrecision(const AdmissionReport& report);
+// Verdict first; plain ASCII/UTF-8, no colour codes. Lines are at most max(columns, 80) wide.
 std::string ToTerminalText(const AdmissionReport& report, int columns);
 
 // The report as one self-contained HTML page (report_page.html with the JSON inside): for the

@@ -190,6 +190,15 @@ void MemorySection(Page& page, const AdmissionReport& r) {
   page.Paragraph(peak);
 }
 
+// What the recipe puts beside the codes, as it says it.
+std::string Extras(const Recipe& recipe) {
+  std::string text;
+  if (!recipe.rotate_inputs.empty())
+    absl::StrAppend(&text, ", inputs of ", absl::StrJoin(recipe.rotate_inputs, " "), " rotated");
+  if (recipe.low_rank > 0) absl::StrAppend(&text, ", beside it a branch of rank ", recipe.low_rank);
+  return text;
+}
+
 void DecisionSection(Page& page, const AdmissionReport& r) {
   const Recipe& recipe = r.decision.recipe;
   page.Heading("Decision");
@@ -199,9 +208,11 @@ void DecisionSection(Page& page, const AdmissionReport& r) {
       "recipe ", recipe.name, ": ", recipe.scheme, ", activations ", recipe.activation_name,
       recipe.rounding == "nearest" ? "" : ", rounded by " + recipe.rounding,
       recipe.transforms.empty() ? "" : ", after " + absl::StrJoin(recipe.transforms, ", "),
-      ", embeddings ", recipe.embedding_scheme, ", KV cache ", std::string(Name(recipe.kv_dtype)),
-      ", at most ", absl::StrFormat("%.0f %%", 100 * recipe.max_fallback_fraction),
-      " of the layers in ", recipe.fallback_scheme));
+      Extras(recipe), ", embeddings ", recipe.embedding_scheme, ", KV cache ",
+      std::string(Name(recipe.kv_dtype)), recipe.kv_key_channels ? " with channels of keys" : "",
+      recipe.int8_scores ? " multiplied in INT8" : "", ", at most ",
+      absl::StrFormat("%.0f %%", 100 * recipe.max_fallback_fraction), " of the layers in ",
+      recipe.fallback_scheme));
 }
 
 // Layers worth a line: those kept in higher precision, then the least accurate.
@@ -231,6 +242,8 @@ void LayerSection(Page& page, const AdmissionReport& r) {
     page.Line(absl::StrFormat("%s %-*s %-19s %9.1f %9.1f  %s", layer->fallback ? "*" : " ", width,
                               Shorten(layer->name, width), layer->scheme, layer->weight_sqnr_db,
                               layer->output_sqnr_db, layer->kernel));
+    const std::string beside = BesideTheCodes(*layer);
+    if (!beside.empty()) page.Paragraph("with " + beside, 4);
     if (layer->fallback) page.Paragraph("kept: " + layer->why, 4);
   }
   if (notable.size() < r.layers.size()) {
@@ -268,6 +281,15 @@ void StageSection(Page& page, const AdmissionReport& r) {
 }
 
 }  // namespace
+
+std::string BesideTheCodes(const LayerReport& layer) {
+  std::vector<std::string> parts;
+  if (layer.rotates_input) parts.emplace_back("rotated input");
+  if (layer.low_rank > 0) parts.push_back(absl::StrCat("branch of rank ", layer.low_rank));
+  if (layer.key_channels) parts.emplace_back("channels of keys");
+  if (layer.int8_scores) parts.emplace_back("INT8 scores");
+  return absl::StrJoin(parts, ", ");
+}
 
 std::string ToTerminalText(const AdmissionReport& report, int columns) {
   Page page(columns);

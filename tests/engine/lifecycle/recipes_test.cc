@@ -1,6 +1,7 @@
 // Recipes end to end on the bundled decoder: what each measures, and which kernel ran.
 #include <fstream>
 #include <iostream>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "quant/linear_parts.h"
@@ -45,7 +46,9 @@ rules: [{name: any, reason: test, when: {device: cpu}, recipe: any, budget: wide
 TEST_F(RecipesTest, Fp8ActivationsAreAdmittedAndServedInsideTheirBudget) {
   AdmissionOptions options;
   ASSERT_OK_AND_ASSIGN(options.policy, Policy::Parse(kWideBudget, "test"));
-  Start(std::move(options));
+  AdmissionHooks hooks;
+  hooks.evaluation = EvaluationSize{.documents = 4, .window = 256};
+  Start(std::move(options), hooks);
   for (const char* recipe : {"fp8_dynamic", "fp8_block", "fp8_static"}) {
     const AdmissionProgress end = Admit({.name = recipe, .path = Stories260k(), .recipe = recipe});
     ASSERT_OK(end.status) << recipe;
@@ -105,6 +108,39 @@ TEST_F(RecipesTest, IntegerCachesWithChannelsOfKeysAreMeasuredAndServed) {
   ASSERT_OK(again.status);
   EXPECT_TRUE(again.report->certificate_hit);
   EXPECT_EQ(quantized_, 0);
+}
+
+// Artifacts are found by what their recipe does: whatever changes what is stored is part of the
+// key.
+TEST_F(RecipesTest, RecipesThatDifferInOneKeyShareNoArtifact) {
+  AdmissionOptions options = Cached();
+  ASSERT_OK_AND_ASSIGN(options.policy, Policy::Parse(kWideBudget, "test"));
+  Start(std::move(options));
+  const std::string base = absl::StrCat("scheme: int8_channel\nactivation: a16\nkv: i8\n",
+                                        "fallback: {max_fraction: 0}\n");
+  const std::map<std::string, std::string> keys = {{"plain", ""},
+                                                   {"rotated", "rotate_inputs: [\"*qkv_proj\"]\n"},
+                                                   {"low_rank", "low_rank: 2\n"},
+                                                   {"channels", "kv_keys: channel\n"},
+                                                   {"scores", "attention: int8\n"},
+                                                   {"both", "kv_keys: channel\nattention: int8\n"}};
+  std::set<std::string> hashes;
+  for (const auto& [name, key] : keys) {
+    const std::string path = Write(name, base + key);
+    const AdmissionProgress first = AdmitWith(path);
+    ASSERT_OK(first.status) << name;
+    EXPECT_FALSE(first.report->artifact_cache_hit) << name;
+    hashes.insert(first.report->artifact_hash);
+    EXPECT_TRUE(AdmitWith(path).report->artifact_cache_hit) << name;
+    const LayerReport& qkv = first.report->layers[1];
+    EXPECT_EQ(BesideTheCodes(qkv), name == "plain"      ? ""
+                                   : name == "rotated"  ? "rotated input"
+                                   : name == "low_rank" ? "branch of rank 2"
+                                   : name == "channels" ? "channels of keys"
+                                   : name == "scores"   ? "INT8 scores"
+                                                        : "channels of keys, INT8 scores");
+  }
+  EXPECT_EQ(hashes.size(), keys.size());
 }
 
 // Channels of another layer change no function, as keys and queries see the same ones: what they

@@ -16,6 +16,49 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
 
+VerificationResult ExampleVerification() {
+  VerificationResult v;
+  v.tokens = 4088;
+  v.documents = 8;
+  v.documents_in_set = 9;
+  v.mean_kl = {0.00412, 0.00371, 0.00453};
+  v.mean_kl_bootstrap = {0.00412, 0.00381, 0.00443};
+  v.log_perplexity_ratio = {0.0017, 0.001, 0.0024};
+  v.figures.positions = 4088;
+  v.figures.mean_kl = {0.00412, 0.0001};
+  v.figures.kl_quantiles[1] = 0.21;
+  v.figures.delta_p_quantiles[12] = -0.3;
+  v.top1_agreement = {0.971, 0.966, 0.976};
+  v.kl_p999 = 0.21;
+  v.kl_max = 0.54;
+  v.perplexity_reference = 18.1;
+  v.perplexity = 18.13;
+  v.perplexity_ratio = 1.0017;
+  v.decode_positions = 256;
+  return v;
+}
+
+std::vector<LayerReport> ExampleLayers() {
+  std::vector<LayerReport> layers;
+  for (int i = 0; i < 30; ++i) {
+    LayerReport layer;
+    layer.name = absl::StrCat("model.layers.", i, ".mlp.down_proj");
+    layer.scheme = i == 29 ? "bf16" : "int8_channel";
+    layer.activation = "a8_token";
+    layer.kernel = "avx2_int8";
+    layer.n = 576;
+    layer.k = 1536;
+    layer.bytes = 886000;
+    layer.bytes_f32 = 3538944;
+    layer.weight_sqnr_db = 40.5;
+    layer.output_sqnr_db = 30 + i;
+    layer.fallback = i == 29;
+    layer.why = i == 29 ? "adds 0.02710 nats when quantized" : "";
+    layers.push_back(layer);
+  }
+  return layers;
+}
+
 AdmissionReport Example() {
   AdmissionReport report;
   report.model = "smollm2";
@@ -37,43 +80,11 @@ AdmissionReport Example() {
   report.fallback_fraction = 1.0 / 120;
   report.evaluation_set = "wikitext2-extract, 512 tokens each";
   report.evaluation_hash = std::string(64, 'c');
-  VerificationResult& v = report.verification;
-  v.tokens = 4088;
-  v.documents = 8;
-  v.documents_in_set = 9;
-  v.mean_kl = {0.00412, 0.00371, 0.00453};
-  v.mean_kl_bootstrap = {0.00412, 0.00381, 0.00443};
-  v.log_perplexity_ratio = {0.0017, 0.001, 0.0024};
-  v.figures.positions = 4088;
-  v.figures.mean_kl = {0.00412, 0.0001};
-  v.figures.kl_quantiles[1] = 0.21;
-  v.figures.delta_p_quantiles[12] = -0.3;
-  v.top1_agreement = {0.971, 0.966, 0.976};
-  v.kl_p999 = 0.21;
-  v.kl_max = 0.54;
-  v.perplexity_reference = 18.1;
-  v.perplexity = 18.13;
-  v.perplexity_ratio = 1.0017;
-  v.decode_positions = 256;
-  report.attempts.push_back(v);
+  report.verification = ExampleVerification();
+  report.attempts.push_back(report.verification);
   report.attempts[0].mean_kl.mean = 0.0312;
   report.attempts[0].failures = {"mean KL 0.0312 > 0.01"};
-  for (int i = 0; i < 30; ++i) {
-    LayerReport layer;
-    layer.name = absl::StrCat("model.layers.", i, ".mlp.down_proj");
-    layer.scheme = i == 29 ? "bf16" : "int8_channel";
-    layer.activation = "a8_token";
-    layer.kernel = "avx2_int8";
-    layer.n = 576;
-    layer.k = 1536;
-    layer.bytes = 886000;
-    layer.bytes_f32 = 3538944;
-    layer.weight_sqnr_db = 40.5;
-    layer.output_sqnr_db = 30 + i;
-    layer.fallback = i == 29;
-    layer.why = i == 29 ? "adds 0.02710 nats when quantized" : "";
-    report.layers.push_back(layer);
-  }
+  report.layers = ExampleLayers();
   report.labelled_set = "mine.jsonl, 3 items";
   report.tasks = {{"accuracy", 0.9, 0.895}};
   report.candidates = {
@@ -96,6 +107,33 @@ TEST(ReportTest, SurvivesARoundTripThroughJson) {
                        ReportFromJson(nlohmann::json::parse(before.dump())));
   EXPECT_EQ(ToJson(report), before);
   EXPECT_EQ(report.decision.recipe.activation, ActivationMode::kA8Token);
+}
+
+// A rotation, a branch, channels of keys: in the JSON, on the terminal, on the page.
+TEST(ReportTest, WhatStandsBesideTheCodesIsSaid) {
+  AdmissionReport report = Example();
+  Recipe& recipe = report.decision.recipe;
+  recipe.rotate_inputs = {"*.down_proj"};
+  recipe.low_rank = 16;
+  recipe.kv_dtype = DType::kI8;
+  recipe.kv_key_channels = recipe.int8_scores = true;
+  LayerReport& layer = report.layers.front();
+  layer.rotates_input = layer.key_channels = layer.int8_scores = true;
+  layer.low_rank = 16;
+  const nlohmann::json json = ToJson(report);
+  ASSERT_OK_AND_ASSIGN(const AdmissionReport read, ReportFromJson(json));
+  EXPECT_EQ(ToJson(read), json);
+  EXPECT_EQ(BesideTheCodes(read.layers[0]),
+            "rotated input, branch of rank 16, channels of keys, INT8 scores");
+  EXPECT_EQ(BesideTheCodes(read.layers[1]), "");
+  const std::string text = ToTerminalText(read, 500);
+  EXPECT_THAT(text, HasSubstr("inputs of *.down_proj rotated, beside it a branch of rank 16"));
+  EXPECT_THAT(text, HasSubstr("KV cache i8 with channels of keys multiplied in INT8"));
+  EXPECT_THAT(text, HasSubstr("with rotated input, branch of rank 16, channels of keys"));
+  const std::string page = ToHtml(read);
+  for (const char* word : {"'rotated input'", "`branch of rank ", "'channels of keys'",
+                           "'INT8 scores'", "recipe.rotate_inputs", "recipe.kv_keys"})
+    EXPECT_THAT(page, HasSubstr(word));
 }
 
 TEST(ReportTest, NanBecomesNullAndBack) {
