@@ -1,7 +1,10 @@
 #include "quant/scheme.h"
 
 #include <array>
+#include <string>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
 
 namespace assay {
 namespace {
@@ -29,6 +32,12 @@ size_t QuantizedTensor::bytes() const {
 absl::StatusOr<QuantizedTensor> QuantScheme::Encode(TensorView w) const {
   ASSIGN_OR_RETURN(QuantizedTensor grid, Fit(w, {}));
   return EncodeOn(w, std::move(grid));
+}
+
+absl::Status QuantScheme::ReadIntegers(const QuantizedTensor&, int64_t, int64_t,
+                                       const IntegerRows&) const {
+  return absl::UnimplementedError(
+      absl::StrCat(std::string(name()), " does not store integers times scales"));
 }
 
 std::string_view Name(ActivationMode mode) {

@@ -74,6 +74,13 @@ struct IntegrityFinding {
   double zero_fraction = 0;       // codes that are zero
 };
 
+// Where IntegerRows writes: w = f32(code) * bf16(scale of its group) * scale of its row.
+struct IntegerRows {
+  std::span<int8_t> codes;           // [rows, k], in [-127, 127]
+  std::span<uint16_t> group_scales;  // bf16 [rows, k / group rounded up]; 1 where the row's does it
+  std::span<float> row_scales;       // [rows]; 1 where groups have the scales
+};
+
 class QuantScheme {
  public:
   virtual ~QuantScheme() = default;
@@ -102,6 +109,12 @@ class QuantScheme {
   virtual absl::Status DecodeRows(const QuantizedTensor& q, int64_t row, int64_t rows,
                                   std::span<float> out) const = 0;
   virtual IntegrityFinding Inspect(const QuantizedTensor& q) const = 0;
+  // Whether codes are integers of 8 bits times scales, which kernels may multiply as they are.
+  virtual bool has_integers() const { return false; }
+  // Rows [row, row + rows) in integers; the product in f32, from the left, is what DecodeRows
+  // gives. Unimplemented where has_integers() does not hold.
+  virtual absl::Status ReadIntegers(const QuantizedTensor& q, int64_t row, int64_t rows,
+                                    const IntegerRows& out) const;
 };
 
 // Every family in its default spelling and the spellings that recipes use; tests iterate over it.

@@ -67,6 +67,12 @@ struct AffineFormat {
     const auto zero = static_cast<int>(step.zero);
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(Value(codes[i]) - zero) * scale;
   }
+  // w = Integer * scale. Unsigned codes of 8 bits may lie 255 from their zero point.
+  static constexpr bool kHasIntegers = kBits < 8 || kSigned;
+  static constexpr bool kRowScale = false;
+  static int8_t Integer(const Step& step, uint8_t code) {
+    return static_cast<int8_t>(Value(code) - static_cast<int>(step.zero));
+  }
   static bool IsZero(const Step& step, uint8_t code) {
     return Value(code) == static_cast<int>(step.zero);
   }

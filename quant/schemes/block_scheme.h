@@ -10,6 +10,10 @@
 //     static bool IsZero(const Step&, uint8_t code);      // means 0
 //     static bool IsEnd(const Step&, uint8_t code);       // an end of the range
 //     static const char* Forbidden(const Step&, uint8_t code);  // what no encoder writes, or null
+//     // Where a code is an integer in [-127, 127] times step.scale, which is the row's, or a
+//     // block's and then a number in bf16:
+//     static constexpr bool kHasIntegers, kRowScale;
+//     static int8_t Integer(const Step&, uint8_t code);
 //   };
 //
 // Codes are coded in runs on the stack: no allocation but that of the result. Thread-safe.
@@ -20,6 +24,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/float16.h"
 #include "quant/schemes/matrix_checks.h"
 #include "quant/schemes/packed_codes.h"
 #include "quant/schemes/weight_layout.h"
@@ -109,6 +114,23 @@ class BlockScheme : public QuantScheme {
     return absl::OkStatus();
   }
 
+  bool has_integers() const final {
+    if constexpr (requires { Format::kHasIntegers; }) return Format::kHasIntegers;
+    return false;
+  }
+  absl::Status ReadIntegers(const QuantizedTensor& q, int64_t row, int64_t rows,
+                            const IntegerRows& out) const final {
+    if constexpr (requires { Format::kHasIntegers; }) {
+      if (!Format::kHasIntegers) return QuantScheme::ReadIntegers(q, row, rows, out);
+      RETURN_IF_ERROR(CheckLayout(q, Layout(q.shape), /*codes=*/true));
+      RETURN_IF_ERROR(CheckIntegerRows(q, {row, rows}, out));
+      for (int64_t r = 0; r < rows; ++r) ReadRow(q, {row + r, r}, out);
+      return absl::OkStatus();
+    } else {
+      return QuantScheme::ReadIntegers(q, row, rows, out);
+    }
+  }
+
   IntegrityFinding Inspect(const QuantizedTensor& q) const final {
     IntegrityFinding finding;
     int64_t zeros = 0, ends = 0;
@@ -173,6 +195,23 @@ class BlockScheme : public QuantScheme {
   static constexpr int64_t kSteps = 32;
   // A row of equal codes is a defect only where chance does not make it: 16 weights and more.
   static constexpr int64_t kMinConstantRow = 16;
+
+  struct RowCopy {
+    int64_t from, to;
+  };
+  void ReadRow(const QuantizedTensor& q, RowCopy row, const IntegerRows& out) const {
+    const int64_t k = q.shape[1], blocks = NumBlocks(q.shape);
+    int8_t* codes_out = out.codes.data() + row.to * k;
+    uint16_t* scales_out = out.group_scales.data() + row.to * blocks;
+    out.row_scales[row.to] = 1;
+    ForEachRun(q, row.from, [&](const Step& step, int64_t begin, int64_t count) {
+      uint8_t codes[kRun];
+      UnpackRun(q, row.from, begin, count, codes);
+      for (int64_t i = 0; i < count; ++i) codes_out[begin + i] = Format::Integer(step, codes[i]);
+      scales_out[begin / BlockSize(q.shape)] = F32ToBf16(Format::kRowScale ? 1 : step.scale);
+      if (Format::kRowScale) out.row_scales[row.to] = step.scale;
+    });
+  }
 
   struct RowFinding {
     int64_t zeros = 0, ends = 0, first_code = -1;

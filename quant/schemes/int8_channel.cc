@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "base/float16.h"
 #include "quant/schemes/matrix_checks.h"
 #include "quant/schemes/schemes.h"
 
@@ -131,6 +132,16 @@ class Int8Channel final : public QuantScheme {
       const int8_t* codes = q.codes.data<int8_t>() + (row + i) * k;
       for (int64_t j = 0; j < k; ++j) out[i * k + j] = scale * static_cast<float>(codes[j]);
     }
+    return absl::OkStatus();
+  }
+
+  bool has_integers() const override { return true; }
+  absl::Status ReadIntegers(const QuantizedTensor& q, int64_t row, int64_t rows,
+                            const IntegerRows& out) const override {
+    RETURN_IF_ERROR(CheckIntegerRows(q, {row, rows}, out));
+    std::copy_n(q.codes.data<int8_t>() + row * q.shape[1], rows * q.shape[1], out.codes.data());
+    std::copy_n(q.scales.data<float>() + row, rows, out.row_scales.data());
+    std::fill_n(out.group_scales.data(), rows, F32ToBf16(1));
     return absl::OkStatus();
   }
 

@@ -23,6 +23,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "base/float16.h"
 #include "quant/schemes/canonical_huffman.h"
 #include "quant/schemes/matrix_checks.h"
 #include "quant/schemes/schemes.h"
@@ -187,6 +188,24 @@ class Int8Sparse final : public QuantScheme {
       float* to = out.data() + r * k;
       for (int64_t i = 0; i < k; ++i) to[i] = ValueOf(symbols[static_cast<size_t>(i)], scale);
     }
+    return absl::OkStatus();
+  }
+
+  bool has_integers() const override { return true; }
+  absl::Status ReadIntegers(const QuantizedTensor& q, int64_t row, int64_t rows,
+                            const IntegerRows& out) const override {
+    HuffmanDecoder decoder;
+    RETURN_IF_ERROR(CheckStored(q, decoder));
+    RETURN_IF_ERROR(CheckIntegerRows(q, {row, rows}, out));
+    const int64_t k = q.shape[1];
+    std::vector<uint8_t> symbols(static_cast<size_t>(k));
+    for (int64_t r = 0; r < rows; ++r) {
+      RETURN_IF_ERROR(DecodeTile(q, decoder, row + r, symbols));
+      for (int64_t i = 0; i < k; ++i)
+        out.codes[r * k + i] = static_cast<int8_t>(static_cast<int>(symbols[i]) - kBias);
+    }
+    std::copy_n(q.scales.data<float>() + row, rows, out.row_scales.data());
+    std::fill_n(out.group_scales.data(), rows, F32ToBf16(1));
     return absl::OkStatus();
   }
 

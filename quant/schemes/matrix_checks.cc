@@ -102,4 +102,15 @@ absl::Status CheckRowRange(const Shape& w, RowRange range, size_t out_size) {
   return absl::OkStatus();
 }
 
+absl::Status CheckIntegerRows(const QuantizedTensor& q, RowRange range, const IntegerRows& out) {
+  RETURN_IF_ERROR(CheckRowRange(q.shape, range, out.codes.size()));
+  const int64_t k = q.shape[1], group = q.scheme->group(q.shape);
+  const auto rows = static_cast<size_t>(range.rows);
+  const size_t groups = rows * static_cast<size_t>((k + group - 1) / group);
+  if (out.row_scales.size() == rows && out.group_scales.size() == groups) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "room for the scales of ", rows, " rows and ", groups, " groups is needed: row_scales=",
+      out.row_scales.size(), " group_scales=", out.group_scales.size()));
+}
+
 }  // namespace assay

@@ -32,6 +32,8 @@ struct RowRange {
 };
 // 0 <= row, row + rows <= n, out of rows * k elements. InvalidArgument.
 absl::Status CheckRowRange(const Shape& w, RowRange range, size_t out_size);
+// The same, and the sizes that ReadIntegers asks of `out`. InvalidArgument.
+absl::Status CheckIntegerRows(const QuantizedTensor& q, RowRange range, const IntegerRows& out);
 absl::Status CheckDecodable(const QuantizedTensor& q, const StoredLayout& layout, RowRange range,
                             size_t out_size);
 

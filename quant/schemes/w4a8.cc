@@ -39,6 +39,10 @@ struct ProgressiveFormat {
     for (int64_t i = 0; i < count; ++i)
       out[i] = static_cast<float>((codes[i] - zero) * factor) * scale;
   }
+  static constexpr bool kHasIntegers = true, kRowScale = true;
+  static int8_t Integer(const Step& step, uint8_t code) {
+    return static_cast<int8_t>((code - static_cast<int>(step.zero)) * static_cast<int>(step.base));
+  }
   static bool IsZero(const Step& step, uint8_t code) { return Codes::IsZero(step, code); }
   static bool IsEnd(const Step& step, uint8_t code) { return Codes::IsEnd(step, code); }
   static const char* Forbidden(const Step& step, uint8_t code) {

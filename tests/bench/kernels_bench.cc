@@ -105,6 +105,8 @@ void Register() {
   };
   const Family families[] = {{"avx2_int8", "int8_channel", ActivationMode::kA8Token},
                              {"avx2_int8", "int8_channel", ActivationMode::kA16},
+                             {"avx2_int8", "int8_group:g32", ActivationMode::kA16},
+                             {"avx2_int8", "int4_group", ActivationMode::kA16},
                              {"avx2_f32", "f32", ActivationMode::kA16},
                              {"avx2_f32", "bf16", ActivationMode::kA16},
                              {"avx2_f32", "int8_channel", ActivationMode::kA16}};

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "base/float16.h"
 #include "base/thread_pool.h"
 #include "gtest/gtest.h"
 #include "quant/activation.h"
@@ -32,10 +33,16 @@ std::string ToName(const Variant& v) {
 }
 
 // Whether it differs from the other variants: two kernels see a weight only through DecodeRows, so
-// that a family in its default spelling stands for all, and a few for the modes.
+// that a family in its default spelling stands for all, and a few for the modes; avx2_int8 sees
+// integers, which a few more stand for.
 bool IsOfItsKind(const Variant& v) {
-  if (v.kernel != &ReferenceKernel() && v.kernel != &DecodedF32Kernel()) return true;
   const std::string_view name = v.scheme->name();
+  if (v.kernel == &Avx2Int8Kernel()) {
+    if (name == "int8_channel" || name == "int8_group:g32" || name == "int4_group:asym")
+      return true;
+    return v.activation == ActivationMode::kA16 && name.find(':') == std::string_view::npos;
+  }
+  if (v.kernel != &ReferenceKernel() && v.kernel != &DecodedF32Kernel()) return true;
   if (name.find(':') != std::string_view::npos) return false;
   return v.activation == ActivationMode::kA16 || v.scheme->is_floating() ||
          name == "int8_channel" || name == "int4_group";
@@ -121,14 +128,24 @@ std::vector<float> Magnitudes(const Variant& v, const QuantizedTensor& w, Tensor
 }
 
 // avx2_int8 with a16, from its definition (the head of its file), in 64-bit integers: y of `call`.
+// With a scale per row bit for bit, with a scale per group but for the order of f32 sums.
 std::vector<float> IntegerA16(const QuantizedTensor& w, TensorView x, const Call& call) {
-  const int64_t n = w.shape[0], k = w.shape[1];
-  const int8_t* codes = w.codes.data<int8_t>();
+  const int64_t n = w.shape[0], k = w.shape[1], group = w.scheme->group(w.shape);
+  const int64_t groups = (k + group - 1) / group;
+  std::vector<int8_t> codes(static_cast<size_t>(n * k));
+  std::vector<uint16_t> steps(static_cast<size_t>(n * groups));
+  std::vector<float> scales(static_cast<size_t>(n));
+  EXPECT_OK(w.scheme->ReadIntegers(w, 0, n, {codes, steps, scales}));
+  // Where all scales are the rows', a sum goes over the row.
+  const bool by_row =
+      std::all_of(steps.begin(), steps.end(), [](uint16_t step) { return step == F32ToBf16(1); });
   int64_t largest = 1;
   for (int64_t c = 0; c < n; ++c) {
     int64_t sum = 0;
-    for (int64_t i = 0; i < k; ++i) sum += std::abs(codes[c * k + i]);
-    largest = std::max(largest, sum);
+    for (int64_t i = 0; i < k; ++i) {
+      sum = (i % group == 0 && !by_row ? 0 : sum) + std::abs(codes[c * k + i]);
+      largest = std::max(largest, sum);
+    }
   }
   const auto max_code = static_cast<float>(std::min<int64_t>(32767, INT32_MAX / largest));
   const Tensor bias = RandomTensor({n}, 5), old_y = RandomTensor({call.m, n}, 6);
@@ -139,11 +156,15 @@ std::vector<float> IntegerA16(const QuantizedTensor& w, TensorView x, const Call
     for (int64_t i = 0; i < k; ++i) absmax = std::max(absmax, std::fabs(row[i]));
     const float inverse = absmax == 0 ? 0 : max_code / absmax;
     for (int64_t c = 0; c < n; ++c) {
-      int64_t sum = 0;
-      for (int64_t i = 0; i < k; ++i)
-        sum += static_cast<int64_t>(std::nearbyint(row[i] * inverse)) * codes[c * k + i];
-      EXPECT_LE(std::abs(sum), INT32_MAX);
-      float v = absmax / max_code * w.scales.data<float>()[c] * static_cast<float>(sum);
+      double total = 0;
+      for (int64_t g = 0; g < groups; ++g) {
+        int64_t sum = 0;
+        for (int64_t i = g * group; i < std::min(k, (g + 1) * group); ++i)
+          sum += static_cast<int64_t>(std::nearbyint(row[i] * inverse)) * codes[c * k + i];
+        EXPECT_LE(std::abs(sum), INT32_MAX);
+        total += static_cast<double>(sum) * static_cast<double>(Bf16ToF32(steps[c * groups + g]));
+      }
+      float v = absmax / max_code * scales[c] * static_cast<float>(total);
       if (call.bias) v += bias.data<float>()[c];
       y.push_back(call.accumulate ? old_y.data<float>()[r * n + c] + v : v);
     }
@@ -167,8 +188,8 @@ int64_t CountWrong(const Variant& v, const QuantizedTensor& w, TensorView x, con
                                                              .threads = 1,
                                                              .decode = call.decode});
   int64_t wrong = 0;
-  if (integer_a16 || (HasIntegerCodes(v.activation) && v.scheme == &Int8ChannelScheme() &&
-                      v.kernel != &DecodedF32Kernel())) {
+  if ((integer_a16 || HasIntegerCodes(v.activation)) && v.scheme == &Int8ChannelScheme() &&
+      v.kernel != &DecodedF32Kernel()) {
     for (size_t i = 0; i < y.size(); ++i) wrong += !(y[i] == expected[i]);
     return wrong;
   }
@@ -417,6 +438,39 @@ TEST(ReferenceKernelTest, MultipliesByHand) {
   EXPECT_THAT(Forward(Make(v, w, false), x.view(), {.m = 1}), testing::ElementsAre(321, -554));
 }
 
+// What a scheme says in integers is what it decodes to.
+TEST(IntegerRowsTest, AreTheSchemesDecode) {
+  int with_integers = 0;
+  for (const QuantScheme* scheme : AllSchemes()) {
+    const int64_t n = 19, k = 261;
+    const Tensor weights = RandomTensor({n, k}, 3);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, scheme->Encode(weights.view()));
+    const int64_t group = scheme->group(w.shape), groups = (k + group - 1) / group;
+    std::vector<int8_t> codes(static_cast<size_t>(7 * k));
+    std::vector<uint16_t> steps(static_cast<size_t>(7 * groups));
+    std::vector<float> scales(7), decoded(codes.size());
+    const IntegerRows rows = {codes, steps, scales};
+    if (!scheme->has_integers()) {
+      EXPECT_THAT(scheme->ReadIntegers(w, 5, 7, rows),
+                  StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("integers")));
+      continue;
+    }
+    ++with_integers;
+    ASSERT_OK(scheme->ReadIntegers(w, 5, 7, rows)) << scheme->name();
+    ASSERT_OK(scheme->DecodeRows(w, 5, 7, std::span<float>(decoded)));
+    for (int64_t i = 0; i < 7 * k; ++i) {
+      const float step = Bf16ToF32(steps[i / k * groups + i % k / group]);
+      ASSERT_EQ(static_cast<float>(codes[i]) * step * scales[i / k], decoded[i])
+          << scheme->name() << " element " << i;
+    }
+    EXPECT_THAT(scheme->ReadIntegers(w, 13, 7, rows),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row=13")));
+    EXPECT_THAT(scheme->ReadIntegers(w, 5, 7, {codes, steps, std::span(scales).first(6)}),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row_scales=6")));
+  }
+  EXPECT_GE(with_integers, 10);  // families of integers in their spellings
+}
+
 TEST(Avx2Int8Test, PacksTheExcessOnlyWhereItIsSmall) {
   const Variant v = {&Avx2Int8Kernel(), &Int8ChannelScheme(), ActivationMode::kA8Token};
   if (!v.kernel->Supports({{64, 64}, v.scheme, v.activation, DeviceKind::kCpu}).ok())
@@ -485,7 +539,7 @@ TEST(Avx2Int8Test, A16IsRefusedWhereItsCodesWouldBeCoarse) {
 TEST(KernelRefusalTest, EachKernelSaysWhatItMultiplies) {
   EXPECT_THAT(
       Avx2Int8Kernel().Supports({{8, 8}, &F32Scheme(), ActivationMode::kA16, DeviceKind::kCpu}),
-      StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("int8_channel")));
+      StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("integers times scales")));
   EXPECT_THAT(
       DecodedF32Kernel().Supports({{8, 8}, &F32Scheme(), ActivationMode::kA16, DeviceKind::kCpu}),
       StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("need no decoding")));

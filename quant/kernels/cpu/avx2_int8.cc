@@ -1,23 +1,28 @@
-// Kernel "avx2_int8": int8_channel weights times integer or a16 activations on AVX2. One packed
-// copy of the codes serves decode, which runs at memory speed, and prefill (avx2_int8_micro.h).
+// Kernel "avx2_int8": weights of integers times scales (all with QuantScheme::has_integers,
+// whatever their bits: int8_channel, int8_group, int4_group, ...) times integer or a16 activations
+// on AVX2. One packed copy of the codes, a byte each, serves decode, which runs at memory speed,
+// and prefill (avx2_int8_micro.h).
 //
-// a8_token is exact: the integer dot products and the f32 epilogue are those of "reference", bit
-// for bit, for every m. A short list of the weights' excess makes many rows faster
-// (avx2_int8_bounded.h).
+// With one scale per row, a8_token is exact: the integer dot products and the f32 epilogue are
+// those of "reference", bit for bit, for every m. A short list of the weights' excess makes many
+// rows faster (avx2_int8_bounded.h). With a scale per group, the dots of groups are exact and their
+// scaled sum is f32.
 //
 // a8_tensor, a8_mix and a4_token are exact in the same way, by the first of these loops.
 //
 // a16 rounds each row of x to 16-bit codes with a scale of its own,
 //
-//   scale = absmax(x) / A,  A = min(32767, (2^31 - 1) / max over channels of sum |code of W|),
+//   scale = absmax(x) / A,  A = min(32767, (2^31 - 1) / max over groups of sum |code of W|),
 //
 // and is exact from there: A is the largest range whose sums fit 32 bit. Each x moves by at most
 // scale / 2. Twice as fast as f32 (docs/performance.md). Refused where A < 4095.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/cpu_info.h"
+#include "base/float16.h"
 #include "quant/activation.h"
 #include "quant/kernels/a8_token.h"
 #include "quant/kernels/cpu/avx2_int8_bounded.h"
@@ -28,7 +33,7 @@
 namespace assay {
 namespace {
 
-// k * 255 * 127 must fit 32 bit.
+// k * 255 * 127 must fit 32 bit, where a row is one group.
 constexpr int64_t kMaxK = (int64_t{1} << 31) / (255 * 127) - 1;
 constexpr int64_t kMinA16Code = 4095;  // 13 bits with the sign
 constexpr Int8TokenRange kA8Range = {kA8MaxCode, kA8Smallest};
@@ -43,8 +48,11 @@ constexpr int64_t kTaskChunks = 2;
 
 struct Packed final : PackedWeight {
   int64_t n = 0, k = 0;
-  Tensor panels;  // s8 [num_panels, 4 groups, 16, 2]
-  Tensor scales;  // f32 [num_panels * 16]
+  Tensor panels;        // s8 [num_panels, 4 groups, 16, 2]
+  Tensor scales;        // f32 [num_panels * 16], of rows
+  int64_t group = 0;    // inputs that share a scale
+  Tensor group_scales;  // bf16 [num_panels, k / group rounded up, 16], or empty
+  int64_t largest = 1;  // of the sums of |code| over a group
   std::optional<Int8Excess> excess;
   int64_t bounded_from_rows = 0;
   Int8TokenRange range = kA8Range;
@@ -52,43 +60,91 @@ struct Packed final : PackedWeight {
   ActivationParams params;  // of the other modes
 
   size_t bytes() const override {
-    return panels.bytes() + scales.bytes() + (excess ? excess->bytes() : 0);
+    return panels.bytes() + scales.bytes() + group_scales.bytes() + (excess ? excess->bytes() : 0);
   }
   int64_t num_panels() const { return (n + kInt8PanelColumns - 1) / kInt8PanelColumns; }
   int64_t groups() const { return (k + kInt8PanelGroup - 1) / kInt8PanelGroup; }
+  int64_t row_groups() const { return (k + group - 1) / group; }
   int64_t padded_k() const { return groups() * kInt8PanelGroup; }
 };
 
-absl::Status PackPanels(const QuantizedTensor& w, Packed& packed) {
-  const int64_t n = packed.n, k = packed.k;
-  const int8_t* codes = w.codes.data<int8_t>();
-  int8_t* out = packed.panels.data<int8_t>();
-  std::memset(out, 0, packed.panels.bytes());
-  std::fill_n(packed.scales.data<float>(), packed.num_panels() * 16, 0.0f);
-  std::copy_n(w.scales.data<float>(), n, packed.scales.data<float>());
-  for (int64_t row = 0; row < n; ++row) {
-    int8_t* panel = out + row / 16 * packed.groups() * 128;
+int64_t NumGroups(const QuantizedTensor& w) {  // of a row
+  const int64_t group = w.scheme->group(w.shape);
+  return (w.shape[1] + group - 1) / group;
+}
+
+// Some rows of the weight in integers.
+struct Rows {
+  std::vector<int8_t> codes;
+  std::vector<uint16_t> group_scales;
+  std::vector<float> row_scales;
+};
+
+// Of rows [row, row + rows) the codes, and the sums that Packed::largest asks for.
+absl::Status PackCodes(const Rows& from, int64_t row, Packed& packed) {
+  const int64_t k = packed.k;
+  int8_t* panel = packed.panels.data<int8_t>() + row / 16 * packed.groups() * 128;
+  for (int64_t r = 0; r < std::ssize(from.row_scales); ++r) {
+    int64_t sum = 0;
     for (int64_t i = 0; i < k; ++i) {
-      const int8_t code = codes[row * k + i];
+      const int8_t code = from.codes[r * k + i];
       if (code == -128) {
         return absl::InvalidArgumentError(absl::StrCat(
-            "int8_channel codes lie in [-127, 127]: row=", row, " column=", i, " code=-128"));
+            "integer codes lie in [-127, 127]: row=", row + r, " column=", i, " code=-128"));
       }
-      panel[Int8PanelOffset(row % 16, i)] = code;
+      panel[Int8PanelOffset(r, i)] = code;
+      sum = (i % packed.group == 0 ? 0 : sum) + std::abs(code);
+      packed.largest = std::max(packed.largest, sum);
     }
   }
   return absl::OkStatus();
 }
 
-// Of a16: the largest A, see above.
-absl::StatusOr<Int8TokenRange> A16Range(const QuantizedTensor& w) {
-  const int8_t* codes = w.codes.data<int8_t>();
-  int64_t largest = 1;
-  for (int64_t row = 0; row < w.shape[0]; ++row) {
-    int64_t sum = 0;
-    for (int64_t i = 0; i < w.shape[1]; ++i) sum += std::abs(codes[row * w.shape[1] + i]);
-    largest = std::max(largest, sum);
+// Panel by panel, with packed.group as it is.
+absl::Status PackRows(const QuantizedTensor& w, Packed& packed) {
+  const auto k = static_cast<size_t>(packed.k), groups = static_cast<size_t>(packed.row_groups());
+  Rows rows;
+  for (int64_t row = 0; row < packed.n; row += 16) {
+    const auto some = static_cast<size_t>(std::min<int64_t>(16, packed.n - row));
+    rows.codes.resize(some * k);
+    rows.group_scales.resize(some * static_cast<size_t>(NumGroups(w)));
+    rows.row_scales.resize(some);
+    RETURN_IF_ERROR(w.scheme->ReadIntegers(w, row, static_cast<int64_t>(some),
+                                           {rows.codes, rows.group_scales, rows.row_scales}));
+    RETURN_IF_ERROR(PackCodes(rows, row, packed));
+    std::copy(rows.row_scales.begin(), rows.row_scales.end(), packed.scales.data<float>() + row);
+    if (packed.group_scales.empty()) continue;
+    uint16_t* scales = packed.group_scales.data<uint16_t>() + row * packed.row_groups();
+    for (size_t i = 0; i < rows.group_scales.size(); ++i)
+      scales[i % groups * 16 + i / groups] = rows.group_scales[i];
   }
+  return absl::OkStatus();
+}
+
+// Groups are dropped where rows have the scales, and their scale is the row's where there is one.
+absl::Status PackPanels(const QuantizedTensor& w, Packed& packed) {
+  constexpr uint16_t kOne = 0x3f80;  // in bf16
+  const int64_t group = w.scheme->group(w.shape), scales = packed.num_panels() * 16 * NumGroups(w);
+  packed.group = group;
+  ASSIGN_OR_RETURN(packed.group_scales, Tensor::Create(CpuDevice(), {scales}, DType::kBf16));
+  std::memset(packed.panels.data<int8_t>(), 0, packed.panels.bytes());
+  std::fill_n(packed.group_scales.data<uint16_t>(), scales, kOne);
+  std::fill_n(packed.scales.data<float>(), packed.num_panels() * 16, 0.0f);
+  RETURN_IF_ERROR(PackRows(w, packed));
+  const std::span<const uint16_t> stored(packed.group_scales.data<uint16_t>(),
+                                         static_cast<size_t>(scales));
+  const bool ones = std::all_of(stored.begin(), stored.end(), [](uint16_t s) { return s == kOne; });
+  if (!ones && group < packed.k) return absl::OkStatus();
+  for (int64_t row = 0; group >= packed.k && row < packed.n; ++row)
+    packed.scales.data<float>()[row] *= Bf16ToF32(stored[static_cast<size_t>(row)]);
+  packed.group = packed.k;
+  packed.group_scales = Tensor();
+  // The sums of |code| are those of rows now.
+  return group < packed.k ? PackRows(w, packed) : absl::OkStatus();
+}
+
+// Of a16: the largest A, see above.
+absl::StatusOr<Int8TokenRange> A16Range(int64_t largest) {
   const int64_t max_code = std::min<int64_t>(32767, INT32_MAX / largest);
   if (max_code < kMinA16Code) {
     return absl::UnimplementedError(
@@ -113,10 +169,11 @@ class Avx2Int8 final : public LinearKernel {
   std::string_view name() const override { return "avx2_int8"; }
 
   absl::Status Supports(const LinearProblem& p) const override {
-    if (p.scheme != &Int8ChannelScheme() || p.activation == ActivationMode::kInt8Outlier ||
+    if (!p.scheme->has_integers() || p.activation == ActivationMode::kInt8Outlier ||
         HasFp8Codes(p.activation)) {
       return absl::UnimplementedError(
-          "multiplies int8_channel weights by integer activations without columns of their own");
+          "multiplies weights of integers times scales by integer activations without columns of "
+          "their own");
     }
     if (!HostCpu().avx2 || !HostCpu().fma) {
       return absl::UnimplementedError("CPU has no AVX2 and FMA");
@@ -135,15 +192,15 @@ class Avx2Int8 final : public LinearKernel {
     packed->k = w.shape[1];
     packed->mode = mode;
     ASSIGN_OR_RETURN(packed->params, ReadActivationParams(w, mode));
-    if (mode == ActivationMode::kA16) {
-      ASSIGN_OR_RETURN(packed->range, A16Range(w));
-    }
     const int64_t panels = packed->num_panels();
     ASSIGN_OR_RETURN(packed->panels,
                      Tensor::Create(CpuDevice(), {panels * packed->groups() * 128}, DType::kI8));
     ASSIGN_OR_RETURN(packed->scales, Tensor::Create(CpuDevice(), {panels * 16}, DType::kF32));
     RETURN_IF_ERROR(PackPanels(w, *packed));
-    if (mode == ActivationMode::kA8Token) {
+    if (mode == ActivationMode::kA16) {
+      ASSIGN_OR_RETURN(packed->range, A16Range(packed->largest));
+    }
+    if (mode == ActivationMode::kA8Token && w.scheme == &Int8ChannelScheme()) {
       ASSIGN_OR_RETURN(packed->excess, Int8Excess::Find(w.codes.data<int8_t>(), w.shape));
     }
     if (packed->excess) {
@@ -178,8 +235,14 @@ class Avx2Int8 final : public LinearKernel {
     const auto& packed = static_cast<const Packed&>(w);
     const int8_t* panel = packed.panels.data<int8_t>() + row / 16 * packed.groups() * 128;
     const float scale = packed.scales.data<float>()[row];
-    for (int64_t i = 0; i < packed.k; ++i)
-      out[i] = scale * static_cast<float>(panel[Int8PanelOffset(row % 16, i)]);
+    const uint16_t* steps =
+        packed.group_scales.empty()
+            ? nullptr
+            : packed.group_scales.data<uint16_t>() + row / 16 * packed.row_groups() * 16 + row % 16;
+    for (int64_t i = 0; i < packed.k; ++i) {
+      const float step = steps == nullptr ? 1 : Bf16ToF32(steps[i / packed.group * 16]);
+      out[i] = static_cast<float>(panel[Int8PanelOffset(row % 16, i)]) * step * scale;
+    }
   }
 
  private:
@@ -231,8 +294,14 @@ class Avx2Int8 final : public LinearKernel {
                             std::max<int64_t>(12, kTaskBytes / (padded_k * 2)), 12,
                             Work(packed, m)};
     ForPanelTasks(context.pool, grid, [&](int, const PanelTask& task) {
-      Avx2Int8Panels(Job(packed, args, scales, task.row, task.row_end), codes + task.row * padded_k,
-                     task.panel, task.panel_end);
+      const Int8PanelJob job = Job(packed, args, scales, task.row, task.row_end);
+      const int16_t* x_codes = codes + task.row * padded_k;
+      if (packed.group_scales.empty()) {
+        Avx2Int8Panels(job, x_codes, task.panel, task.panel_end);
+      } else {
+        Avx2Int8GroupPanels({job, packed.group_scales.data<uint16_t>(), packed.group}, x_codes,
+                            task.panel, task.panel_end);
+      }
     });
   }
 

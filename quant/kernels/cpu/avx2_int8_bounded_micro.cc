@@ -142,8 +142,8 @@ void RunTile(const Int8BoundedJob& job, const int8_t* w, const int32_t* start, I
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    StoreHalf(job.panel, {tile.row + r, tile.panel}, 0, low[r]);
-    StoreHalf(job.panel, {tile.row + r, tile.panel}, 1, high[r]);
+    StoreHalf(job.panel, {tile.row + r, tile.panel}, 0, _mm256_cvtepi32_ps(low[r]));
+    StoreHalf(job.panel, {tile.row + r, tile.panel}, 1, _mm256_cvtepi32_ps(high[r]));
   }
 }
 

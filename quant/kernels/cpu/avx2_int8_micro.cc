@@ -47,8 +47,8 @@ void RunTile(const Int8PanelJob& job, const int16_t* codes, const int8_t* w, Int
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
-    StoreHalf(job, {tile.row + r, tile.panel}, 0, low[r]);
-    StoreHalf(job, {tile.row + r, tile.panel}, 1, high[r]);
+    StoreHalf(job, {tile.row + r, tile.panel}, 0, _mm256_cvtepi32_ps(low[r]));
+    StoreHalf(job, {tile.row + r, tile.panel}, 1, _mm256_cvtepi32_ps(high[r]));
   }
 }
 
@@ -95,7 +95,8 @@ void Avx2Int8Rescale(const Int8RescaleJob& job) {
                            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(job.offsets + c)));
       const __m256 scale = _mm256_mul_ps(_mm256_broadcast_ss(job.x_scales + row),
                                          _mm256_loadu_ps(job.weight_scales + c));
-      _mm256_storeu_ps(y + c, Epilogue(sum, scale, job.bias == nullptr ? nullptr : job.bias + c,
+      _mm256_storeu_ps(y + c, Epilogue(_mm256_cvtepi32_ps(sum), scale,
+                                       job.bias == nullptr ? nullptr : job.bias + c,
                                        job.accumulate ? y + c : nullptr));
     }
     for (; c < job.columns; ++c) {

@@ -38,6 +38,20 @@ struct Int8PanelJob {
 void Avx2Int8Panels(const Int8PanelJob& job, const int16_t* x, int64_t panel_begin,
                     int64_t panel_end);
 
+// Weights whose groups of inputs have scales of their own:
+//
+//   sum = sum over groups of s_g * f32(exact integer dot of the group), one FMA each, in order;
+//   y[:, 16 panel_begin .. 16 panel_end) = (s_x * s_w) * sum (+ bias) (+ y).
+//
+// Enter only where HostCpu() has AVX2 and FMA (avx2_int8_group_micro.cc).
+struct Int8GroupJob {
+  Int8PanelJob panel;
+  const uint16_t* group_scales;  // bf16 [num_panels, weight_groups, 16]
+  int64_t group;                 // inputs that share a scale, a multiple of 8
+};
+void Avx2Int8GroupPanels(const Int8GroupJob& job, const int16_t* x, int64_t panel_begin,
+                         int64_t panel_end);
+
 // A row of x as s16 codes in [-max_code, max_code] with a scale of its own, which it returns:
 // quant/kernels/a8_token.h with another range. A row whose absmax is below `smallest` counts as
 // zero; max_code / smallest is finite. Codes are padded with zero codes to a multiple of 8.
