@@ -57,7 +57,8 @@ TEST_F(AdmissionTest, AdmitsTheBundledDecoderAndServesIt) {
   EXPECT_LE(v.decode_kl_max, 1e-6);
   EXPECT_EQ(report.layers.size(), 21u);  // embedding, 5 x (qkv, o, gate_up, down)
   for (const LayerReport& layer : report.layers) {
-    EXPECT_EQ(layer.scheme, "int8_channel") << layer.name;
+    EXPECT_EQ(layer.scheme, report.decision.recipe.scheme) << layer.name;
+    EXPECT_THAT(layer.scheme, HasSubstr("int8_"));
     EXPECT_GT(layer.weight_sqnr_db, 30) << layer.name;
     EXPECT_GT(layer.output_sqnr_db, 20) << layer.name;
     EXPECT_FALSE(layer.kernel.empty()) << layer.name;

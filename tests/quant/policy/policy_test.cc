@@ -44,11 +44,11 @@ TEST_P(DecisionTableTest, ChoosesTheRuleOfTheHardware) {
                        Policy::Default().Choose(hardware, kSmolLm2, false));
   EXPECT_EQ(without.rule, expected.rule_without_cuda) << absl::StrJoin(without.trace, "\n");
   EXPECT_EQ(without.device, "cpu");
-  EXPECT_EQ(without.recipe.scheme, "int8_channel");
-  // Without VNNI, 16-bit integer activations are nearly as fast as 8-bit ones.
-  EXPECT_EQ(without.recipe.activation, expected.rule_without_cuda == "cpu_avx2"
-                                           ? ActivationMode::kA16
-                                           : ActivationMode::kA8Token);
+  // Without VNNI, 16-bit integer activations and scales of groups are nearly as fast as 8-bit
+  // activations and scales of channels.
+  const bool avx2 = expected.rule_without_cuda == "cpu_avx2";
+  EXPECT_EQ(without.recipe.scheme, avx2 ? "int8_group:g32" : "int8_channel");
+  EXPECT_EQ(without.recipe.activation, avx2 ? ActivationMode::kA16 : ActivationMode::kA8Token);
 }
 
 // The decision table of the project, one row per recorded machine.
@@ -63,8 +63,8 @@ INSTANTIATE_TEST_SUITE_P(
         Expectation{"a100", "ampere_datacenter", "int8_channel", "a8_token", "cpu_avx2"},
         Expectation{"rtx3090", "ampere_consumer", "int4_group", "a16", "cpu_avx2"},
         Expectation{"t4", "turing", "int4_group", "a16", "cpu_avx2"},
-        Expectation{"v100", "cpu_avx2", "int8_channel", "a16", "cpu_avx2"},
-        Expectation{"cpu_avx2", "cpu_avx2", "int8_channel", "a16", "cpu_avx2"},
+        Expectation{"v100", "cpu_avx2", "int8_group:g32", "a16", "cpu_avx2"},
+        Expectation{"cpu_avx2", "cpu_avx2", "int8_group:g32", "a16", "cpu_avx2"},
         Expectation{"cpu_avx_vnni", "cpu_vnni", "int8_channel", "a8_token", "cpu_vnni"},
         Expectation{"cpu_avx512_vnni", "cpu_vnni", "int8_channel", "a8_token", "cpu_vnni"},
         Expectation{"cpu_amx", "cpu_amx", "int8_channel", "a8_token", "cpu_amx"},
