@@ -1,6 +1,7 @@
 // The host processor as a Device. Large allocations are mapped on their own, 2 MiB aligned and
 // advised to use huge pages: page faults are what a virtual machine is slowest at
-// (docs/performance.md).
+// (docs/performance.md). The last, partial one is served in small pages: a model of a hundred
+// layers would lose a hundred halves of huge pages.
 #include <sys/mman.h>
 
 #include <atomic>
@@ -15,6 +16,7 @@ namespace assay {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kPage = size_t{4} << 10;
 constexpr size_t kAlignment = 64;
 
 size_t RoundUp(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -57,7 +59,7 @@ class CpuDeviceImpl final : public Device {
         absl::StrCat("copy does not fit the buffer: bytes=", want, " buffer=", have));
   }
   static std::byte* MapHuge(size_t bytes) {
-    const size_t mapped = RoundUp(bytes, kHugePage);
+    const size_t mapped = RoundUp(bytes, kPage);
     // Map one huge page more than needed and give back the unaligned ends.
     void* raw = mmap(nullptr, mapped + kHugePage, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -68,7 +70,7 @@ class CpuDeviceImpl final : public Device {
     const size_t tail = begin + kHugePage - aligned;
     if (tail > 0) munmap(reinterpret_cast<void*>(aligned + mapped), tail);
     auto* data = reinterpret_cast<std::byte*>(aligned);
-    madvise(data, mapped,
+    madvise(data, bytes / kHugePage * kHugePage,
             MADV_HUGEPAGE);  // advice only: a kernel without huge pages serves small ones
     return data;
   }
@@ -76,7 +78,7 @@ class CpuDeviceImpl final : public Device {
     if (data == nullptr) return;
     allocated_.fetch_sub(bytes, std::memory_order_relaxed);
     if (bytes >= kHugePage) {
-      munmap(data, RoundUp(bytes, kHugePage));
+      munmap(data, RoundUp(bytes, kPage));
     } else {
       std::free(data);
     }

@@ -190,7 +190,10 @@ uint64_t CalibrationBytes(const Admission& a) {
 absl::Status MakeReference(Admission& a) {
   if (a.reference != nullptr) return absl::OkStatus();
   const LinearOptions exact;  // f32, weight-only: the checkpoint as this engine computes it
-  ASSIGN_OR_RETURN(a.reference, BuildUniform(a.weights(), "f32", exact));
+  absl::StatusOr<std::unique_ptr<const Model>> reference = BuildUniform(a.weights(), "f32", exact);
+  if (absl::IsInvalidArgument(reference.status()))  // NaN or infinity
+    return Reject(a, absl::StrCat("defect in ", reference.status().message()));
+  ASSIGN_OR_RETURN(a.reference, std::move(reference));
   a.SamplePeak();
   return absl::OkStatus();
 }

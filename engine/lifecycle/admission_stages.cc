@@ -15,7 +15,6 @@ constexpr int kMaxBucket = 64;  // sequences of one warm-up step
 
 bool Always(const Admission&) { return true; }
 bool HasArtifact(const Admission& a) { return a.stored != nullptr; }
-bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
 bool LeavesTheChoice(const Admission& a) {
   return NeedsWeights(a) && !a.recipe().search.candidates.empty();
 }
@@ -92,6 +91,8 @@ bool NeedsKeys(const Admission& a) {
          (recipe.kv_key_channels || recipe.int8_scores);
 }
 
+bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
+
 std::span<const AdmissionStage> AdmissionStages() {
   static constexpr std::array<AdmissionStage, 15> kStages = {{
       {"open", OpenStage, Always},
@@ -101,8 +102,8 @@ std::span<const AdmissionStage> AdmissionStages() {
       {"search", SearchStage, LeavesTheChoice},
       {"transform", TransformStage, NeedsTransforms},
       {"calibrate_keys", CalibrateKeysStage, NeedsKeys},
-      {"quantize", QuantizeStage, NeedsWeights},
       {"reference", ReferenceStage, NeedsProof},
+      {"quantize", QuantizeStage, NeedsWeights},
       {"verify", VerifyStage, NeedsProof},
       {"fall_back", FallBackStage, FailedTheGate},
       {"tasks", TasksStage, HasLabelledData},

@@ -180,6 +180,8 @@ bool HasChoice(const Admission& admission, const LinearSlot& slot);
 void NoteMeasuredPlan(Admission& admission);
 absl::StatusOr<bool> ChooseAgain(Admission& admission);
 
+// Whether the weights are still to be quantized.
+bool NeedsWeights(const Admission& admission);
 absl::Status BuildCandidate(Admission& admission);
 // Sets the verdict and the reason; FailedPrecondition.
 absl::Status Reject(Admission& admission, const std::string& reason);

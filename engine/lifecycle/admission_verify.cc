@@ -34,19 +34,38 @@ std::string Figures(const VerificationResult& v, ModelTask task) {
   return "";
 }
 
-// The stored weights against the checkpoint's, as they will be multiplied.
+// A layer as the checkpoint has it, in f32. Read again, unless the verifier keeps
+// it: the whole reference need not be resident for one layer at a time.
+absl::StatusOr<std::shared_ptr<const QuantizedLinear>> OriginalOf(Admission& a,
+                                                                  const LinearSlot& slot) {
+  if (slot.name == a.verifier->reference().head_slot()) return a.verifier->reference().head();
+  QuantizedTensor exact;
+  exact.shape = slot.shape;
+  ASSIGN_OR_RETURN(exact.scheme, FindScheme("f32"));
+  ASSIGN_OR_RETURN(exact.codes, ReadSlotWeight(a.weights(), slot));
+  for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
+  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(a.weights(), slot));
+  ASSIGN_OR_RETURN(QuantizedLinear linear, QuantizedLinear::Create(exact, std::move(bias), {}));
+  a.SamplePeak();
+  return std::make_shared<const QuantizedLinear>(std::move(linear));
+}
+
+// The stored weights against the checkpoint's, as they will be multiplied, and the outputs of both.
 absl::Status CheckWeights(Admission& a) {
   std::vector<std::string> defects;
-  for (const auto& [name, linear] : a.linears) {
-    const QuantizedLinear& original = *a.reference->linears().find(name)->second;
-    const auto slot =
-        std::find_if(a.slots.begin(), a.slots.end(),
-                     [&slot_name = name](const LinearSlot& s) { return s.name == slot_name; });
-    const CodesBy codes = !RoundedByMethod(a, *slot) ? CodesBy::kNearest
-                          : FeedsErrorsBack(a)       ? CodesBy::kFeedback
-                                                     : CodesBy::kMethod;
+  a.output_sqnr.clear();
+  for (const LinearSlot& slot : a.slots) {
+    const std::string& name = slot.name;
+    const std::shared_ptr<const QuantizedLinear>& linear = a.linears.find(name)->second;
+    const CodesBy codes = !RoundedByMethod(a, slot) ? CodesBy::kNearest
+                          : FeedsErrorsBack(a)      ? CodesBy::kFeedback
+                                                    : CodesBy::kMethod;
+    ASSIGN_OR_RETURN(const std::shared_ptr<const QuantizedLinear> original, OriginalOf(a, slot));
     ASSIGN_OR_RETURN(const WeightCheck check,
-                     CheckServedWeight(original, *linear, codes, a.host.pool));
+                     CheckServedWeight(*original, *linear, codes, a.host.pool));
+    ASSIGN_OR_RETURN(const std::optional<double> sqnr,
+                     a.verifier->reference().OutputSqnr(name, *original, *linear));
+    if (sqnr.has_value()) a.output_sqnr[name] = *sqnr;
     a.weight_sqnr[name] = check.sqnr_db;
     const auto integrity = a.integrity.find(name);
     if (!check.defect.empty()) {
@@ -172,6 +191,7 @@ absl::Status KeepLayers(Admission& a) {
     a.note = "the recipe allows no fallback";
     return absl::OkStatus();
   }
+  RETURN_IF_ERROR(MakeReference(a));
   const int exact = a.report.bytes_f32 <= kMeasureAllBytes ? static_cast<int>(a.slots.size())
                                                            : std::max(kExactLayers, limit);
   ASSIGN_OR_RETURN(
@@ -181,6 +201,7 @@ absl::Status KeepLayers(Admission& a) {
                    a.SamplePeak();
                    return a.progress(fraction, "measuring layers one at a time");
                  }));
+  a.reference.reset();
   for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
   const auto [loss, target] =
       LossAndTarget(a.report.verification, a.report.decision.budget, a.spec.task);
@@ -227,10 +248,17 @@ absl::Status FallBackByLayers(Admission& a) {
 }  // namespace
 
 absl::Status ReferenceStage(Admission& a) {
+  if (NeedsWeights(a)) RETURN_IF_ERROR(ScanCheckpoint(a));
   RETURN_IF_ERROR(MakeReference(a));
   // Proven where they were made; of an artifact, on this machine.
   if (!a.folds.empty() && a.proof.empty()) RETURN_IF_ERROR(ProveFolds(a));
-  ASSIGN_OR_RETURN(a.verifier, Verifier::Create(*a.reference, a.evaluation, a.host.pool));
+  const auto progress = [&](double fraction) {
+    a.SamplePeak();
+    return a.progress(fraction, "running the reference");
+  };
+  ASSIGN_OR_RETURN(a.verifier, Verifier::Create(*a.reference, a.evaluation, a.host.pool, progress));
+  // Calibration looks at it once more; else its work is done.
+  if (!NeedsWeights(a) || !NeedsCalibration(a)) a.reference.reset();
   a.note = absl::StrFormat("%.1f MB in f32", a.report.bytes_f32 / 1e6);
   return absl::OkStatus();
 }
@@ -238,7 +266,6 @@ absl::Status ReferenceStage(Admission& a) {
 absl::Status VerifyStage(Admission& a) {
   RETURN_IF_ERROR(CheckWeights(a));
   RETURN_IF_ERROR(Measure(a));
-  ASSIGN_OR_RETURN(a.output_sqnr, a.verifier->OutputSqnr(a.linears));
   DescribeLayers(a);
   const VerificationResult& v = a.report.verification;
   a.note = absl::StrCat(v.tokens, " tokens: ", Figures(v, a.spec.task));
@@ -251,7 +278,7 @@ absl::Status FallBackStage(Admission& a) {
   // Wider layers would break a limit of bytes.
   const bool bound = a.search.has_value() && a.recipe().search.max_bytes > 0;
   if (!a.report.verification.failures.empty() && !bound) RETURN_IF_ERROR(FallBackByLayers(a));
-  ASSIGN_OR_RETURN(a.output_sqnr, a.verifier->OutputSqnr(a.linears));
+  a.reference.reset();
   RETURN_IF_ERROR(CheckWeights(a));
   DescribeLayers(a);
   if (a.report.verification.failures.empty()) return absl::OkStatus();

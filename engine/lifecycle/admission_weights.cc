@@ -308,6 +308,7 @@ absl::Status QuantizeStage(Admission& a) {
     }
   }
   RETURN_IF_ERROR(QuantizeSlots(a));
+  a.reference.reset();
   a.note = absl::StrCat(a.slots.size(), " layers from ",
                         absl::StrFormat("%.1f MB", a.checkpoint->file_bytes() / 1e6));
   if (NeedsCalibration(a)) {

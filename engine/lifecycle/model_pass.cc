@@ -58,9 +58,7 @@ absl::Status ModelPass::MakeKv() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> spans, bool logits,
-                                                          const LinearObserver* observer,
-                                                          const LayerPart* part) {
+std::vector<SequenceSpan> ModelPass::Gather(std::span<const Span> spans, bool logits) {
   tokens_.clear();
   std::vector<SequenceSpan> sequences;
   for (const Span& span : spans) {
@@ -77,13 +75,16 @@ absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> 
     sequences.push_back(sequence);
     tokens_.insert(tokens_.end(), span.tokens.begin(), span.tokens.end());
   }
-  size_t out_rows = spans.size();
-  logit_rows_.clear();
-  if (kv_.has_value()) {
-    logit_rows_.resize(logits ? tokens_.size() : 0);
-    std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
-    out_rows = logit_rows_.size();
-  }
+  logit_rows_.resize(kv_.has_value() && logits ? tokens_.size() : 0);
+  std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
+  return sequences;
+}
+
+absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> spans, bool logits,
+                                                          const LinearObserver* observer,
+                                                          const LayerPart* part) {
+  const std::vector<SequenceSpan> sequences = Gather(spans, logits);
+  const size_t out_rows = kv_.has_value() ? logit_rows_.size() : spans.size();
   const ForwardBatch batch{tokens_, sequences, logit_rows_, {}};
   MutableView out = out_.mutable_view();
   out.shape = Shape{static_cast<int64_t>(out_rows), out_columns_};
@@ -92,9 +93,25 @@ absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> 
                                   .kv = kv_.has_value() ? &*kv_ : nullptr,
                                   .out = out,
                                   .observer = observer,
-                                  .part = part},
+                                  .part = part,
+                                  .head_input = {}},
                                  compute));
   return std::span<const float>(out_.data<float>(), out_rows * static_cast<size_t>(out_columns_));
+}
+
+absl::Status ModelPass::ForwardToHead(std::span<const Span> spans, const LinearObserver* observer,
+                                      std::span<float> out) {
+  const std::vector<SequenceSpan> sequences = Gather(spans, true);
+  const ForwardBatch batch{tokens_, sequences, logit_rows_, {}};
+  const Shape shape{static_cast<int64_t>(tokens_.size()), model_.spec().hidden};
+  ComputeContext compute = context();
+  return model_.Forward(
+      {.batch = batch,
+       .kv = &*kv_,
+       .out = {},
+       .observer = observer,
+       .head_input = {reinterpret_cast<std::byte*>(out.data()), shape, DType::kF32, &CpuDevice()}},
+      compute);
 }
 
 }  // namespace assay

@@ -34,6 +34,9 @@ class ModelPass {
   absl::StatusOr<std::span<const float>> Forward(std::span<const Span> spans, bool logits = true,
                                                  const LinearObserver* observer = nullptr,
                                                  const LayerPart* part = nullptr);
+  // Decoders: for every row what the output head is multiplied by, [rows, hidden].
+  absl::Status ForwardToHead(std::span<const Span> spans, const LinearObserver* observer,
+                             std::span<float> out);
   int64_t out_columns() const { return out_columns_; }
   // Of decoders: the cache, and which blocks of it a sequence has.
   const KvPool* kv() const { return kv_.has_value() ? &*kv_ : nullptr; }
@@ -45,6 +48,8 @@ class ModelPass {
  private:
   ModelPass(const Model& model, const Size& size, ThreadPool& pool, Arena arena, Tensor out);
   absl::Status MakeKv();
+  // Fills tokens_, logit_rows_ and the sequences that a batch of these spans has.
+  std::vector<SequenceSpan> Gather(std::span<const Span> spans, bool logits);
 
   const Model& model_;
   const Size size_;

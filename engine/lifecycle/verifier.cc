@@ -11,37 +11,13 @@
 namespace assay {
 namespace {
 
-constexpr int kChunk = 128;        // rows of one forward pass: bounds the logits held at once
-constexpr int kEncoderBatch = 16;  // sentences of one forward pass
-constexpr int kLayerRows = 128;    // reference inputs on which a layer's output is compared
+constexpr int kLookRows = 128;  // of the pass that looks for numbers that are not finite
 
 // The decode path: so many documents side by side, after a prefix, step by step.
 constexpr int kDecodeDocuments = 4, kDecodePrefix = 16, kDecodeSteps = 16;
 // Kernels are batch-invariant, so the two paths agree bit for bit; what is allowed for is a backend
 // that sums in another order: logits off by 1e-4 give KL of about (1e-4)^2 / 2.
 constexpr double kMaxDecodeKl = 1e-6;
-
-int Longest(const EvaluationSet& set) {
-  size_t longest = 1;
-  for (const auto& document : set.documents) longest = std::max(longest, document.size());
-  return static_cast<int>(longest);
-}
-
-ModelPass::Size SizeFor(const Model& model, const EvaluationSet& set, DType kv_dtype) {
-  const int longest = Longest(set);
-  if (model.spec().task == ModelTask::kGenerate) {
-    return {.sequences = 1,
-            .context = longest,
-            .rows = std::min(kChunk, longest),
-            .out_rows = std::min(kChunk, longest),
-            .kv_dtype = kv_dtype};
-  }
-  return {.sequences = kEncoderBatch,
-          .context = longest,
-          .rows = int64_t{kEncoderBatch} * longest,
-          .out_rows = kEncoderBatch,
-          .kv_dtype = kv_dtype};
-}
 
 bool AllFinite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
@@ -92,12 +68,11 @@ std::string WhereStopped(const VerificationResult& result) {
 
 absl::StatusOr<std::unique_ptr<Verifier>> Verifier::Create(const Model& reference,
                                                            const EvaluationSet& set,
-                                                           ThreadPool& pool) {
-  std::unique_ptr<Verifier> verifier(new Verifier(reference, set, pool));
-  ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(reference, SizeFor(reference, set, DType::kF32), pool));
-  verifier->pass_.emplace(std::move(pass));
-  return verifier;
+                                                           ThreadPool& pool,
+                                                           const Progress& progress) {
+  ASSIGN_OR_RETURN(ReferenceOutputs outputs,
+                   ReferenceOutputs::Record(reference, set, pool, progress));
+  return std::unique_ptr<Verifier>(new Verifier(std::move(outputs), set, pool));
 }
 
 absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate, DType kv_dtype,
@@ -115,44 +90,11 @@ absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate, DTy
   return result;
 }
 
-absl::StatusOr<std::span<const float>> Verifier::ReferenceLogits(size_t document, int start,
-                                                                 int rows) {
-  const auto hidden = static_cast<size_t>(reference_.spec().hidden);
-  std::vector<float>& kept = kept_[document];
-  if (kept.size() >= static_cast<size_t>(start + rows) * hidden) {
-    return FromKept(document, start, rows);
-  }
-  kept.resize(static_cast<size_t>(start) * hidden);  // a shorter extent ended inside this chunk
-  const LinearObserver keep = [&](const LinearSlot& slot, TensorView x, TensorView) {
-    if (slot.shape[0] != reference_.spec().vocab) return;
-    head_ = reference_.linears().find(slot.name)->second.get();
-    const std::span<const float> inputs = Floats(x);
-    kept.insert(kept.end(), inputs.begin(), inputs.end());
-  };
-  const ModelPass::Span span{0, start,
-                             std::span(set_.documents[document])
-                                 .subspan(static_cast<size_t>(start), static_cast<size_t>(rows))};
-  return pass_->Forward(std::span(&span, 1), true, &keep);
-}
-
-absl::StatusOr<std::span<const float>> Verifier::FromKept(size_t document, int start, int rows) {
-  const int64_t hidden = reference_.spec().hidden, vocab = reference_.spec().vocab;
-  logits_.resize(static_cast<size_t>(rows * vocab));
-  const float* x = kept_[document].data() + start * hidden;
-  ComputeContext context = pass_->context();
-  const Arena::Scope scope(context.scratch);
-  head_->Forward(
-      {reinterpret_cast<const std::byte*>(x), {rows, hidden}, DType::kF32, &CpuDevice()},
-      {reinterpret_cast<std::byte*>(logits_.data()), {rows, vocab}, DType::kF32, &CpuDevice()},
-      context);
-  return std::span<const float>(logits_);
-}
-
 absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Model& candidate, DType kv_dtype,
                                                             const Extent& extent,
                                                             const Progress& progress) {
   ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(candidate, SizeFor(candidate, set_, kv_dtype), pool_));
+                   ModelPass::Create(candidate, PassSize(candidate, set_, kv_dtype), pool_));
   const int64_t vocab = reference_.spec().vocab;
   const size_t documents = std::min(set_.documents.size(), static_cast<size_t>(extent.documents));
   DivergenceMeter meter;
@@ -161,9 +103,9 @@ absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Model& candida
     const std::span<const int32_t> tokens = set_.documents[d];
     const int length = std::min(static_cast<int>(tokens.size()), extent.tokens);
     meter.BeginDocument();
-    for (int start = 0; start < length; start += kChunk) {
-      const int rows = std::min(kChunk, length - start);
-      ASSIGN_OR_RETURN(const std::span<const float> expected, ReferenceLogits(d, start, rows));
+    for (int start = 0; start < length; start += kChunkRows) {
+      const int rows = std::min(kChunkRows, length - start);
+      const std::span<const float> expected = reference_.Logits(d, start, rows);
       const ModelPass::Span span{
           0, start, tokens.subspan(static_cast<size_t>(start), static_cast<size_t>(rows))};
       ASSIGN_OR_RETURN(const std::span<const float> actual, pass.Forward(std::span(&span, 1)));
@@ -260,25 +202,23 @@ absl::StatusOr<VerificationResult> Verifier::CompareEncoder(const Model& candida
                                                             const Extent& extent,
                                                             const Progress& progress) {
   ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(candidate, SizeFor(candidate, set_, DType::kF32), pool_));
+                   ModelPass::Create(candidate, PassSize(candidate, set_, DType::kF32), pool_));
   const int64_t columns = pass.out_columns();
   const size_t documents = std::min(set_.documents.size(), static_cast<size_t>(extent.documents));
   VerificationResult result;
   std::vector<double> cosines;
   size_t same_label = 0, not_finite = 0;
-  for (size_t begin = 0; begin < documents; begin += kEncoderBatch) {
-    const size_t end = std::min(begin + kEncoderBatch, documents);
+  for (size_t begin = 0; begin < documents; begin += kEncoderSequences) {
+    const size_t end = std::min(begin + kEncoderSequences, documents);
     std::vector<ModelPass::Span> spans;
     for (size_t d = begin; d < end; ++d) {
       const std::span<const int32_t> tokens = set_.documents[d];
-      spans.push_back({static_cast<int>(d - begin), 0,
-                       tokens.first(std::min(tokens.size(), static_cast<size_t>(extent.tokens)))});
+      spans.push_back({static_cast<int>(d - begin), 0, tokens});
       result.tokens += static_cast<int>(spans.back().tokens.size());
     }
-    ASSIGN_OR_RETURN(const std::span<const float> expected, pass_->Forward(spans));
     ASSIGN_OR_RETURN(const std::span<const float> actual, pass.Forward(spans));
     for (size_t i = 0; i < spans.size(); ++i) {
-      const auto a = Row(expected, static_cast<int64_t>(i), columns);
+      const std::span<const float> a = reference_.Output(begin + i);
       const auto b = Row(actual, static_cast<int64_t>(i), columns);
       if (!AllFinite(a) || !AllFinite(b)) {
         ++not_finite;
@@ -305,42 +245,9 @@ absl::StatusOr<VerificationResult> Verifier::CompareEncoder(const Model& candida
   return result;
 }
 
-absl::StatusOr<std::map<std::string, double>> Verifier::OutputSqnr(const LinearMap& candidate) {
-  size_t scratch = 0, outputs = 0;
-  for (const LinearSlot& slot : reference_.slots()) {
-    const QuantizedLinear& original = *reference_.linears().find(slot.name)->second;
-    scratch = std::max({scratch, original.scratch_bytes(kLayerRows),
-                        candidate.find(slot.name)->second->scratch_bytes(kLayerRows)});
-    outputs = std::max(outputs, static_cast<size_t>(slot.shape[0]) * kLayerRows);
-  }
-  ASSIGN_OR_RETURN(Arena arena, Arena::Create(CpuDevice(), scratch + 4096));
-  std::vector<float> expected(outputs), actual(outputs);
-  std::map<std::string, SignalNoise> powers;
-  const LinearObserver compare = [&](const LinearSlot& slot, TensorView x, TensorView) {
-    x.shape.dim[0] = std::min<int64_t>(x.shape[0], kLayerRows);
-    const Shape shape{x.shape[0], slot.shape[0]};
-    ComputeContext context{pool_, arena};
-    const auto run = [&](const LinearMap& linears, std::vector<float>& y) {
-      const Arena::Scope scope(arena);
-      linears.find(slot.name)->second->Forward(
-          x, {reinterpret_cast<std::byte*>(y.data()), shape, DType::kF32, &CpuDevice()}, context);
-    };
-    run(reference_.linears(), expected);
-    run(candidate, actual);
-    const auto elements = static_cast<size_t>(shape.elements());
-    powers[slot.name].Add(std::span(expected).first(elements), std::span(actual).first(elements));
-  };
-  const std::span<const int32_t> tokens = set_.documents.front();
-  const ModelPass::Span span{0, 0, tokens.first(std::min(tokens.size(), size_t{kLayerRows}))};
-  RETURN_IF_ERROR(pass_->Forward(std::span(&span, 1), true, &compare).status());
-  std::map<std::string, double> sqnr;
-  for (const auto& [name, power] : powers) sqnr[name] = power.sqnr_db();
-  return sqnr;
-}
-
 absl::StatusOr<std::string> Verifier::FindNotFinite(const Model& model) {
   ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(model, SizeFor(model, set_, DType::kF32), pool_));
+                   ModelPass::Create(model, PassSize(model, set_, DType::kF32), pool_));
   std::string first;
   const LinearObserver look = [&](const LinearSlot& slot, TensorView x, TensorView y) {
     if (!first.empty()) return;
@@ -351,7 +258,7 @@ absl::StatusOr<std::string> Verifier::FindNotFinite(const Model& model) {
     }
   };
   const std::span<const int32_t> tokens = set_.documents.front();
-  const ModelPass::Span span{0, 0, tokens.first(std::min(tokens.size(), size_t{kLayerRows}))};
+  const ModelPass::Span span{0, 0, tokens.first(std::min(tokens.size(), size_t{kLookRows}))};
   RETURN_IF_ERROR(pass.Forward(std::span(&span, 1), true, &look).status());
   return first;
 }

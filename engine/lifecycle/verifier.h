@@ -1,17 +1,19 @@
 // Measures a candidate against its reference, with the kernels and the KV precision that will
 // serve. The reference is the same checkpoint with every linear in f32 and an f32 KV cache.
 //
-// What the reference computed is kept (inputs of its output head, pooled embeddings), so measuring
-// another candidate costs that candidate's passes alone. One thread uses a Verifier.
+// The reference runs once, when the verifier is made; what it computed is kept
+// (reference_outputs.h), so that it may be freed and measuring another candidate costs that
+// candidate's passes alone. One thread uses a Verifier.
 #pragma once
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/lifecycle/evaluation.h"
-#include "engine/lifecycle/model_pass.h"
+#include "engine/lifecycle/reference_outputs.h"
 #include "engine/lifecycle/report.h"
 
 namespace assay {
@@ -34,31 +36,30 @@ class Verifier {
   };
   struct Extent {  // how much of the set is used
     int documents = 1 << 20;
-    int tokens = 1 << 20;     // of each document
+    int tokens = 1 << 20;     // of each document (encoders: all of it)
     bool decode_path = true;  // left out when the comparison stopped early
     std::optional<EarlyStop> early;
   };
   // Told how far a comparison is, 0..1; an error ends it.
   using Progress = std::function<absl::Status(double fraction)>;
 
-  // reference, set and pool outlive the verifier. ResourceExhausted.
+  // set and pool outlive the verifier, the reference need not. ResourceExhausted.
   static absl::StatusOr<std::unique_ptr<Verifier>> Create(const Model& reference,
                                                           const EvaluationSet& set,
-                                                          ThreadPool& pool);
+                                                          ThreadPool& pool,
+                                                          const Progress& progress = nullptr);
+  const ReferenceOutputs& reference() const { return reference_; }
   // All figures of the model's task; non-finite results and a decode path that disagrees with
   // prefill become defects. `failures` stays empty: see CheckBudget.
   absl::StatusOr<VerificationResult> Compare(const Model& candidate, DType kv_dtype,
                                              const Extent& extent, const Progress& progress);
-  // SQNR in dB of every slot's output on the reference's own inputs (the first rows of the set).
-  // Slots that are only looked up (embeddings) are absent.
-  absl::StatusOr<std::map<std::string, double>> OutputSqnr(const LinearMap& candidate);
   // The first slot whose input or output is not finite when `model` runs the set's first document:
   // "output of model.layers.3.mlp.down_proj". Empty when all are finite.
   absl::StatusOr<std::string> FindNotFinite(const Model& model);
 
  private:
-  Verifier(const Model& reference, const EvaluationSet& set, ThreadPool& pool)
-      : reference_(reference), set_(set), pool_(pool), kept_(set.documents.size()) {}
+  Verifier(ReferenceOutputs reference, const EvaluationSet& set, ThreadPool& pool)
+      : reference_(std::move(reference)), set_(set), pool_(pool) {}
 
   absl::StatusOr<VerificationResult> CompareDecoder(const Model& candidate, DType kv_dtype,
                                                     const Extent& extent, const Progress& progress);
@@ -66,17 +67,10 @@ class Verifier {
                                                     const Progress& progress);
   absl::Status CompareDecodePath(const Model& candidate, DType kv_dtype,
                                  VerificationResult& result);
-  // Logits [rows, vocab] of the reference for tokens [start, start + rows) of a document.
-  absl::StatusOr<std::span<const float>> ReferenceLogits(size_t document, int start, int rows);
-  absl::StatusOr<std::span<const float>> FromKept(size_t document, int start, int rows);
 
-  const Model& reference_;
+  ReferenceOutputs reference_;
   const EvaluationSet& set_;
   ThreadPool& pool_;
-  std::optional<ModelPass> pass_;          // of the reference
-  const QuantizedLinear* head_ = nullptr;  // of the reference, once seen
-  std::vector<std::vector<float>> kept_;   // by document: head inputs [tokens, hidden], or outputs
-  std::vector<float> logits_;
 };
 
 // Whether the documents so far decide (see EarlyStop). `mean_kl`: over `done` of `all` documents.

@@ -81,6 +81,9 @@ struct ForwardArgs {
   MutableView out;       // decoders [logit_rows, vocab]; encoders [sequences, hidden or num_labels]
   const LinearObserver* observer = nullptr;
   const LayerPart* part = nullptr;  // null = everything
+  // Decoders: [logit_rows, hidden], or empty. What the output head would be multiplied by is
+  // written here, and the head is left out.
+  MutableView head_input;
 };
 
 class Model {

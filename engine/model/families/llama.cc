@@ -133,8 +133,10 @@ absl::StatusOr<std::unique_ptr<const Model>> LlamaModel::Build(const ModelSpec& 
 absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& context) const {
   RETURN_IF_ERROR(CheckBatch(spec_, args.batch));
   RETURN_IF_ERROR(CheckKv(spec_, args.batch, args.kv));
-  RETURN_IF_ERROR(
-      CheckOut(args.out, static_cast<int64_t>(args.batch.logit_rows.size()), spec_.vocab));
+  const bool logits = args.head_input.data == nullptr;
+  RETURN_IF_ERROR(CheckOut(logits ? args.out : args.head_input,
+                           static_cast<int64_t>(args.batch.logit_rows.size()),
+                           logits ? spec_.vocab : spec_.hidden));
   ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
   const auto rows = static_cast<int64_t>(args.batch.tokens.size());
   if (rows == 0) return absl::OkStatus();
@@ -225,6 +227,10 @@ absl::Status LlamaModel::Head(const Pass& pass, TensorView x) const {
     phases[i] = pass.context.decode_rows[wanted[i]];
   }
   ops_.RmsNorm(last, final_norm_.view(), spec_.norm_eps, last, pass.context);
+  if (pass.args.head_input.data != nullptr) {
+    std::copy_n(last.as<float>(), last.shape.elements(), pass.args.head_input.as<float>());
+    return absl::OkStatus();
+  }
   ComputeContext phased = pass.context;
   phased.decode_rows = phases;
   return Pass(ops_, pass.args, phased).Linear(head_, last, pass.args.out);

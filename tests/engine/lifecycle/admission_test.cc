@@ -40,7 +40,7 @@ TEST_F(AdmissionTest, AdmitsTheBundledDecoderAndServesIt) {
   Start({});
   const AdmissionProgress end = AdmitStories();
   ASSERT_OK(end.status);
-  EXPECT_THAT(stages_, ElementsAre("open", "profile", "look_up", "quantize", "reference", "verify",
+  EXPECT_THAT(stages_, ElementsAre("open", "profile", "look_up", "reference", "quantize", "verify",
                                    "warm", "publish", "done"));
   ASSERT_NE(end.report, nullptr);
   const AdmissionReport& report = *end.report;
