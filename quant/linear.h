@@ -85,7 +85,11 @@ class QuantizedLinear {
   const LinearProblem& problem() const { return problem_; }
   std::string_view kernel() const { return kernel_->name(); }
   size_t bytes() const;
-  bool rotates_input() const { return parts_ != nullptr && parts_->rotation.has_value(); }
+  bool rotates_input() const { return rotation() != nullptr; }
+  // Of the input, and of the weight before its codes were found; null: none.
+  const HadamardRotation* rotation() const {
+    return parts_ == nullptr || !parts_->rotation.has_value() ? nullptr : &*parts_->rotation;
+  }
   int64_t low_rank() const;  // of the branch, 0 without one
   // How the keys that it gives are stored and multiplied; null: nothing is said.
   const KeyParts* keys() const { return keys_.has_value() ? &*keys_ : nullptr; }

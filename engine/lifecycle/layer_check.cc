@@ -134,12 +134,18 @@ absl::Status CheckRows(const QuantizedLinear& original, const QuantizedLinear& s
   for (int64_t i = 0; i < rows; ++i) {
     original.DecodeRow(first + i, {exact.data<float>() + i * k, width});
   }
+  // Codes of a rotated weight are compared as they were found: turned back, their noise is spread
+  // over columns that would have less of it.
+  const HadamardRotation* rotation = served.rotation();
+  if (rotation != nullptr)
+    rotation->RotateRows({exact.data<float>(), static_cast<size_t>(rows * k)});
   ASSIGN_OR_RETURN(const QuantizedTensor afresh, scheme.Encode(exact.view()));
   std::vector<float> rounded(static_cast<size_t>(rows * k)), stored(width);
   RETURN_IF_ERROR(scheme.DecodeRows(afresh, 0, rows, rounded));
   for (int64_t i = 0; i < rows; ++i) {
     const std::span<const float> row(exact.data<float>() + i * k, width);
     served.DecodeRow(first + i, stored);
+    if (rotation != nullptr) rotation->RotateRows(stored);
     block.power.Add(row, stored);
     if (!block.defect.empty()) continue;
     const Row compared{first + i, row, stored,

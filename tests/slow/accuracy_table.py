@@ -4,6 +4,8 @@ usage: accuracy_table.py --build build/release --model twin=TWIN.gguf [--model N
                          [--json FILE]
 
 Each row is one run of `assay verify MODEL --recipe R`: the process's own figures, its wall time and its peak resident memory.
+Budgets are out of the way, so that no layer falls back and every recipe is measured as it is written; `inside` says which built-in
+budgets the figures keep to. Recipes that search (auto) run under the built-in policy, whose budget they search for.
 --peer NAME adds llama.cpp (`llama-cpp-python` of this Python) on that GGUF: Q8_0, Q4_K_M and Q4_0 made from it, KL and top-1
 against llama.cpp's own f32 logits on the token ids that Assay judges the model on (`model_eval evaluation`). KL is in nats per
 token; intervals are Assay's, over documents (Student's t).
@@ -23,11 +25,26 @@ import numpy as np
 PEERS = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0"}
 
 
+# Nothing is refused for its accuracy.
+MEASURE = """version: 1
+recipes: {plain: {scheme: int8_channel}}
+budgets: {measure: {mean_kl: 100, top1: 0, perplexity_ratio: 1000000, cosine: 0, label_agreement: 0}}
+rules: [{name: measure, reason: nothing is refused, when: {device: cpu}, recipe: plain, budget: measure}]
+"""
+# quant/policy/default.yaml
+BUDGETS = {"eight_bit": (0.01, 0.95, 1.01, 0.995), "four_bit": (0.03, 0.92, 1.03, 0.99)}
+
+
 def verify(assay, model, recipe):
     """The report of one admission, its seconds and its peak bytes."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile("w", suffix=".yaml") as policy:
+        policy.write(MEASURE)
+        policy.flush()
+        command = [assay, "verify", model, "--recipe", recipe, "--json"]
+        if recipe != "auto":
+            command += ["--policy", policy.name]
         began = time.monotonic()
-        process = subprocess.Popen([assay, "verify", model, "--recipe", recipe, "--json"], stdout=out, stderr=err)
+        process = subprocess.Popen(command, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         took = time.monotonic() - began
         out.seek(0), err.seek(0)
@@ -38,13 +55,28 @@ def verify(assay, model, recipe):
         return {"error": problem.strip().splitlines()[-1] if problem.strip() else f"exit status {status}"}, took, 0
 
 
+def inside(report):
+    v = report["verification"]
+    if report["verdict"] != "admitted" and v["defects"]:
+        return "defect"
+    for name, (kl, top1, ratio, cosine) in BUDGETS.items():
+        if report["task"] == "generate":
+            high = max(v["mean_kl"]["high"], v["mean_kl_bootstrap"]["high"])
+            good = high <= kl and v["top1_agreement"]["mean"] >= top1 and v["perplexity_ratio"] <= ratio
+        else:
+            good = min(v["cosine"]["low"], v["cosine_bootstrap"]["low"]) >= cosine
+        if good:
+            return name
+    return "none"
+
+
 def row(name, report, took, peak):
     if "error" in report:
         return f"| {name} | {report['error'][:110]} |"
     v = report["verification"]
     linear = [l for l in report["layers"]]
     bits = 8 * sum(l["bytes"] for l in linear) / max(1, sum(l["n"] * l["k"] for l in linear))
-    cells = [name, report["verdict"], f"{bits:.2f}", f"{report['bytes'] / 1e6:.1f}"]
+    cells = [name, inside(report), f"{bits:.2f}", f"{report['bytes'] / 1e6:.1f}"]
     if report["task"] == "generate":
         kl = v["mean_kl"]
         cells += [f"{kl['mean']:.5f} [{kl['low']:.5f}, {kl['high']:.5f}]", f"{v['kl_p999']:.3f}",
@@ -57,8 +89,8 @@ def row(name, report, took, peak):
 
 
 HEADS = {
-    "generate": "| recipe | verdict | bits per weight | MB | mean KL [95 %] | 99.9 % KL | top-1 % | ppl ratio | layers kept % | s | peak MB |",
-    "embed": "| recipe | verdict | bits per weight | MB | mean cosine [95 %] | smallest | layers kept % | s | peak MB |",
+    "generate": "| recipe | inside | bits per weight | MB | mean KL [95 %] | 99.9 % KL | top-1 % | ppl ratio | layers kept % | s | peak MB |",
+    "embed": "| recipe | inside | bits per weight | MB | mean cosine [95 %] | smallest | layers kept % | s | peak MB |",
 }
 
 
@@ -139,7 +171,8 @@ def main():
     args = parser.parse_args()
     assay = args.build / "cli" / "assay"
     listed = subprocess.run([assay, "recipes"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
-    recipes = args.recipes.split(",") if args.recipes else [line.split()[0] for line in listed]
+    beside = sorted(str(p) for p in (pathlib.Path(__file__).parent / "recipes").glob("*.yaml"))  # what theory compares them with
+    recipes = args.recipes.split(",") if args.recipes else [line.split()[0] for line in listed] + beside
     for name, path in (model.split("=", 1) for model in args.model):
         print(f"\n### {name}\n", flush=True)
         headed = False
@@ -149,7 +182,7 @@ def main():
                 head = HEADS["generate" if report["task"] == "generate" else "embed"]
                 print(head + "\n|" + "---|" * (head.count("|") - 1))
                 headed = True
-            print(row(recipe, report, took, peak), flush=True)
+            print(row(pathlib.Path(recipe).stem, report, took, peak), flush=True)
             if args.json:
                 with args.json.open("a") as out:
                     out.write(json.dumps({"model": name, "recipe": recipe, "seconds": took, "peak_bytes": peak, "report": report}) + "\n")

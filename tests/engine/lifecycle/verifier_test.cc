@@ -296,6 +296,36 @@ TEST(WeightCheckTest, AcceptsEverySchemeAndFindsOneWrongCode) {
   EXPECT_THAT(bad.defect, HasSubstr("row=97"));
 }
 
+// Half of the columns a hundredth of the others: rotated, all codes are alike, and turned back
+// their noise is far more than what rounding the small columns would give.
+TEST(WeightCheckTest, RotatedWeightsAreComparedRotated) {
+  ThreadPool pool({.num_threads = 2});
+  Tensor weight = RandomTensor({70, 64}, 5);
+  for (int64_t i = 0; i < 70 * 64; ++i)
+    if (i % 64 < 32) weight.data<float>()[i] *= 0.01f;
+  const QuantizedLinear exact = Linear(FindScheme("f32").value()->Encode(weight.view()).value());
+  const QuantScheme& scheme = *FindScheme("int4_group:g32").value();
+  const HadamardRotation rotation = HadamardRotation::Create(64, 7).value();
+  Tensor rotated = RandomTensor({70, 64}, 5);
+  std::copy_n(weight.data<float>(), 70 * 64, rotated.data<float>());
+  rotation.RotateRows({rotated.data<float>(), 70 * 64});
+  QuantizedTensor tensor = scheme.Encode(rotated.view()).value();
+  ASSERT_OK(WriteInputRotation(rotation, tensor));
+  const auto check = [&] {
+    return CheckServedWeight(exact, Linear(tensor), CodesBy::kNearest, pool).value();
+  };
+  EXPECT_EQ(check().defect, "");
+  EXPECT_GT(check().sqnr_db, 15);  // four bits
+  auto* codes = tensor.codes.data<uint8_t>();
+  std::swap_ranges(codes + 12 * 32, codes + 12 * 32 + 16, codes + 12 * 32 + 16);
+  EXPECT_THAT(check().defect, HasSubstr("row=12"));
+  std::swap_ranges(codes + 12 * 32, codes + 12 * 32 + 16, codes + 12 * 32 + 16);
+  // Codes of the weight as it was, marked as rotated: another layer's rotation, in effect.
+  tensor = scheme.Encode(weight.view()).value();
+  ASSERT_OK(WriteInputRotation(rotation, tensor));
+  EXPECT_THAT(check().defect, HasSubstr("stored weight disagrees"));
+}
+
 TEST(WeightCheckTest, AMethodMayMoveCodesButNotAWholeBlock) {
   ThreadPool pool({.num_threads = 2});
   const Tensor weight = RandomTensor({70, 96}, 5);
