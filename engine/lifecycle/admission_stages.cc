@@ -133,6 +133,7 @@ void DescribeLayers(Admission& a) {
   AdmissionReport& report = a.report;
   report.layers.clear();
   report.bytes = a.candidate == nullptr ? 0 : a.candidate->other_weight_bytes();
+  report.bytes_stored = report.bytes;
   int linear_layers = 0, fallbacks = 0;
   const auto value = [](const std::map<std::string, double>& values, const std::string& name,
                         double otherwise) {
@@ -151,6 +152,7 @@ void DescribeLayers(Admission& a) {
                       .k = slot.shape[1],
                       .bytes = linear->second->bytes(),
                       .bytes_f32 = static_cast<uint64_t>(slot.shape.elements()) * 4,
+                      .bytes_stored = a.bytes_stored[slot.name],
                       .kl_contribution = plan.kl_contribution,
                       .fallback = plan.fallback,
                       .rotates_input = linear->second->rotates_input(),
@@ -166,6 +168,7 @@ void DescribeLayers(Admission& a) {
       absl::StrAppend(&layer.why, "; not ", absl::StrJoin(linear->second->refusals(), "; not "));
     }
     report.bytes += layer.bytes;
+    report.bytes_stored += layer.bytes_stored;
     linear_layers += slot.kind != LinearSlot::Kind::kEmbedding ? 1 : 0;
     fallbacks += plan.fallback ? 1 : 0;
     report.layers.push_back(std::move(layer));

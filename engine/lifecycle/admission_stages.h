@@ -80,6 +80,7 @@ struct Admission {
   CalibrationSet calibration;  // loaded on first use
   std::map<std::string, ActivationParams, std::less<>> activation_params;
   LinearMap linears;
+  std::map<std::string, uint64_t> bytes_stored;  // by slot
   std::map<std::string, std::string> integrity;  // slot -> what its stored numbers show
   std::shared_ptr<const Model> candidate;
   // Reference, Verify

@@ -92,6 +92,7 @@ absl::Status Pack(Admission& a, const LinearSlot& slot, const QuantizedTensor& t
       QuantizedLinear::Create(tensor, std::move(bias),
                               {.activation = a.plan.find(slot.name)->second.activation}));
   a.linears[slot.name] = std::make_shared<const QuantizedLinear>(std::move(linear));
+  a.bytes_stored[slot.name] = tensor.bytes();
   return absl::OkStatus();
 }
 

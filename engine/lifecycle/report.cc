@@ -96,6 +96,7 @@ json ToJson(const LayerReport& l) {
           {"k", l.k},
           {"bytes", l.bytes},
           {"bytes_f32", l.bytes_f32},
+          {"bytes_stored", l.bytes_stored},
           {"weight_sqnr_db", l.weight_sqnr_db},
           {"output_sqnr_db", l.output_sqnr_db},
           {"kl_contribution", l.kl_contribution},
@@ -254,6 +255,7 @@ LayerReport ReadLayer(const json& object, const std::string& path, absl::Status&
   f.GetInt("k", l.k);
   f.GetInt("bytes", l.bytes);
   f.GetInt("bytes_f32", l.bytes_f32);
+  f.GetInt("bytes_stored", l.bytes_stored);
   f.Get("weight_sqnr_db", l.weight_sqnr_db);
   f.Get("output_sqnr_db", l.output_sqnr_db);
   f.Get("kl_contribution", l.kl_contribution);
@@ -388,6 +390,7 @@ json ToJson(const AdmissionReport& report) {
           {"decision", ToJson(report.decision)},
           {"bytes_f32", report.bytes_f32},
           {"bytes", report.bytes},
+          {"bytes_stored", report.bytes_stored},
           {"estimated_peak_bytes", report.estimated_peak_bytes},
           {"measured_peak_bytes", report.measured_peak_bytes},
           {"fallback_fraction", report.fallback_fraction},
@@ -427,6 +430,7 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   f.Get("certificate_hit", report.certificate_hit);
   f.GetInt("bytes_f32", report.bytes_f32);
   f.GetInt("bytes", report.bytes);
+  f.GetInt("bytes_stored", report.bytes_stored);
   f.GetInt("estimated_peak_bytes", report.estimated_peak_bytes);
   f.GetInt("measured_peak_bytes", report.measured_peak_bytes);
   f.Get("fallback_fraction", report.fallback_fraction);

@@ -37,8 +37,9 @@ struct LayerReport {
   std::string name;
   std::string scheme, activation, kernel;
   int64_t n = 0, k = 0;
-  uint64_t bytes = 0, bytes_f32 = 0;
-  double weight_sqnr_db = 0;  // of the stored weight against the checkpoint's
+  uint64_t bytes = 0, bytes_f32 = 0;  // resident, as the kernel packed it; at f32
+  uint64_t bytes_stored = 0;          // codes, scales, ... in the artifact
+  double weight_sqnr_db = 0;          // of the stored weight against the checkpoint's
   double output_sqnr_db =
       0;  // of the layer's output on the reference's own inputs, with the serving kernel
   double kl_contribution =
@@ -107,6 +108,7 @@ struct AdmissionReport {
   HardwareInfo hardware;
   PolicyDecision decision;
   uint64_t bytes_f32 = 0, bytes = 0;  // weights before (at f32) and after, resident
+  uint64_t bytes_stored = 0;          // after, in the artifact; norms and biases as in `bytes`
   uint64_t estimated_peak_bytes = 0, measured_peak_bytes = 0;
   double fallback_fraction = 0;  // of linear layers
   std::string evaluation_set, evaluation_hash;

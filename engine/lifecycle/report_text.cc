@@ -181,9 +181,12 @@ void TransformSection(Page& page, const AdmissionReport& r) {
 void MemorySection(Page& page, const AdmissionReport& r) {
   page.Heading("Memory");
   if (r.bytes > 0 && r.bytes_f32 > 0) {
+    const auto share = [&](uint64_t bytes) {
+      return 100 * static_cast<double>(bytes) / static_cast<double>(r.bytes_f32);
+    };
     page.Paragraph(absl::StrFormat(
-        "weights %s at f32 -> %s resident (%.1f %%)", Megabytes(r.bytes_f32), Megabytes(r.bytes),
-        100 * static_cast<double>(r.bytes) / static_cast<double>(r.bytes_f32)));
+        "weights %s at f32 -> %s resident (%.1f %%), %s stored (%.1f %%)", Megabytes(r.bytes_f32),
+        Megabytes(r.bytes), share(r.bytes), Megabytes(r.bytes_stored), share(r.bytes_stored)));
   }
   std::string peak = "admission peak: estimated " + Megabytes(r.estimated_peak_bytes);
   if (r.measured_peak_bytes > 0) peak += ", measured " + Megabytes(r.measured_peak_bytes);

@@ -75,8 +75,8 @@ def row(name, report, took, peak):
         return f"| {name} | {report['error'][:110]} |"
     v = report["verification"]
     linear = [l for l in report["layers"]]
-    bits = 8 * sum(l["bytes"] for l in linear) / max(1, sum(l["n"] * l["k"] for l in linear))
-    cells = [name, inside(report), f"{bits:.2f}", f"{report['bytes'] / 1e6:.1f}"]
+    bits = 8 * sum(l["bytes_stored"] for l in linear) / max(1, sum(l["n"] * l["k"] for l in linear))
+    cells = [name, inside(report), f"{bits:.2f}", f"{report['bytes_stored'] / 1e6:.1f}", f"{report['bytes'] / 1e6:.1f}"]
     if report["task"] == "generate":
         kl = v["mean_kl"]
         cells += [f"{kl['mean']:.5f} [{kl['low']:.5f}, {kl['high']:.5f}]", f"{v['kl_p999']:.3f}",
@@ -89,8 +89,8 @@ def row(name, report, took, peak):
 
 
 HEADS = {
-    "generate": "| recipe | inside | bits per weight | MB | mean KL [95 %] | 99.9 % KL | top-1 % | ppl ratio | layers kept % | s | peak MB |",
-    "embed": "| recipe | inside | bits per weight | MB | mean cosine [95 %] | smallest | layers kept % | s | peak MB |",
+    "generate": "| recipe | inside | bits per weight | MB | resident | mean KL [95 %] | 99.9 % KL | top-1 % | ppl ratio | layers kept % | s | peak MB |",
+    "embed": "| recipe | inside | bits per weight | MB | resident | mean cosine [95 %] | smallest | layers kept % | s | peak MB |",
 }
 
 
@@ -156,7 +156,7 @@ def peer_rows(gguf, windows):
             means = np.array([k.mean() for k in kl])
             half = 1.96 * means.std(ddof=1) / np.sqrt(len(means))
             size = path.stat().st_size
-            yield name, (f"| llama.cpp {name} | | | {size / 1e6:.1f} | {every.mean():.5f} [{every.mean() - half:.5f}, {every.mean() + half:.5f}] | "
+            yield name, (f"| llama.cpp {name} | | | {size / 1e6:.1f} | | {every.mean():.5f} [{every.mean() - half:.5f}, {every.mean() + half:.5f}] | "
                          f"{np.quantile(every, .999):.3f} | {100 * np.concatenate(same).mean():.2f} | {np.exp((nll[1] - nll[0]) / count):.4f} | | | |")
     exact.close()
 

@@ -59,6 +59,11 @@ TEST_F(AdmissionTest, AdmitsTheBundledDecoderAndServesIt) {
   for (const LayerReport& layer : report.layers) {
     EXPECT_EQ(layer.scheme, report.decision.recipe.scheme) << layer.name;
     EXPECT_THAT(layer.scheme, HasSubstr("int8_"));
+    const Shape shape{layer.n, layer.k};
+    EXPECT_DOUBLE_EQ(static_cast<double>(layer.bytes_stored) * 8,
+                     FindScheme(layer.scheme).value()->bits_per_weight(shape) *
+                         static_cast<double>(shape.elements()))
+        << layer.name;
     EXPECT_GT(layer.weight_sqnr_db, 30) << layer.name;
     EXPECT_GT(layer.output_sqnr_db, 20) << layer.name;
     EXPECT_FALSE(layer.kernel.empty()) << layer.name;

@@ -50,6 +50,7 @@ std::vector<LayerReport> ExampleLayers() {
     layer.k = 1536;
     layer.bytes = 886000;
     layer.bytes_f32 = 3538944;
+    layer.bytes_stored = 500000;
     layer.weight_sqnr_db = 40.5;
     layer.output_sqnr_db = 30 + i;
     layer.fallback = i == 29;
@@ -73,6 +74,7 @@ AdmissionReport Example() {
   report.hardware = ProbeHardware();
   report.hardware.cpu_isa = "avx512_vnni";  // the recipe below on any machine
   report.decision = Policy::Default().Choose(report.hardware, 540000000, false).value();
+  report.bytes_stored = 100000000;
   report.bytes_f32 = 538060032;
   report.bytes = 139000000;
   report.estimated_peak_bytes = 900000000;
@@ -209,6 +211,7 @@ TEST(ReportTest, TerminalTextShowsFiguresFallbackAndWhatItLeftOut) {
   EXPECT_THAT(text, AllOf(HasSubstr("mean KL (nats)"), HasSubstr("0.00412"), HasSubstr("ok"),
                           HasSubstr("layers.29.mlp.down_proj"), HasSubstr("kept: adds 0.02710"),
                           HasSubstr("19 more"), HasSubstr("(25.8 %)")));
+  EXPECT_THAT(text, HasSubstr("100.0 MB stored ("));
   EXPECT_THAT(text, Not(HasSubstr("NOT MET")));
 }
 
