@@ -197,12 +197,6 @@ absl::Status CheckFits(Admission& a) {
 // The recipe's methods, and the data that they are fitted to.
 absl::Status FindMethods(Admission& a) {
   ASSIGN_OR_RETURN(a.rounding, FindRounding(a.recipe().rounding));
-  if (a.rounding->needs() == StatisticsNeed::kCross) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("admission does not collect the inputs of both models that this rounding "
-                     "needs: rounding=",
-                     a.recipe().rounding));
-  }
   for (const std::string& name : a.recipe().transforms) {
     ASSIGN_OR_RETURN(a.transforms.emplace_back(), FindTransform(name));
     if (a.transforms.back().kind != TransformKind::kHadamard) continue;

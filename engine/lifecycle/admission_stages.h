@@ -120,7 +120,7 @@ absl::Status ProveFolds(Admission& admission);
 // The scales of a slot's folds travel with its weight: into the tensor, and from the artifact.
 absl::Status WriteFolds(const Admission& admission, const LinearSlot& slot,
                         QuantizedTensor& tensor);
-absl::Status ReadFolds(Admission& admission);  // DataLoss
+absl::Status ReadFolds(Admission& admission);     // DataLoss
 // admission_weights.cc
 absl::Status LookUpStage(Admission& admission);
 absl::Status LoadStage(Admission& admission);
@@ -166,6 +166,12 @@ absl::Status LoadCalibration(Admission& admission);
 // InvalidArgument: the weight holds NaN or infinity.
 absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& admission, const LinearSlot& slot,
                                                const Tensor& weight, const SlotInput& input);
+// GPTQ moves single weights far from where they were, so its codes are judged by what they are for:
+// on the calibration inputs the layer's output must lie closer to the original's than with codes
+// rounded to nearest. Empty, or what is wrong. `weight` [n, k] f32 is what `q` was made from.
+absl::StatusOr<std::string> FeedbackDefect(Admission& admission, const LinearSlot& slot,
+                                           TensorView weight, const QuantizedTensor& q,
+                                           const InputStatistics& input);
 // Calls `slot_done` after each slot.
 absl::Status QuantizeWithCalibration(Admission& admission,
                                      const std::function<absl::Status()>& slot_done);

@@ -17,6 +17,7 @@ namespace {
 
 constexpr char kFoldPrefix[] = "fold_";  // + kind: QuantizedTensor::extra of the group's slot
 constexpr int64_t kSampleRows = 256;     // of a layer's input, for searches
+constexpr size_t kMeanSamples = 16;      // of the set, for transforms that ask for means alone
 // Scales further apart than this leave f32's comfort, and say that a channel is dead.
 constexpr float kMostScale = 1e4f;
 constexpr size_t kProofDocuments = 2, kProofTokens = 64;
@@ -36,6 +37,15 @@ bool Wants(const Admission& a, const TransformSpec& spec, const FoldGroup& group
   if (plan == a.plan.end()) return false;
   const absl::StatusOr<const QuantScheme*> scheme = FindScheme(plan->second.scheme);
   return scheme.ok() && !(*scheme)->is_floating();  // what is kept gains nothing
+}
+
+// At most `count` samples, spread over the set.
+CalibrationSet Thinned(const CalibrationSet& all, size_t count) {
+  CalibrationSet set{.name = all.name, .kind = all.kind, .hash = all.hash};
+  count = std::min(count, all.samples.size());
+  for (size_t i = 0; i < count; ++i)
+    set.samples.push_back(all.samples[i * all.samples.size() / count]);
+  return set;
 }
 
 // The scales of one group, per column of its consumers' input.
@@ -83,7 +93,11 @@ class FoldSearch {
       }
       return model;  // the function is the same
     };
-    const CalibrationRun run{a_.calibration, a_.host.pool, [&](double fraction) {
+    // A channel's mean settles long before its largest value does.
+    const bool means = spec_.kind == TransformKind::kAwq;
+    const CalibrationSet set =
+        Thinned(a_.calibration, means ? kMeanSamples : a_.calibration.samples.size());
+    const CalibrationRun run{set, a_.host.pool, [&](double fraction) {
                                return a_.progress(fraction, "fitting " + spec_.name);
                              }};
     return WalkLayers(a_.reference, run, steps);

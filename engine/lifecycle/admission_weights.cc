@@ -214,18 +214,15 @@ absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot, const SlotInput&
   const SlotPlan& plan = a.plan.find(slot.name)->second;
   ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(plan.scheme));
   RETURN_IF_ERROR(scheme->Accepts(slot.shape));
-  absl::StatusOr<QuantizedTensor> encoded;
-  {
-    ASSIGN_OR_RETURN(Tensor weight, ReadSlotWeight(a.weights(), slot));
-    for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
-    SlotParts parts;
-    if (!scheme->is_floating()) {
-      ASSIGN_OR_RETURN(parts, TakeParts(a.recipe(), slot, weight, a.host.pool));
-    }
-    encoded = QuantizeWeight(a, slot, weight, input);
-    if (encoded.ok()) RETURN_IF_ERROR(WriteParts(std::move(parts), *encoded));
-    a.SamplePeak();
+  ASSIGN_OR_RETURN(Tensor weight, ReadSlotWeight(a.weights(), slot));
+  for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
+  SlotParts parts;
+  if (!scheme->is_floating()) {
+    ASSIGN_OR_RETURN(parts, TakeParts(a.recipe(), slot, weight, a.host.pool));
   }
+  absl::StatusOr<QuantizedTensor> encoded = QuantizeWeight(a, slot, weight, input);
+  if (encoded.ok()) RETURN_IF_ERROR(WriteParts(std::move(parts), *encoded));
+  a.SamplePeak();
   if (absl::IsInvalidArgument(encoded.status())) {
     return Reject(a, absl::StrCat("defect in ", slot.name, ": ", encoded.status().message(), " (",
                                   absl::StrJoin(slot.weights, ", "), ")"));
@@ -235,9 +232,14 @@ absl::Status QuantizeSlot(Admission& a, const LinearSlot& slot, const SlotInput&
     RETURN_IF_ERROR(WriteKeyParts(keys->second, *encoded));
   const IntegrityFinding expected = scheme->Inspect(*encoded);
   if (a.host.hooks.after_quantize) a.host.hooks.after_quantize(slot, *encoded);
-  RETURN_IF_ERROR(WriteFolds(a, slot, *encoded));
-  const std::string defect = IntegrityDefect(*encoded, expected);
+  std::string defect = IntegrityDefect(*encoded, expected);
+  if (defect.empty() && FeedsErrorsBack(a) && RoundedByMethod(a, slot) &&
+      input.statistics != nullptr) {
+    ASSIGN_OR_RETURN(defect, FeedbackDefect(a, slot, weight.view(), *encoded, *input.statistics));
+  }
+  weight = Tensor();
   if (!defect.empty()) a.integrity[slot.name] = defect;
+  RETURN_IF_ERROR(WriteFolds(a, slot, *encoded));
   if (a.writer != nullptr) RETURN_IF_ERROR(a.writer->Add(slot.name, *encoded, plan));
   const absl::Status packed = Pack(a, slot, *encoded);
   if (!absl::IsInvalidArgument(packed) && !absl::IsDataLoss(packed)) return packed;

@@ -32,14 +32,37 @@ class Collectors {
     return [this](const LinearSlot& slot, TensorView x, TensorView) {
       const auto found = by_name_.find(slot.name);
       if (found == by_name_.end() || !status_.ok()) return;
-      status_ = Annotate(found->second(x), absl::StrCat("statistics of ", slot.name));
+      status_ = Annotate(found->second(x, NextExact(slot, x.shape)),
+                         absl::StrCat("statistics of ", slot.name));
+    };
+  }
+  // Keeps the inputs of one sample that the unquantized model has; `observer` then hands them on.
+  LinearObserver exact_observer() {
+    exact_.clear();
+    return [this](const LinearSlot& slot, TensorView x, TensorView) {
+      if (!by_name_.contains(slot.name)) return;
+      std::vector<float>& values = exact_[slot.name].values;
+      values.insert(values.end(), x.as<float>(), x.as<float>() + x.shape.elements());
     };
   }
   const absl::Status& status() const { return status_; }
 
  private:
+  struct ExactInput {
+    std::vector<float> values;
+    size_t used = 0;
+  };
+  TensorView NextExact(const LinearSlot& slot, const Shape& shape) {
+    const auto found = exact_.find(slot.name);
+    if (found == exact_.end()) return {};
+    const float* rows = found->second.values.data() + found->second.used;
+    found->second.used += static_cast<size_t>(shape.elements());
+    return {reinterpret_cast<const std::byte*>(rows), shape, DType::kF32, &CpuDevice()};
+  }
+
   std::vector<const LinearSlot*> wanted_;
   std::map<std::string, InputCollector, std::less<>> by_name_;
+  std::map<std::string, ExactInput, std::less<>> exact_;
   absl::Status status_;
 };
 
@@ -120,10 +143,20 @@ struct LayerRun {
   Collectors* collectors = nullptr;
 };
 
+// The model as it was given, which goes up beside the one that is quantized (both_inputs).
+struct ExactWalk {
+  std::shared_ptr<const Model> model;  // null: nobody asked
+  Streams streams;
+};
+
 absl::Status RunLayer(const Model& model, const CalibrationRun& run, const LayerRun& layer,
-                      Streams& streams) {
+                      Streams& streams, ExactWalk* exact = nullptr) {
   const bool head = layer.part.first == model.spec().layers;
   ASSIGN_OR_RETURN(SampleRunner runner, SampleRunner::Create(model, run, head));
+  const bool both = exact != nullptr && exact->model != nullptr;
+  absl::StatusOr<SampleRunner> exact_runner =
+      both ? SampleRunner::Create(*exact->model, run, head) : absl::NotFoundError("one model");
+  if (both) RETURN_IF_ERROR(exact_runner.status());
   // Also where nobody looks: a layer that is observed adds its products to the stream in a step of
   // its own, and what flows must not depend on that.
   const LinearObserver observer =
@@ -131,6 +164,11 @@ absl::Status RunLayer(const Model& model, const CalibrationRun& run, const Layer
                                   : layer.collectors->observer();
   std::vector<float> copy;
   for (size_t i = 0; i < streams.size(); ++i) {
+    if (both) {
+      const LinearObserver keeper = layer.collectors->exact_observer();
+      RETURN_IF_ERROR(
+          exact_runner->Run(run.set.samples[i], layer.part, exact->streams[i], &keeper));
+    }
     if (!layer.keep) copy = streams[i];
     RETURN_IF_ERROR(
         runner.Run(run.set.samples[i], layer.part, layer.keep ? streams[i] : copy, &observer));
@@ -151,7 +189,9 @@ CollectorFactory StatisticsInto(
     ASSIGN_OR_RETURN(InputStatistics fresh, InputStatistics::Create(slot.shape[1], *wanted));
     InputStatistics* const place =
         &statistics.insert_or_assign(slot.name, std::move(fresh)).first->second;
-    return InputCollector([place, &pool](TensorView x) { return place->Update(x, &pool); });
+    return InputCollector([place, &pool](TensorView x, TensorView x_full) {
+      return place->Update(x, place->options().cross ? x_full : TensorView(), &pool);
+    });
   };
 }
 
@@ -186,19 +226,25 @@ absl::Status CollectInputs(const Model& model, const CalibrationRun& run,
 absl::Status WalkLayers(std::shared_ptr<const Model> model, const CalibrationRun& run,
                         const LayerWalkSteps& steps) {
   const int layers = model->spec().layers;
+  ExactWalk exact;
   Streams streams;
   for (const TokenDocument& sample : run.set.samples) {
     streams.emplace_back(sample.size() * static_cast<size_t>(model->spec().hidden));
   }
+  if (steps.both_inputs) exact = {model, streams};
   for (int layer = 0; layer <= layers; ++layer) {
     ASSIGN_OR_RETURN(Collectors collectors,
                      Collectors::Make(SlotsOf(*model, layer), steps.collectors));
     const bool head = layer == layers;
     const LayerPart part{.first = layer, .end = std::min(layer + 1, layers)};
-    const bool seen = !collectors.empty();
+    // The exact model goes up whether or not somebody looks at this layer.
+    const bool seen = !collectors.empty() || steps.both_inputs;
     if (seen) {
-      RETURN_IF_ERROR(RunLayer(
-          *model, run, {part, /*keep=*/!steps.feed_quantized && !head, &collectors}, streams));
+      RETURN_IF_ERROR(RunLayer(*model, run,
+                               {part, /*keep=*/!steps.feed_quantized && !head, &collectors},
+                               streams, &exact));
+    }
+    if (!collectors.empty()) {
       // `slots` points into the model that was seen, which finish may replace.
       const std::shared_ptr<const Model> observed = model;
       ASSIGN_OR_RETURN(model, steps.finish(observed, collectors.wanted()));

@@ -4,7 +4,8 @@
 // small enough to be kept for all wanted slots (ranges, per-channel maxima). WalkLayers goes up the
 // stack layer by layer and keeps what flows between layers for every sample, so that the
 // statistics of one layer are enough (Hessians), the whole walk costs one pass, and a layer may
-// see what the quantized layers below it compute (GPTQ's true sequential order) at the cost of two.
+// see what the quantized layers below it compute (GPTQ's true sequential order) at the cost of two,
+// and what the model as it was given computes there as well (GPTAQ) at the cost of three.
 //
 // One thread calls; collectors run on it. Everything that is passed outlives the call.
 #pragma once
@@ -22,8 +23,9 @@
 namespace assay {
 
 // Sees inputs x [rows, k] f32 of one slot: every token of the set once, in its order, up to 512
-// rows at a time. x dies with the call.
-using InputCollector = std::function<absl::Status(TensorView x)>;
+// rows at a time. `x_full`: the same rows as the unquantized model has them, in walks with
+// `both_inputs`; else empty. Views die with the call.
+using InputCollector = std::function<absl::Status(TensorView x, TensorView x_full)>;
 // Called once for a slot before its first row; an empty function: the slot is not wanted.
 // Embedding tables have an input only where they are also the head.
 using CollectorFactory = std::function<absl::StatusOr<InputCollector>(const LinearSlot& slot)>;
@@ -31,7 +33,7 @@ using CollectorFactory = std::function<absl::StatusOr<InputCollector>(const Line
 // Slot name -> what is known about its input.
 using StatisticsMap = std::map<std::string, InputStatistics, std::less<>>;
 // Fills `statistics`, which outlives the collectors, for the slots to which `options` gives any;
-// they start anew. Without a cross term.
+// they start anew. A cross term needs a walk with `both_inputs`.
 CollectorFactory StatisticsInto(
     StatisticsMap& statistics, ThreadPool& pool,
     std::function<std::optional<InputStatisticsOptions>(const LinearSlot& slot)> options);
@@ -58,9 +60,11 @@ struct LayerWalkSteps {
   // The layers above see what `finish` gave: every layer runs twice, once to be seen and once to be
   // passed.
   bool feed_quantized = false;
+  // Collectors also get the inputs that the model as it was given has. Needs feed_quantized.
+  bool both_inputs = false;
 };
-// Memory: ModelPass, and 4 bytes x hidden for every token of the set. Status codes as above, and
-// those of `finish`.
+// Memory: ModelPass, and 4 bytes x hidden for every token of the set; twice that, and one sample's
+// inputs of a layer, with `both_inputs`. Status codes as above, and those of `finish`.
 absl::Status WalkLayers(std::shared_ptr<const Model> model, const CalibrationRun& run,
                         const LayerWalkSteps& steps);
 

@@ -97,7 +97,8 @@ void Time(const SearchInputs& inputs, TensorView x, SlotTrial& trial) {
 InputCollector CompareOutputs(const SearchInputs& inputs, const LinearSlot& slot,
                               std::shared_ptr<SlotTrial> trial) {
   const QuantizedLinear* reference = inputs.reference->linears().find(slot.name)->second.get();
-  return [&inputs, reference, trial = std::move(trial), timed = false](TensorView x) mutable {
+  return [&inputs, reference, trial = std::move(trial), timed = false](TensorView x,
+                                                                       TensorView) mutable {
     x.shape.dim[0] = std::min(x.shape[0], kRows);
     if (!std::exchange(timed, true)) Time(inputs, x, *trial);
     Multiply(*reference, x, inputs, *trial, trial->expected);

@@ -45,30 +45,36 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-// Panels of `width` lines, each [depth, width]; lines beyond the end are zero. Line l at depth d is
+// Panels of kWidth lines, each [depth, kWidth]; lines beyond the end are zero. Line l at depth d is
 // m.data[l * line + d * deep].
 template <typename T>
 struct PackJob {
   const T* data;
   int64_t line, deep;
-  int width;
 };
-template <typename T>
+// The width is a constant: a copy of a few elements whose number is known is no call.
+template <int kWidth, typename T>
+void PackLines(const T* from, int64_t deep, int64_t depth, T* out) {
+  for (int64_t d = 0; d < depth; ++d) std::copy_n(from + d * deep, kWidth, out + d * kWidth);
+}
+template <int kWidth, typename T>
 void Pack(const PackJob<T>& job, Range lines, Range depth, T* out) {
-  for (int64_t first = lines.begin; first < lines.end; first += job.width) {
-    const int64_t exist = std::min<int64_t>(job.width, lines.end - first);
-    if (exist < job.width) std::fill_n(out, job.width * depth.size(), T{0});
+  for (int64_t first = lines.begin; first < lines.end; first += kWidth) {
+    const int64_t exist = std::min<int64_t>(kWidth, lines.end - first);
+    if (exist < kWidth) std::fill_n(out, kWidth * depth.size(), T{0});
     const T* from = job.data + first * job.line + depth.begin * job.deep;
-    if (job.line == 1) {
+    if (job.line == 1 && exist == kWidth) {
+      PackLines<kWidth>(from, job.deep, depth.size(), out);
+    } else if (job.line == 1) {
       for (int64_t d = 0; d < depth.size(); ++d)
-        std::copy_n(from + d * job.deep, exist, out + d * job.width);
+        std::copy_n(from + d * job.deep, exist, out + d * kWidth);
     } else {
       for (int64_t l = 0; l < exist; ++l) {
         for (int64_t d = 0; d < depth.size(); ++d)
-          out[d * job.width + l] = from[l * job.line + d * job.deep];
+          out[d * kWidth + l] = from[l * job.line + d * job.deep];
       }
     }
-    out += job.width * depth.size();
+    out += kWidth * depth.size();
   }
 }
 
@@ -93,8 +99,8 @@ class Tiles {
       if (job_.upper_only && columns.end <= rows.begin) continue;
       for (int64_t p = 0; p < job_.p; p += kDepth) {
         const Range depth{p, std::min(p + kDepth, job_.p)};
-        Pack<T>({job_.a.data, job_.a.row, job_.a.column, kProductRows}, rows, depth, a.data());
-        Pack<T>({job_.b.data, job_.b.column, job_.b.row, kColumns<T>}, columns, depth, b.data());
+        Pack<kProductRows, T>({job_.a.data, job_.a.row, job_.a.column}, rows, depth, a.data());
+        Pack<kColumns<T>, T>({job_.b.data, job_.b.column, job_.b.row}, columns, depth, b.data());
         AddTile(rows, columns, depth.size(), a.data(), b.data());
       }
     }

@@ -39,15 +39,7 @@ void OutputError::HalfGradient(std::span<const float> difference, std::span<floa
       out[i] = static_cast<float>(difference[i] * input_->sum_squares()[i % k] * scale);
     return;
   }
-  std::vector<float> y(n * rows);  // E X^T
-  AddProduct(ProductJob<float>{.m = n,
-                               .n = rows,
-                               .p = k,
-                               .a = {difference.data(), k, 1},
-                               .b = {input_->samples().data(), 1, k},
-                               .c = y.data(),
-                               .c_row = rows},
-             pool);
+  const std::vector<float> y = OnSamples(difference, pool);
   AddProduct(ProductJob<float>{.m = n,
                                .n = k,
                                .p = rows,
@@ -59,8 +51,35 @@ void OutputError::HalfGradient(std::span<const float> difference, std::span<floa
              pool);
 }
 
+// Of sample rows [rows, k]: E X^T [n, rows], whose squares are what is summed.
+std::vector<float> OutputError::OnSamples(std::span<const float> difference,
+                                          ThreadPool* pool) const {
+  const int64_t k = input_->k(), n = static_cast<int64_t>(difference.size()) / k;
+  const int64_t rows = input_->num_samples();
+  std::vector<float> y(n * rows);
+  AddProduct(ProductJob<float>{.m = n,
+                               .n = rows,
+                               .p = k,
+                               .a = {difference.data(), k, 1},
+                               .b = {input_->samples().data(), 1, k},
+                               .c = y.data(),
+                               .c_row = rows},
+             pool);
+  return y;
+}
+
 std::vector<double> OutputError::Rows(std::span<const float> difference, ThreadPool* pool) const {
   const int64_t k = input_->k(), n = static_cast<int64_t>(difference.size()) / k;
+  if (const int64_t rows = input_->num_samples(); moments_.empty() && rows > 0) {
+    const std::vector<float> y = OnSamples(difference, pool);
+    std::vector<double> errors(n);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t t = 0; t < rows; ++t)
+        errors[i] += static_cast<double>(y[i * rows + t]) * y[i * rows + t];
+      errors[i] /= static_cast<double>(rows);
+    }
+    return errors;
+  }
   std::vector<float> gradient(difference.size());
   HalfGradient(difference, gradient, pool);
   std::vector<double> errors(n);

@@ -24,6 +24,7 @@ class OutputError {
 
  private:
   explicit OutputError(const InputStatistics& input) : input_(&input) {}
+  std::vector<float> OnSamples(std::span<const float> difference, ThreadPool* pool) const;
 
   const InputStatistics* input_;
   std::vector<float> moments_;  // [k, k]: mean of x x^T, or empty

@@ -227,21 +227,46 @@ std::vector<double> RelativeMagnitude(const SharedInput& group, const QuantSchem
   return mean;
 }
 
+constexpr int64_t kChunkRows = 128;  // of a weight, rounded side by side
+
+// `out` [n, k]: w minus what its columns times `scales`, rounded to nearest, stand for.
+absl::Status AwqDifference(TensorView w, const AwqSearch& search, const std::vector<float>& scales,
+                           std::span<float> out) {
+  const int64_t n = w.shape[0], k = w.shape[1];
+  std::vector<absl::Status> statuses(static_cast<size_t>((n + kChunkRows - 1) / kChunkRows));
+  // A scale that spans more rows than that (nvfp4, double quantization) is fitted to the chunk:
+  // good enough to compare scales by. Where all rows share one the weight stays whole.
+  const int64_t step = search.scheme->group(w.shape) < k ? kChunkRows : n;
+  const auto round = [&](int64_t first, int64_t rows) -> absl::Status {
+    const std::span<float> chunk = out.subspan(static_cast<size_t>(first * k), rows * k);
+    const float* exact = w.as<float>() + first * k;
+    std::vector<float> scaled(exact, exact + rows * k);
+    ScaleColumns(scaled, scales);
+    const TensorView view{reinterpret_cast<const std::byte*>(scaled.data()), Shape{rows, k},
+                          DType::kF32, w.device};
+    ASSIGN_OR_RETURN(const QuantizedTensor q, search.scheme->Encode(view));
+    RETURN_IF_ERROR(search.scheme->DecodeRows(q, 0, rows, chunk));
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < k; ++j)
+        chunk[i * k + j] = exact[i * k + j] - chunk[i * k + j] / scales[j];
+    }
+    return absl::OkStatus();
+  };
+  ParallelRange(search.pool, (n + step - 1) / step, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c)
+      statuses[c] = round(c * step, std::min(step, n - c * step));
+  });
+  for (const absl::Status& status : statuses) RETURN_IF_ERROR(status);
+  return absl::OkStatus();
+}
+
 // The output error of all consumers, rounded to nearest with these scales.
 absl::StatusOr<double> AwqError(const SharedInput& group, const AwqSearch& search,
                                 const OutputError& error, const std::vector<float>& scales) {
-  const int64_t k = group.input->k();
   double total = 0;
   for (const TensorView& view : group.weights) {
-    std::vector<float> w(view.as<float>(), view.as<float>() + view.shape.elements());
-    ScaleColumns(w, scales);
-    const TensorView scaled{reinterpret_cast<const std::byte*>(w.data()), view.shape, DType::kF32,
-                            view.device};
-    ASSIGN_OR_RETURN(const QuantizedTensor q, search.scheme->Encode(scaled));
-    std::vector<float> difference(w.size());
-    RETURN_IF_ERROR(search.scheme->DecodeRows(q, 0, view.shape[0], std::span<float>(difference)));
-    for (size_t i = 0; i < w.size(); ++i)
-      difference[i] = view.as<float>()[i] - difference[i] / scales[i % k];
+    std::vector<float> difference(static_cast<size_t>(view.shape.elements()));
+    RETURN_IF_ERROR(AwqDifference(view, search, scales, std::span<float>(difference)));
     total += error.Sum(difference, search.pool);
   }
   return total;

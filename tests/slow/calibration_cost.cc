@@ -55,7 +55,7 @@ absl::Status Run(const std::string& path, CalibrationSize size, int threads) {
     if (slot.layer < 0) return InputCollector();
     std::vector<float>& peak = peaks[slot.name];
     peak.assign(static_cast<size_t>(slot.shape[1]), 0);
-    return InputCollector([&peak](TensorView x) {
+    return InputCollector([&peak](TensorView x, TensorView) {
       const auto* values = x.as<float>();
       for (int64_t i = 0; i < x.shape.elements(); ++i) {
         float& most = peak[static_cast<size_t>(i % x.shape[1])];

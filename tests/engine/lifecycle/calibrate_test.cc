@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "quant/methods/rounding.h"
 #include "tests/engine/lifecycle/admission_fixture.h"
 
 namespace assay {
@@ -35,7 +36,7 @@ class CalibrateTest : public testing::Test {
     return [&inputs, part](const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
       if (slot.name.find(part) == std::string::npos) return InputCollector();
       std::vector<float>& rows = inputs[slot.name];
-      return InputCollector([&rows, k = slot.shape[1]](TensorView x) {
+      return InputCollector([&rows, k = slot.shape[1]](TensorView x, TensorView) {
         EXPECT_EQ(x.shape[1], k);
         rows.insert(rows.end(), x.as<float>(), x.as<float>() + x.shape.elements());
         return absl::OkStatus();
@@ -62,6 +63,27 @@ class CalibrateTest : public testing::Test {
     }
     ASSIGN_OR_RETURN(const ModelFamily* family, FamilyOf(*checkpoint_));
     return family->build(from.spec(), *checkpoint_, std::move(linears));
+  }
+
+  // |W x_full - Q x|^2 over |W x_full|^2.
+  static double OutputDistance(const Tensor& weight, const QuantizedTensor& q,
+                               const std::vector<float>& x, const std::vector<float>& x_full) {
+    const int64_t n = weight.shape()[0], k = weight.shape()[1];
+    std::vector<float> decoded(static_cast<size_t>(n * k));
+    EXPECT_OK(q.scheme->DecodeRows(q, 0, n, std::span<float>(decoded)));
+    double noise = 0, signal = 0;
+    for (size_t row = 0; row < x.size(); row += static_cast<size_t>(k)) {
+      for (int64_t i = 0; i < n; ++i) {
+        double exact = 0, actual = 0;
+        for (int64_t j = 0; j < k; ++j) {
+          exact += static_cast<double>(weight.data<float>()[i * k + j]) * x_full[row + j];
+          actual += static_cast<double>(decoded[i * k + j]) * x[row + j];
+        }
+        noise += (exact - actual) * (exact - actual);
+        signal += exact * exact;
+      }
+    }
+    return noise / signal;
   }
 
   ThreadPool pool_{{.num_threads = 2}};
@@ -135,6 +157,85 @@ TEST_F(CalibrateTest, QuantizedLayersFeedTheLayersAbove) {
   }
 }
 
+TEST_F(CalibrateTest, BothModelsGoUpSideBySide) {
+  Inputs inputs, beside;
+  std::shared_ptr<const Model> last;
+  const LayerWalkSteps steps{
+      .collectors = [&](const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
+        if (slot.layer < 0 || slot.layer == 1) return InputCollector();  // goes up unseen, too
+        return InputCollector([&, name = slot.name](TensorView x, TensorView x_full) {
+          EXPECT_TRUE(x.shape == x_full.shape) << name;
+          inputs[name].insert(inputs[name].end(), x.as<float>(),
+                              x.as<float>() + x.shape.elements());
+          beside[name].insert(beside[name].end(), x_full.as<float>(),
+                              x_full.as<float>() + x_full.shape.elements());
+          return absl::OkStatus();
+        });
+      },
+      .finish = [&](std::shared_ptr<const Model> model, const std::vector<const LinearSlot*>& slots)
+          -> absl::StatusOr<std::shared_ptr<const Model>> {
+        ASSIGN_OR_RETURN(last, Requantized(*model, slots));
+        return last;
+      },
+      .feed_quantized = true,
+      .both_inputs = true};
+  ASSERT_OK(WalkLayers(model_, run(), steps));
+  const Inputs quantized = Collected(*last), exact = Collected(*model_);
+  for (const auto& [name, rows] : beside) EXPECT_EQ(rows, exact.at(name)) << name;
+  EXPECT_EQ(inputs.at("model.layers.3.self_attn.qkv_proj"),
+            quantized.at("model.layers.3.self_attn.qkv_proj"));
+  EXPECT_NE(inputs.at("model.layers.3.self_attn.qkv_proj"),
+            beside.at("model.layers.3.self_attn.qkv_proj"));
+}
+
+// What GPTAQ is for: the output on the inputs that the layer will have, against the original's on
+// the inputs that it had.
+TEST_F(CalibrateTest, TheAsymmetricCorrectionLowersTheOutputError) {
+  std::map<std::string, double> error;  // by method, relative to the original's outputs
+  StatisticsMap statistics;
+  Inputs inputs, beside;
+  const CollectorFactory collect = StatisticsInto(statistics, pool_, [](const LinearSlot& slot) {
+    return slot.layer < 0 ? std::nullopt
+                          : std::optional(InputStatisticsOptions{.hessian = true, .cross = true});
+  });
+  const LayerWalkSteps steps{
+      .collectors = [&](const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
+        ASSIGN_OR_RETURN(const InputCollector add, collect(slot));
+        if (!add) return InputCollector();
+        return InputCollector([&, add, name = slot.name](TensorView x, TensorView x_full) {
+          const auto count = static_cast<size_t>(x.shape.elements());
+          inputs[name].insert(inputs[name].end(), x.as<float>(), x.as<float>() + count);
+          beside[name].insert(beside[name].end(), x_full.as<float>(), x_full.as<float>() + count);
+          return add(x, x_full);
+        });
+      },
+      .finish = [&](std::shared_ptr<const Model> model, const std::vector<const LinearSlot*>& slots)
+          -> absl::StatusOr<std::shared_ptr<const Model>> {
+        LinearMap linears = model->linears();
+        for (const LinearSlot* slot : slots) {
+          ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(*checkpoint_, *slot));
+          for (const std::string method : {"gptq:act_order,asym,rows=0", "gptq:act_order,rows=0"}) {
+            ASSIGN_OR_RETURN(const Rounding* rounding, FindRounding(method));
+            ASSIGN_OR_RETURN(
+                const QuantizedTensor q,
+                rounding->Quantize(weight.view(), *FindScheme("int4_group:g32,asym").value(),
+                                   &statistics.at(slot->name), {&pool_}));
+            error[method] += OutputDistance(weight, q, inputs[slot->name], beside[slot->name]);
+            ASSIGN_OR_RETURN(QuantizedLinear linear, QuantizedLinear::Create(q, Tensor(), {}));
+            linears[slot->name] = std::make_shared<const QuantizedLinear>(std::move(linear));
+          }
+        }
+        ASSIGN_OR_RETURN(const ModelFamily* family, FamilyOf(*checkpoint_));
+        ASSIGN_OR_RETURN(std::unique_ptr<const Model> next,
+                         family->build(model->spec(), *checkpoint_, std::move(linears)));
+        return std::shared_ptr<const Model>(std::move(next));
+      },
+      .feed_quantized = true,
+      .both_inputs = true};
+  ASSERT_OK(WalkLayers(model_, run(), steps));
+  EXPECT_LT(error["gptq:act_order,asym,rows=0"], 0.99 * error["gptq:act_order,rows=0"]);
+}
+
 TEST_F(CalibrateTest, WithoutFeedingTheLayersAboveSeeTheReference) {
   Inputs inputs;
   const LayerWalkSteps steps{.collectors = KeepInto(inputs, "layers."),
@@ -190,7 +291,8 @@ TEST_F(CalibrateTest, StatisticsAreThoseOfTheRows) {
 
 TEST_F(CalibrateTest, ACollectorsErrorNamesTheSlot) {
   const CollectorFactory failing = [](const LinearSlot&) -> absl::StatusOr<InputCollector> {
-    return InputCollector([](TensorView) { return absl::DataLossError("an input is NaN"); });
+    return InputCollector(
+        [](TensorView, TensorView) { return absl::DataLossError("an input is NaN"); });
   };
   EXPECT_THAT(CollectInputs(*model_, run(), failing),
               StatusIs(StatusCode::kDataLoss,
