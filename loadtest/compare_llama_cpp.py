@@ -79,7 +79,8 @@ def main():
     parser.add_argument("--bench", required=True)
     parser.add_argument("--gguf", required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--activation", default="a16", help="activation mode of Assay's INT8 weights")
+    parser.add_argument("--scheme", default="int8_group:g32", help="scheme of Assay's weights, embedding table included")
+    parser.add_argument("--activation", default="a16", help="activation mode of Assay's weights")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--prompt", type=int, default=512)
@@ -90,7 +91,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         q8 = os.path.join(folder, "q8_0.gguf")
         requantize(args.gguf, q8)
-        assay = [args.bench, "--model", args.gguf, "--threads", str(args.threads), "--streams", args.streams, "--activation", args.activation,
+        assay = [args.bench, "--model", args.gguf, "--threads", str(args.threads), "--streams", args.streams, "--scheme", args.scheme,
+                 "--activation", args.activation,
                  "--prompt", str(args.prompt), "--generate", str(args.generate), "--repeat", "1"]
         peer = [sys.executable, "-c", PEER, q8, str(args.threads), json.dumps(streams), str(args.prompt), str(args.generate)]
         for round_number in range(args.rounds):
@@ -99,7 +101,7 @@ def main():
                 measure(command, results)
             print(f"round {round_number + 1} of {args.rounds} done", file=sys.stderr)
     import llama_cpp
-    print(f"activation={args.activation} threads={args.threads} rounds={args.rounds} llama-cpp-python={llama_cpp.__version__}")
+    print(f"scheme={args.scheme} activation={args.activation} threads={args.threads} rounds={args.rounds} llama-cpp-python={llama_cpp.__version__}")
     print(f"{'measurement':<22}{'assay tok/s':>14}{'llama.cpp Q8_0':>16}{'ratio':>8}")
     for key in ours:
         mine, other = statistics.median(ours[key]), statistics.median(theirs[key])
