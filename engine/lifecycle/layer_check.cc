@@ -121,7 +121,7 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
     const std::string shifted = ShiftDefect(row, static_cast<size_t>(at), count);
     if (!shifted.empty()) return shifted;
   }
-  return codes == CodesBy::kNearest ? "" : ShiftDefect(row, 0, row.exact.size());
+  return codes == CodesBy::kMethod ? ShiftDefect(row, 0, row.exact.size()) : "";
 }
 
 absl::Status CheckRows(const QuantizedLinear& original, const QuantizedLinear& served,
