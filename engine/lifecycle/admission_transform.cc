@@ -74,7 +74,9 @@ class FoldSearch {
     for (const FoldGroup& group : a_.family->folds(a_.spec)) {
       if (Wants(a_, spec_, group)) groups_[group.slot].push_back(group);
     }
-    if (groups_.empty()) return NothingToFold();
+    if (groups_.empty()) {  // a plan of the search may have left nothing to gain
+      return a_.search.has_value() ? absl::OkStatus() : NothingToFold();
+    }
     LayerWalkSteps steps;
     steps.collectors =
         StatisticsInto(statistics_, a_.host.pool,

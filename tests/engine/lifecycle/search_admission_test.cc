@@ -61,6 +61,27 @@ TEST_F(SearchAdmissionTest, ThePlanIsMixedVerifiedAndExplained) {
   EXPECT_THAT(stages_, Contains("search"));
 }
 
+TEST_F(SearchAdmissionTest, TheBuiltInPlanIsRoundedByAwqAndGptq) {
+  Start({});
+  const AdmissionProgress end = Admit({.name = "stories", .path = Stories260k(), .recipe = "auto"});
+  ASSERT_OK(end.status);
+  EXPECT_FALSE(end.report->folds.empty());
+  int judged = 0;
+  for (const LayerReport& layer : end.report->layers)
+    judged += layer.why.find("output error 0.") != std::string::npos ? 1 : 0;
+  EXPECT_EQ(judged, 20);  // all but the table
+}
+
+TEST_F(SearchAdmissionTest, APlanWithNothingToRescaleIsOne) {
+  Start({});
+  const AdmissionProgress end = AdmitAs(
+      "activation: a16\ntransforms: [awq]\nkeep: [\"model.layers.*\"]\n"
+      "search: {candidates: [int8_channel]}\n"
+      "fallback: {scheme: bf16, activation: a16, max_fraction: 1}\n");
+  ASSERT_OK(end.status);
+  EXPECT_TRUE(end.report->folds.empty());
+}
+
 TEST_F(SearchAdmissionTest, TheSameInputGivesTheSameArtifactAndTheCacheKeepsThePlan) {
   Start(Cached());
   const AdmissionProgress first = AdmitAs(Recipe(""));
