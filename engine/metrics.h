@@ -3,6 +3,7 @@
 // no lookup, no lock beyond the library's atomics).
 #pragma once
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -52,6 +53,10 @@ class ModelMetrics {
   virtual void Loaded(std::string_view source,
                       absl::Duration elapsed) = 0;  // artifact_cache, quantize
 };
+
+// Values of the label stage of the admission's metrics, in the order of the pipeline
+// (engine/lifecycle/admission_stages.cc).
+std::span<const char* const> AdmissionStageNames();
 
 class Metrics {
  public:

@@ -206,6 +206,12 @@ void OpenInferenceService::Drain() {
   for (StreamInferReactor* stream : streams_) stream->Drain();
 }
 
+int OpenInferenceService::open_streams() {
+  MutexLock lock(mu_);
+  return static_cast<int>(std::count_if(streams_.begin(), streams_.end(),
+                                        [](StreamInferReactor* s) { return s->open(); }));
+}
+
 void OpenInferenceService::Forget(StreamInferReactor* stream) {
   MutexLock lock(mu_);
   streams_.erase(stream);

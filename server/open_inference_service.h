@@ -17,6 +17,8 @@ class OpenInferenceService final : public inference::GRPCInferenceService::Callb
 
   // Ends open ModelStreamInfer streams as soon as they have no request left.
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
+  // Streams whose client may still send requests.
+  int open_streams() ABSL_LOCKS_EXCLUDED(mu_);
 
   using Context = grpc::CallbackServerContext;
   using Unary = grpc::ServerUnaryReactor;

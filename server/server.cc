@@ -314,8 +314,10 @@ bool Server::Drain() {
   parts.readiness.Drain();
   if (parts.grpc != nullptr) parts.grpc->GetHealthCheckService()->Shutdown();
   parts.gate.Close();
+  const int streams = parts.open_inference.open_streams();
   parts.open_inference.Drain();
-  Log(LogLevel::kInfo, "draining", {{"requests", absl::StrCat(parts.gate.active())}});
+  Log(LogLevel::kInfo, "draining",
+      {{"requests", absl::StrCat(parts.gate.active())}, {"open_streams", absl::StrCat(streams)}});
   const bool idle = parts.gate.WaitIdle(deadline);
   if (!idle) {
     Log(LogLevel::kWarning, "drain timeout: cutting what still runs",

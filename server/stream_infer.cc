@@ -154,6 +154,11 @@ void StreamInferReactor::Drain() {
   Act(next);
 }
 
+bool StreamInferReactor::open() {
+  MutexLock lock(mu_);
+  return !no_more_reads_;
+}
+
 void StreamInferReactor::OnDone() {
   service_.Forget(this);
   delete this;

@@ -27,6 +27,7 @@ class StreamInferReactor final
 
   // Finishes with UNAVAILABLE once no request is left.
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
+  bool open() ABSL_LOCKS_EXCLUDED(mu_);  // the client may still send requests
 
   void OnReadDone(bool ok) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mu_);

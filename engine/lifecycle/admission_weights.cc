@@ -25,7 +25,8 @@ constexpr int64_t kScanElements = 1 << 20;
 // What the codes depend on besides checkpoint and recipe. A file that cannot be read fails the
 // quantization later, with its name.
 std::string CalibrationKey(const Admission& a) {
-  if (!NeedsCalibration(a) && a.transforms.empty() && !a.recipe().kv_key_channels) return "";
+  const bool fitted = NeedsCalibration(a) || !a.transforms.empty() || a.recipe().kv_key_channels;
+  if (!fitted && a.recipe().search.candidates.empty()) return "";
   const CalibrationRecipe& calibration = a.recipe().calibration;
   std::string content;
   if (!calibration.path.empty()) {
@@ -358,6 +359,9 @@ absl::Status StoreStage(Admission& a) {
     AdmissionReport certificate = a.report;
     certificate.verdict = "admitted";
     certificate.reason.clear();
+    certificate.labelled_set.clear();  // this request's own
+    certificate.labelled_hash.clear();
+    certificate.tasks.clear();
     status = a.host.cache.StoreCertificate(a.artifact_key, a.certificate_key, certificate);
   }
   if (!status.ok()) {  // serving does not depend on it

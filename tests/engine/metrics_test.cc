@@ -172,13 +172,25 @@ TEST(MetricsTest, ConnectionsAreWhatTheServerSaysLast) {
   EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_grpc_connections 7\n"));
 }
 
+TEST(MetricsTest, StagesOfAnAdmissionAreThereBeforeTheyRan) {
+  Metrics metrics("0.1.0", "cpu");
+  const auto model = metrics.ForModel("m", 1);
+  for (const char* stage : AdmissionStageNames()) {
+    EXPECT_THAT(metrics.Scrape(),
+                HasSubstr(absl::StrCat(R"(assay_admission_last_duration_seconds{model="m",stage=")",
+                                       stage, R"(",version="1"} 0)")));
+  }
+  model->AdmissionStageDone("search", absl::Seconds(3));
+  EXPECT_THAT(metrics.Scrape(), HasSubstr(R"(stage="search",version="1"} 3)"));
+}
+
 TEST(MetricsTest, TenModelsStayWithinTheSeriesBudget) {
   Metrics metrics("0.1.0", "cpu");
   std::vector<std::shared_ptr<ModelMetrics>> models;
   for (int i = 0; i < 10; ++i) {
     models.push_back(metrics.ForModel(absl::StrCat("model-", i), 1));
     if (i < 4) models.back()->SetKvBlocks(0, 0, 1);
-    for (const char* stage : {"open", "look_up", "choose", "quantize", "verify", "publish"}) {
+    for (const char* stage : {"open", "profile", "look_up", "quantize", "verify", "publish"}) {
       models.back()->AdmissionStageDone(stage, absl::Seconds(1));
     }
   }

@@ -22,6 +22,9 @@ import time
 
 import numpy as np
 
+# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (Abramowitz and Stegun, table 26.10).
+STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
+           2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
 PEERS = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0"}
 
 
@@ -154,7 +157,7 @@ def peer_rows(gguf, windows):
             peer.close()
             every, count = np.concatenate(kl), sum(len(k) for k in kl)
             means = np.array([k.mean() for k in kl])
-            half = 1.96 * means.std(ddof=1) / np.sqrt(len(means))
+            half = STUDENT[min(len(means) - 1, len(STUDENT)) - 1] * means.std(ddof=1) / np.sqrt(len(means))
             size = path.stat().st_size
             yield name, (f"| llama.cpp {name} | | | {size / 1e6:.1f} | | {every.mean():.5f} [{every.mean() - half:.5f}, {every.mean() + half:.5f}] | "
                          f"{np.quantile(every, .999):.3f} | {100 * np.concatenate(same).mean():.2f} | {np.exp((nll[1] - nll[0]) / count):.4f} | | | |")

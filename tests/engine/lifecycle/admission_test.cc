@@ -486,5 +486,11 @@ TEST_F(AdmissionTest, MetricsTellWhatHappened) {
   EXPECT_THAT(text, HasSubstr("assay_quantization_layers"));
 }
 
+TEST_F(AdmissionTest, StagesAreThoseOfTheMetrics) {
+  std::vector<std::string> stages;
+  for (const AdmissionStage& stage : AdmissionStages()) stages.emplace_back(stage.name);
+  EXPECT_THAT(AdmissionStageNames(), testing::ElementsAreArray(stages));
+}
+
 }  // namespace
 }  // namespace assay

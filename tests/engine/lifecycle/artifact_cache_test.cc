@@ -456,5 +456,31 @@ TEST_F(CachedAdmissionTest, ACacheThatCannotBeWrittenCostsTimeAndNotService) {
   EXPECT_OK(registry_.Acquire("stories"));
 }
 
+// A certificate is for every request of the artifact: what one of them measured on labelled data of
+// its own is not in it.
+TEST_F(CachedAdmissionTest, LabelledDataOfOneRequestIsNotInTheReportOfTheNext) {
+  Start(Cached());
+  const std::string labelled = directory_.Write(
+      "mine.jsonl", R"({"text": "Once upon a time", "references": ["there was a girl"]})"
+                    "\n");
+  AdmissionRequest request{.name = "stories", .path = Stories260k(), .labelled = labelled};
+  request.budget = Budget{.min_task_recovery = 0};
+  const AdmissionProgress first = Admit(request);
+  ASSERT_OK(first.status);
+  EXPECT_FALSE(first.report->tasks.empty());
+  request.labelled.clear();
+  const AdmissionProgress second = Admit(request);
+  ASSERT_OK(second.status);
+  EXPECT_TRUE(second.report->certificate_hit);
+  EXPECT_TRUE(second.report->tasks.empty());
+  EXPECT_EQ(second.report->labelled_set, "");
+  EXPECT_EQ(second.report->labelled_hash, "");
+  request.labelled = labelled;  // measured anew
+  const AdmissionProgress third = Admit(request);
+  EXPECT_TRUE(third.report->certificate_hit);
+  EXPECT_FALSE(third.report->tasks.empty());
+  EXPECT_EQ(third.report->labelled_hash, first.report->labelled_hash);
+}
+
 }  // namespace
 }  // namespace assay

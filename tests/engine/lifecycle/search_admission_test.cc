@@ -167,5 +167,23 @@ TEST_F(SearchAdmissionTest, BadRecipesNameTheValue) {
   }
 }
 
+// The plan follows from the calibration text: another text, another artifact.
+TEST_F(SearchAdmissionTest, AnotherCalibrationTextIsAnotherArtifact) {
+  Start(Cached());
+  const AdmissionProgress first = AdmitAs(Recipe(""));
+  ASSERT_OK(first.status);
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += "Once upon a time there was a bird with a red hat. ";
+  const std::string path = directory_.Write("other.txt", text);
+  const AdmissionProgress other = Admit({.name = "stories",
+                                         .path = Stories260k(),
+                                         .recipe = directory_.path() + "/search.yaml",
+                                         .calibration = path});
+  ASSERT_NE(other.report, nullptr) << other.status;
+  EXPECT_FALSE(other.report->artifact_cache_hit);
+  EXPECT_THAT(stages_, Contains("search"));
+  EXPECT_TRUE(AdmitAs(Recipe("")).report->artifact_cache_hit);
+}
+
 }  // namespace
 }  // namespace assay

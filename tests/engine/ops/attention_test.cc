@@ -79,36 +79,41 @@ Sequence MakeSequence(const Problem& p, int length, uint64_t seed) {
   return {length, RandomNormal(length * Stride(p), seed)};
 }
 
+// A row of K or V as the cache gives it back; as it is where there is no cache. The integer rows'
+// own rounding is tested in kv_pool_test.cc; here they are taken as the kernels' input.
+std::vector<float> CachedRow(const Problem& p, const Sequence& s, int at, int column, bool causal,
+                             const KvKeys* keys) {
+  const int d = p.head_dim;
+  const float* from = s.qkv.data() + at * Stride(p) + column;
+  std::vector<float> row(from, from + d), smoothed = row;
+  const int kv_head = column / d - p.heads;
+  if (keys != nullptr && p.keys && kv_head < p.kv_heads) {
+    const size_t channel = static_cast<size_t>(p.kv_heads + kv_head) * d;
+    for (int i = 0; i < d; ++i)
+      smoothed[i] = (row[i] - keys->mean[channel + i]) * keys->inverse_scale[channel + i];
+  }
+  std::vector<std::byte> stored(static_cast<size_t>(KvRowBytes(p.dtype, d)));
+  if (!causal) return row;
+  if (p.dtype == DType::kF16) {
+    for (float& v : row) v = F16ToF32(F32ToF16(v));
+  } else if (p.dtype == DType::kI8) {
+    EncodeKvI8(smoothed.data(), d, stored.data());
+    DecodeKvI8(stored.data(), d, row.data());
+  } else if (p.dtype == DType::kU4) {
+    EncodeKvU4(smoothed.data(), d, stored.data());
+    DecodeKvU4(stored.data(), d, row.data());
+  }
+  return row;
+}
+
 // softmax(scale q K^T) V of one row and head in float64; keys and values rounded as the cache does.
 std::vector<double> Exact(const Problem& p, const Sequence& s, int row, int head, bool causal) {
   const int d = p.head_dim, group = p.heads / p.kv_heads;
   const int last = causal ? row : s.length - 1;
   const int first = causal && p.window > 0 ? std::max(0, row + 1 - p.window) : 0;
   const std::shared_ptr<const KvKeys> keys = causal ? KeysOf(p) : nullptr;
-  // A row of K or V as the cache gives it back. The integer rows' own rounding is tested in
-  // kv_pool_test.cc; here they are taken as the kernels' input.
   const auto cached_row = [&](int at, int column) {
-    const float* from = s.qkv.data() + at * Stride(p) + column;
-    std::vector<float> row(from, from + d), smoothed = row;
-    const int kv_head = column / d - p.heads;
-    if (keys != nullptr && p.keys && kv_head < p.kv_heads) {
-      const size_t channel = static_cast<size_t>(p.kv_heads + kv_head) * d;
-      for (int i = 0; i < d; ++i)
-        smoothed[i] = (row[i] - keys->mean[channel + i]) * keys->inverse_scale[channel + i];
-    }
-    const float* x = smoothed.data();
-    std::vector<std::byte> stored(static_cast<size_t>(KvRowBytes(p.dtype, d)));
-    if (!causal) return row;
-    if (p.dtype == DType::kF16) {
-      for (float& v : row) v = F16ToF32(F32ToF16(v));
-    } else if (p.dtype == DType::kI8) {
-      EncodeKvI8(x, d, stored.data());
-      DecodeKvI8(stored.data(), d, row.data());
-    } else if (p.dtype == DType::kU4) {
-      EncodeKvU4(x, d, stored.data());
-      DecodeKvU4(stored.data(), d, row.data());
-    }
-    return row;
+    return CachedRow(p, s, at, column, causal, keys.get());
   };
   const int k = (p.heads + head / group) * d, v = k + p.kv_heads * d;
   const size_t channel = static_cast<size_t>(p.kv_heads + head / group) * d;  // of layer 1
