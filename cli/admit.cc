@@ -12,7 +12,7 @@ namespace assay {
 namespace {
 
 struct AdmitOptions {
-  std::string path, name, scheme, recipe;
+  std::string path, name, scheme, recipe, calibration;
   int64_t version = 0;
   bool dry_run = false;
 };
@@ -34,6 +34,7 @@ int RunAdmit(const GlobalOptions& global, const AdmitOptions& options) {
   const bool file = options.recipe.find('/') != std::string::npos ||
                     options.recipe.find(".yaml") != std::string::npos;
   request.set_recipe(file ? AbsolutePath(options.recipe) : options.recipe);
+  if (!options.calibration.empty()) request.set_calibration(AbsolutePath(options.calibration));
   request.set_dry_run(options.dry_run);
   const auto context = client.NewContext(0);
   const auto stream = stub->Admit(context.get(), request);
@@ -64,6 +65,7 @@ void AddAdmit(CLI::App& app, CommandLine& line) {
       "  assay admit ~/checkpoints/smollm2.gguf\n"
       "  assay admit ./my-model --name mine --scheme bf16\n"
       "  assay admit ./my-model --recipe w8a8_dynamic\n"
+      "  assay admit ./my-model --recipe w4a16_awq --calibration chats.jsonl\n"
       "  assay admit ./my-model --dry-run || echo \"would not serve: $?\"\n\n"
       "Exit code 3: the accuracy gate rejected it; the report says which layer and why.");
   command->add_option("path", options->path, "GGUF file, safetensors file, or folder")->required();
@@ -75,6 +77,11 @@ void AddAdmit(CLI::App& app, CommandLine& line) {
       ->add_option("--recipe", options->recipe,
                    "Recipe instead of the policy's: built-in (assay recipes) or a YAML file")
       ->excludes("--scheme");
+  command
+      ->add_option("--calibration", options->calibration,
+                   "Text, JSONL, token ids or .npy, on the server's host [the recipe's, else the "
+                   "server's]")
+      ->type_name("FILE");
   command->add_flag("--dry-run", options->dry_run, "Verify and report, do not serve");
   command->callback([&line, options] {
     line.run = [&line, options] { return RunAdmit(line.global, *options); };

@@ -64,6 +64,7 @@ AdmitReactor::AdmitReactor(Admin& admin, const assay::v1::AdmitRequest& request,
   admission.path = request.path();
   admission.scheme = request.scheme();
   admission.recipe = request.recipe();
+  admission.calibration = request.calibration();
   admission.dry_run = request.dry_run();
   const absl::StatusOr<int64_t> version =
       admin.Admit(admission, [link = link_](const AdmissionProgress& progress) {

@@ -205,8 +205,12 @@ absl::Status FindMethods(Admission& a) {
   }
   std::string& path = a.recipe().calibration.path;
   if (path.empty()) path = a.host.options.calibration_path;
-  if (!a.request.calibration.empty()) path = a.request.calibration;
-  return absl::OkStatus();
+  if (a.request.calibration.empty()) return absl::OkStatus();
+  path = a.request.calibration;
+  const absl::Status readable = MappedFile::Open(path).status();
+  if (readable.ok()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the calibration data cannot be read: calibration=", path, " (", readable.message(), ")"));
 }
 
 void OverrideSearch(const SearchRecipe& wanted, SearchRecipe& search) {

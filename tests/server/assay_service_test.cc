@@ -271,6 +271,7 @@ TEST_F(AssayServiceTest, AdmitsWithProgressAndReport) {
   assay::v1::AdmitRequest request;
   request.set_name("new");
   request.set_path("/somewhere/good");
+  request.set_calibration("/somewhere/chats.jsonl");
   grpc::ClientContext context;
   const auto stream = stub_->Admit(&context, request);
   std::vector<std::string> stages;
@@ -280,6 +281,7 @@ TEST_F(AssayServiceTest, AdmitsWithProgressAndReport) {
   EXPECT_THAT(stages, ElementsAre("open", "done"));
   EXPECT_EQ(progress.verdict(), "admitted");
   EXPECT_THAT(progress.report_json(), HasSubstr("\"verdict\""));
+  EXPECT_THAT(progress.report_json(), HasSubstr("/somewhere/chats.jsonl"));
   EXPECT_OK(Generate(Prompt("new", 1)));
 }
 

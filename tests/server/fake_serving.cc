@@ -152,6 +152,7 @@ absl::StatusOr<int64_t> FakeAdmission::Enqueue(AdmissionRequest request, Progres
   sink(progress);
   auto report = std::make_shared<AdmissionReport>();
   report->model = request.name;
+  report->calibration.set = request.calibration;
   report->version = version;
   const bool bad = absl::StrContains(request.path, "bad");
   report->verdict = bad ? "rejected" : "admitted";

@@ -150,6 +150,16 @@ TEST_F(CalibratedAdmissionTest, ASentenceIsNoCalibrationSet) {
                                          HasSubstr("at least 1024"), HasSubstr("one.txt"))));
 }
 
+TEST_F(CalibratedAdmissionTest, ACalibrationFileThatIsNotThereIsNamedAtOnce) {
+  Start(Loose());
+  AdmissionRequest request = Request(FourBit("gptq"));
+  request.calibration = "/nowhere/chats.jsonl";
+  EXPECT_THAT(Admit(request).status, StatusIs(StatusCode::kInvalidArgument,
+                                              HasSubstr("calibration=/nowhere/chats.jsonl")));
+  EXPECT_EQ(stages_.back(), "done");
+  EXPECT_THAT(stages_, Not(Contains("look_up")));
+}
+
 TEST_F(CalibratedAdmissionTest, TooFewRowsForAHessianAreSaid) {
   Start(Loose());
   AdmissionRequest request = Request(FourBit("gptq:rows=40"));  // 40 x 172 channels
