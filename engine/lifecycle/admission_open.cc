@@ -10,6 +10,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "base/cpu_info.h"
 #include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
@@ -145,12 +146,19 @@ uint64_t EngineBytes(const Admission& a) {
          engine.kv_bytes;
 }
 
+bool HasIntegerKv(const Recipe& recipe) {
+  return recipe.kv_dtype == DType::kI8 || recipe.kv_dtype == DType::kU4;
+}
+
 // Logits of one chunk under both models, twice the KV of one document.
-uint64_t VerificationBytes(const ModelSpec& spec) {
-  constexpr uint64_t kChunk = 128, kWindow = 512;
+uint64_t VerificationBytes(const ModelSpec& spec, const Recipe& recipe) {
+  constexpr uint64_t kChunk = 128;
+  const EvaluationSize size;
+  const int longest = HasIntegerKv(recipe) ? size.long_window : size.window;
+  const auto window = static_cast<uint64_t>(std::min(longest, std::max(spec.max_context, 1)));
   const uint64_t logits =
       spec.task == ModelTask::kGenerate ? 3 * kChunk * static_cast<uint64_t>(spec.vocab) * 4 : 0;
-  const uint64_t kv = 2 * kWindow * 2 * static_cast<uint64_t>(spec.layers) *
+  const uint64_t kv = 2 * window * 2 * static_cast<uint64_t>(spec.layers) *
                       static_cast<uint64_t>(spec.kv_heads) * static_cast<uint64_t>(spec.head_dim) *
                       4;
   return logits + (spec.task == ModelTask::kGenerate ? kv : 0);
@@ -167,9 +175,9 @@ uint64_t EstimatePeak(const Admission& a) {
   }
   const uint64_t weights = WeightBytes(a);
   const uint64_t reference = a.report.bytes_f32;
-  return std::max({weights + 3 * widest, weights + reference + VerificationBytes(a.spec),
-                   weights + reference + 2 * widest + CalibrationBytes(a),
-                   weights + EngineBytes(a)}) +
+  return std::max(
+             {weights + 3 * widest, weights + reference + VerificationBytes(a.spec, a.recipe()),
+              weights + reference + 2 * widest + CalibrationBytes(a), weights + EngineBytes(a)}) +
          kSmallBuffers;
 }
 
@@ -199,18 +207,17 @@ absl::Status FindMethods(Admission& a) {
   ASSIGN_OR_RETURN(a.rounding, FindRounding(a.recipe().rounding));
   for (const std::string& name : a.recipe().transforms) {
     ASSIGN_OR_RETURN(a.transforms.emplace_back(), FindTransform(name));
-    if (a.transforms.back().kind != TransformKind::kHadamard) continue;
+    if (a.transforms.back().kind != TransformKind::kHadamard || a.transforms.size() == 1) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("admission folds scales, not rotations: transform=", name));
+        absl::StrCat("a rotation mixes the channels that other transforms rescale, so it comes "
+                     "first: transforms=",
+                     absl::StrJoin(a.recipe().transforms, ",")));
   }
   std::string& path = a.recipe().calibration.path;
   if (path.empty()) path = a.host.options.calibration_path;
   if (a.request.calibration.empty()) return absl::OkStatus();
   path = a.request.calibration;
-  const absl::Status readable = MappedFile::Open(path).status();
-  if (readable.ok()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the calibration data cannot be read: calibration=", path, " (", readable.message(), ")"));
+  return Annotate(MappedFile::Open(path).status(), "calibration=" + path);
 }
 
 void OverrideSearch(const SearchRecipe& wanted, SearchRecipe& search) {
@@ -232,6 +239,10 @@ absl::Status MakeEvaluation(Admission& a) {
   }
   ASSIGN_OR_RETURN(a.evaluation,
                    MakeEvaluationSet(source, origin, a.tokenizer.get(), a.spec, size));
+  if (a.spec.task == ModelTask::kGenerate && HasIntegerKv(a.recipe())) {
+    ASSIGN_OR_RETURN(a.long_context,
+                     MakeLongContextSet(source, origin, a.tokenizer.get(), a.spec, size));
+  }
   a.report.evaluation_set = a.evaluation.name;
   a.report.evaluation_hash = a.evaluation.hash;
   return absl::OkStatus();

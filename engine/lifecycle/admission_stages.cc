@@ -178,6 +178,7 @@ void DescribeLayers(Admission& a) {
 }
 
 absl::Status WarmStage(Admission& a) {
+  a.long_verifier.reset();
   a.verifier.reset();  // the reference has done its work; the engine gets its memory
   a.reference.reset();
   const bool decoder = a.spec.task == ModelTask::kGenerate;

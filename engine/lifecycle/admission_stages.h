@@ -61,6 +61,7 @@ struct Admission {
   const Rounding* rounding = nullptr;
   std::vector<TransformSpec> transforms;
   EvaluationSet evaluation;
+  EvaluationSet long_context;  // of decoders whose KV cache is quantized; else empty
   // LookUp
   std::string artifact_key, certificate_key;
   std::unique_ptr<ArtifactReader> stored;
@@ -70,9 +71,11 @@ struct Admission {
   std::optional<SearchTable> search;
   PlanPoint chosen;  // of the search
   // Transform or Load
-  std::vector<Fold> folds;                   // one per group
-  std::unique_ptr<const Checkpoint> folded;  // null without folds
-  std::vector<std::vector<float>> proof;     // outputs of the model before it was folded
+  std::vector<int8_t> stream_signs;           // of the stream's rotation; empty: none
+  std::unique_ptr<const Checkpoint> rotated;  // null without it
+  std::vector<Fold> folds;                    // one per group
+  std::unique_ptr<const Checkpoint> folded;   // null without rotation and folds
+  std::vector<std::vector<float>> proof;      // outputs of the model before it was folded
   // CalibrateKeys, Load
   std::map<std::string, KeyParts, std::less<>> keys;  // by slot, of recipes that want them
   // Load or Quantize
@@ -85,7 +88,7 @@ struct Admission {
   std::shared_ptr<const Model> candidate;
   // Reference, Verify
   std::shared_ptr<const Model> reference;
-  std::unique_ptr<Verifier> verifier;
+  std::unique_ptr<Verifier> verifier, long_verifier;       // the second on first use
   std::map<std::string, double> weight_sqnr, output_sqnr;  // dB
 
   AdmissionReport report;
@@ -115,9 +118,12 @@ absl::Status OpenStage(Admission& admission);
 absl::Status ProfileStage(Admission& admission);
 // admission_transform.cc
 absl::Status TransformStage(Admission& admission);
+// Whether any of the recipe's transforms is fitted to calibration data.
+bool FitsTransforms(const Admission& admission);
 // The folded model in f32 is the original: measures both, leaves the reference built. Rejects.
 absl::Status ProveFolds(Admission& admission);
-// The scales of a slot's folds travel with its weight: into the tensor, and from the artifact.
+// The scales of a slot's folds travel with its weight, the signs of a rotation with the embedding:
+// into the tensor, and from the artifact.
 absl::Status WriteFolds(const Admission& admission, const LinearSlot& slot,
                         QuantizedTensor& tensor);
 absl::Status ReadFolds(Admission& admission);     // DataLoss

@@ -10,14 +10,17 @@
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/calibrate.h"
 #include "engine/lifecycle/model_pass.h"
+#include "engine/model/rotation.h"
+#include "quant/methods/hadamard.h"
 #include "quant/methods/transforms.h"
 
 namespace assay {
 namespace {
 
 constexpr char kFoldPrefix[] = "fold_";  // + kind: QuantizedTensor::extra of the group's slot
-constexpr int64_t kSampleRows = 256;     // of a layer's input, for searches
-constexpr size_t kMeanSamples = 16;      // of the set, for transforms that ask for means alone
+constexpr char kStreamSigns[] = "stream_signs";  // s8 [hidden], of the embedding
+constexpr int64_t kSampleRows = 256;             // of a layer's input, for searches
+constexpr size_t kMeanSamples = 16;  // of the set, for transforms that ask for means alone
 // Scales further apart than this leave f32's comfort, and say that a channel is dead.
 constexpr float kMostScale = 1e4f;
 constexpr size_t kProofDocuments = 2, kProofTokens = 64;
@@ -169,6 +172,13 @@ bool SameGroup(const FoldGroup& a, const FoldGroup& b) {
   return a.kind == b.kind && a.slot == b.slot;
 }
 
+// What is quantized from now on: the checkpoint, rotated, then folded.
+absl::Status UseRotation(Admission& a, std::vector<int8_t> signs) {
+  ASSIGN_OR_RETURN(a.rotated, RotateStream(*a.checkpoint, *a.family, a.spec, signs));
+  a.stream_signs = std::move(signs);
+  return absl::OkStatus();
+}
+
 absl::Status UseFolds(Admission& a, const std::vector<Fold>& more) {
   for (const Fold& fold : more) {
     const auto same = std::find_if(a.folds.begin(), a.folds.end(), [&](const Fold& known) {
@@ -181,7 +191,8 @@ absl::Status UseFolds(Admission& a, const std::vector<Fold>& more) {
     for (size_t i = 0; i < fold.scales.size(); ++i) same->scales[i] *= fold.scales[i];
   }
   a.reference.reset();
-  ASSIGN_OR_RETURN(a.folded, ApplyFolds(*a.checkpoint, a.folds));
+  ASSIGN_OR_RETURN(a.folded,
+                   ApplyFolds(a.rotated != nullptr ? *a.rotated : *a.checkpoint, a.folds));
   if (a.host.hooks.folded) a.folded = a.host.hooks.folded(std::move(a.folded));
   return absl::OkStatus();
 }
@@ -234,7 +245,23 @@ absl::Status RememberOriginal(Admission& a) {
   return absl::OkStatus();
 }
 
+absl::Status Rotate(Admission& a, const TransformSpec& spec) {
+  ASSIGN_OR_RETURN(const HadamardRotation rotation,
+                   HadamardRotation::Create(a.spec.hidden, spec.seed));
+  RETURN_IF_ERROR(
+      UseRotation(a, std::vector<int8_t>(rotation.signs().begin(), rotation.signs().end())));
+  a.report.folds.push_back(
+      {.transform = spec.name, .kind = "residual_stream", .slot = a.slots.front().name});
+  return UseFolds(a, {});
+}
+
 }  // namespace
+
+bool FitsTransforms(const Admission& a) {
+  return std::any_of(a.transforms.begin(), a.transforms.end(), [](const TransformSpec& spec) {
+    return spec.kind != TransformKind::kHadamard;
+  });
+}
 
 absl::Status ProveFolds(Admission& a) {
   RETURN_IF_ERROR(RememberOriginal(a));
@@ -256,21 +283,36 @@ absl::Status ProveFolds(Admission& a) {
 
 absl::Status TransformStage(Admission& a) {
   RETURN_IF_ERROR(ScanCheckpoint(a));
-  RETURN_IF_ERROR(LoadCalibration(a));
+  if (FitsTransforms(a)) RETURN_IF_ERROR(LoadCalibration(a));
   RETURN_IF_ERROR(RememberOriginal(a));
   for (const TransformSpec& spec : a.transforms) {
+    if (spec.kind == TransformKind::kHadamard) {
+      RETURN_IF_ERROR(Rotate(a, spec));
+      continue;
+    }
     RETURN_IF_ERROR(MakeReference(a));
     FoldSearch search(a, spec);
     RETURN_IF_ERROR(search.Run());
     RETURN_IF_ERROR(UseFolds(a, search.TakeFolds()));
   }
   RETURN_IF_ERROR(ProveFolds(a));
-  a.note = absl::StrFormat("%d groups folded, f32 outputs differ by %.2g (at most %.2g)",
+  std::string rotated;
+  if (a.rotated != nullptr) {
+    rotated = a.spec.tied_head ? "stream rotated (at both ends while serving: the head is tied), "
+                               : "stream rotated, ";
+  }
+  a.note = absl::StrFormat("%s%d groups folded, f32 outputs differ by %.2g (at most %.2g)", rotated,
                            a.folds.size(), a.report.fold_difference, a.report.fold_tolerance);
   return absl::OkStatus();
 }
 
 absl::Status WriteFolds(const Admission& a, const LinearSlot& slot, QuantizedTensor& tensor) {
+  if (slot.kind == LinearSlot::Kind::kEmbedding && !a.stream_signs.empty()) {
+    const auto channels = static_cast<int64_t>(a.stream_signs.size());
+    ASSIGN_OR_RETURN(Tensor signs, Tensor::Create(CpuDevice(), Shape{channels}, DType::kI8));
+    std::copy(a.stream_signs.begin(), a.stream_signs.end(), signs.data<int8_t>());
+    tensor.extra[kStreamSigns] = std::move(signs);
+  }
   for (const Fold& fold : a.folds) {
     if (fold.group.slot != slot.name) continue;
     const auto channels = static_cast<int64_t>(fold.scales.size());
@@ -284,7 +326,18 @@ absl::Status WriteFolds(const Admission& a, const LinearSlot& slot, QuantizedTen
 absl::Status ReadFolds(Admission& a) {
   a.folds.clear();
   a.folded.reset();
+  a.rotated.reset();
   if (a.transforms.empty()) return absl::OkStatus();
+  if (a.transforms.front().kind == TransformKind::kHadamard) {
+    ASSIGN_OR_RETURN(const Tensor signs, a.stored->ReadExtra(a.slots.front().name, kStreamSigns));
+    if (signs.dtype() != DType::kI8) {
+      return absl::DataLossError("the signs of the rotation are not s8");
+    }
+    const auto* values = signs.data<int8_t>();
+    const absl::Status used =
+        UseRotation(a, std::vector<int8_t>(values, values + signs.shape().elements()));
+    if (!used.ok()) return absl::DataLossError(used.message());
+  }
   std::vector<Fold> folds;
   for (const FoldGroup& group : a.family->folds(a.spec)) {
     const absl::StatusOr<Tensor> scales =

@@ -209,6 +209,11 @@ void HadamardRotation::Rotate(const float* x, float* out) const {
   Transform(x, signs_.data(), false, out);
 }
 
+void HadamardRotation::RotateBack(const float* x, float* out) const {
+  Transform(x, nullptr, true, out);
+  for (int64_t i = 0; i < n_; ++i) out[i] *= signs_[i];
+}
+
 void HadamardRotation::RotateRows(std::span<float> x) const {
   std::vector<float> row(n_);
   for (float* at = x.data(); at < x.data() + x.size(); at += n_) {
@@ -221,8 +226,7 @@ void HadamardRotation::RotateRowsBack(std::span<float> x) const {
   std::vector<float> row(n_);
   for (float* at = x.data(); at < x.data() + x.size(); at += n_) {
     std::copy_n(at, n_, row.data());
-    Transform(row.data(), nullptr, true, at);
-    for (int64_t i = 0; i < n_; ++i) at[i] *= signs_[i];
+    RotateBack(row.data(), at);
   }
 }
 

@@ -32,6 +32,8 @@ class HadamardRotation {
   std::span<const float> signs() const { return signs_; }
   // out [n] = x [n] times Q; they do not overlap. Allocates nothing.
   void Rotate(const float* x, float* out) const;
+  // out [n] = x [n] times Q^T: undoes it. Likewise.
+  void RotateBack(const float* x, float* out) const;
   // Each row of x [rows, n] times Q, in place: for the input of a linear and for its weight [out,
   // n] alike.
   void RotateRows(std::span<float> x) const;

@@ -3,11 +3,13 @@
 // transformers 5.23 computes them).
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "base/thread_pool.h"
 #include "engine/model/families/families.h"
 #include "engine/model/families/forward_parts.h"
 #include "engine/model/families/llama_spec.h"
+#include "engine/model/rotation.h"
 
 namespace assay {
 namespace {
@@ -40,6 +42,7 @@ class LlamaModel final : public Model {
 
   absl::Status BindLinears();
   absl::Status ReadNorms(const Checkpoint& checkpoint);
+  absl::Status ReadRotation(const Checkpoint& checkpoint);
 
   // What lives through a whole pass.
   struct Work {
@@ -47,6 +50,7 @@ class LlamaModel final : public Model {
     MutableView cos, sin;   // [rows, head_dim / 2] of the rows' positions
   };
   void FillRotations(const Pass& pass, const Work& work) const;
+  void Embed(const Pass& pass, const Work& work) const;
   absl::Status Attend(const Pass& pass, int layer, const Work& work) const;
   absl::Status Mlp(const Pass& pass, const Layer& layer, MutableView x, MutableView normed) const;
   absl::Status Head(const Pass& pass, TensorView x) const;
@@ -61,6 +65,8 @@ class LlamaModel final : public Model {
   BoundLinear embedding_, head_;
   std::vector<Layer> layers_;
   Tensor final_norm_;
+  // Of the stream between embedding and final norm, where weights cannot hold it.
+  std::optional<HadamardRotation> stream_;
 };
 
 absl::Status LlamaModel::BindLinears() {
@@ -101,6 +107,15 @@ absl::Status LlamaModel::ReadNorms(const Checkpoint& checkpoint) {
   return absl::OkStatus();
 }
 
+absl::Status LlamaModel::ReadRotation(const Checkpoint& checkpoint) {
+  if (!checkpoint.Find(kStreamRotation).ok()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Tensor read, ReadTensor(checkpoint, kStreamRotation, Shape{spec_.hidden}));
+  const auto* values = read.data<float>();
+  const std::vector<int8_t> signs(values, values + spec_.hidden);
+  ASSIGN_OR_RETURN(stream_, HadamardRotation::Create(spec_.hidden, signs));
+  return absl::OkStatus();
+}
+
 // Cosines and sines of every row's position. No table: one for 128k positions would take 64 MB and
 // seconds to fill, while these cost a thousandth of the step that uses them in every layer.
 void LlamaModel::FillRotations(const Pass& pass, const Work& work) const {
@@ -127,6 +142,7 @@ absl::StatusOr<std::unique_ptr<const Model>> LlamaModel::Build(const ModelSpec& 
   std::unique_ptr<LlamaModel> model(new LlamaModel(spec, std::move(linears), *ops));
   RETURN_IF_ERROR(model->BindLinears());
   RETURN_IF_ERROR(model->ReadNorms(checkpoint));
+  RETURN_IF_ERROR(model->ReadRotation(checkpoint));
   return std::unique_ptr<const Model>(std::move(model));
 }
 
@@ -152,12 +168,22 @@ absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& contex
   if (!scratch.ok()) return scratch.Exhausted();
   const Pass pass(ops_, args, phased);
   FillRotations(pass, work);
-  const auto embed = [&] { pass.Embed(*embedding_.linear, args.batch.tokens, work.x); };
+  const auto embed = [&] { Embed(pass, work); };
   RETURN_IF_ERROR(RunLayers(part, work.x, embed, [&](int i) {
     RETURN_IF_ERROR(Attend(pass, i, work));
     return Mlp(pass, layers_[i], work.x, work.normed);
   }));
   return part.end == spec_.layers ? Head(pass, work.x) : absl::OkStatus();
+}
+
+void LlamaModel::Embed(const Pass& pass, const Work& work) const {
+  const MutableView to = stream_.has_value() ? work.normed : work.x;
+  pass.Embed(*embedding_.linear, pass.args.batch.tokens, to);
+  if (!stream_.has_value()) return;
+  pass.context.pool.ParallelFor(to.shape[0], 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      stream_->Rotate(to.as<float>() + i * spec_.hidden, work.x.as<float>() + i * spec_.hidden);
+  });
 }
 
 // x += o(attention(norm(x)))
@@ -222,8 +248,13 @@ absl::Status LlamaModel::Head(const Pass& pass, TensorView x) const {
   auto* phases = pass.context.scratch.TryAllocate<uint8_t>(wanted.size());
   if (!scratch.ok() || phases == nullptr) return scratch.Exhausted();
   for (size_t i = 0; i < wanted.size(); ++i) {
-    std::copy_n(x.as<float>() + int64_t{wanted[i]} * spec_.hidden, spec_.hidden,
-                last.as<float>() + static_cast<int64_t>(i) * spec_.hidden);
+    const float* from = x.as<float>() + int64_t{wanted[i]} * spec_.hidden;
+    float* to = last.as<float>() + static_cast<int64_t>(i) * spec_.hidden;
+    if (stream_.has_value()) {
+      stream_->RotateBack(from, to);
+    } else {
+      std::copy_n(from, spec_.hidden, to);
+    }
     phases[i] = pass.context.decode_rows[wanted[i]];
   }
   ops_.RmsNorm(last, final_norm_.view(), spec_.norm_eps, last, pass.context);
