@@ -54,10 +54,10 @@ constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled", "error"
 constexpr const char* kMemoryKinds[] = {"weights", "kv", "workspace", "reference"};
 constexpr const char* kStates[] = {"queued",   "admitting", "warming",  "serving",
                                    "draining", "retired",   "rejected", "failed"};
-constexpr const char* kAdmissionStages[] = {"open",      "profile",   "look_up",        "load",
-                                            "search",    "transform", "calibrate_keys", "quantize",
-                                            "reference", "verify",    "fall_back",      "tasks",
-                                            "store",     "warm",      "publish"};
+constexpr const char* kAdmissionStages[] = {"open",     "profile",   "look_up",        "load",
+                                            "search",   "transform", "calibrate_keys", "reference",
+                                            "quantize", "verify",    "fall_back",      "tasks",
+                                            "store",    "warm",      "publish"};
 constexpr const char* kAdmissionOutcomes[] = {"admitted", "rejected_accuracy", "rejected_size",
                                               "failed"};
 

@@ -9,6 +9,7 @@
 
 #include "engine/lifecycle/admission.h"
 #include "engine/lifecycle/artifact_cache.h"
+#include "engine/lifecycle/calibrate_keys.h"
 #include "engine/lifecycle/calibration_set.h"
 #include "engine/lifecycle/evaluation.h"
 #include "engine/lifecycle/plan_search.h"
@@ -77,6 +78,7 @@ struct Admission {
   std::unique_ptr<const Checkpoint> folded;   // null without rotation and folds
   std::vector<std::vector<float>> proof;      // outputs of the model before it was folded
   // CalibrateKeys, Load
+  KeyMeasures reference_keys;                         // on the evaluation text
   std::map<std::string, KeyParts, std::less<>> keys;  // by slot, of recipes that want them
   // Load or Quantize
   bool scanned = false;        // the checkpoint holds no NaN
@@ -88,7 +90,7 @@ struct Admission {
   std::shared_ptr<const Model> candidate;
   // Reference, Verify
   std::shared_ptr<const Model> reference;
-  std::unique_ptr<Verifier> verifier, long_verifier;       // the second on first use
+  std::unique_ptr<Verifier> verifier, long_verifier;
   std::map<std::string, double> weight_sqnr, output_sqnr;  // dB
 
   AdmissionReport report;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
+#include "engine/lifecycle/calibrate_keys.h"
 #include "engine/lifecycle/fallback.h"
 #include "engine/lifecycle/labelled.h"
 #include "engine/lifecycle/layer_check.h"
@@ -32,6 +33,24 @@ std::string Figures(const VerificationResult& v, ModelTask task) {
       return absl::StrFormat("label agreement %.2f %%", 100 * v.label_agreement);
   }
   return "";
+}
+
+// The reference's own keys on the evaluation text, in windows as long as those that the stored
+// channels were calibrated on.
+absl::Status MeasureReferenceKeys(Admission& a) {
+  if (!a.recipe().kv_key_channels || a.spec.task != ModelTask::kGenerate) return absl::OkStatus();
+  constexpr size_t kDocuments = 4;
+  const auto length = static_cast<size_t>(std::min(kKeyCalibration.window, a.spec.max_context));
+  CalibrationSet set;
+  for (const EvaluationSet* from : {&a.long_context, &a.evaluation}) {
+    for (const std::vector<int32_t>& document : from->documents) {
+      if (document.size() < length || set.samples.size() == kDocuments) continue;
+      set.samples.emplace_back(document.begin(), document.begin() + static_cast<ptrdiff_t>(length));
+    }
+  }
+  if (set.samples.empty()) return absl::OkStatus();  // the text is too short to tell
+  ASSIGN_OR_RETURN(a.reference_keys, MeasureKeys(*a.reference, {set, a.host.pool, nullptr}));
+  return absl::OkStatus();
 }
 
 // A layer as the checkpoint has it, in f32. Read again, unless the verifier keeps
@@ -75,10 +94,31 @@ absl::Status CheckWeights(Admission& a) {
       defects.push_back(absl::StrCat(name, ": ", integrity->second));
     }
   }
+  for (const auto& [slot, defect] : FindForeignKeys(a.reference_keys, a.linears))
+    defects.push_back(absl::StrCat(slot, ": ", defect));
   if (defects.empty()) return absl::OkStatus();
   a.report.verification.defects = defects;
   DescribeLayers(a);
   return Reject(a, "defect in " + defects.front());
+}
+
+// What a quantized KV cache does far back, where the rest passed.
+absl::Status MeasureSlices(Admission& a) {
+  a.report.slices.clear();
+  if (a.long_context.documents.empty() || !a.report.verification.failures.empty())
+    return absl::OkStatus();
+  const auto progress = [&](double fraction) {
+    a.SamplePeak();
+    return a.progress(fraction, "comparing at long context");
+  };
+  SliceReport slice{.name = a.long_context.name};
+  ASSIGN_OR_RETURN(slice.result, a.long_verifier->Compare(*a.candidate, a.recipe().kv_dtype,
+                                                          {.decode_path = false}, progress));
+  VerificationResult& whole = a.report.verification;
+  whole.defects = slice.result.defects;
+  whole.failures = CheckSlice(slice, a.report.decision.budget);
+  a.report.slices.push_back(std::move(slice));
+  return absl::OkStatus();
 }
 
 absl::Status Measure(Admission& a) {
@@ -93,6 +133,9 @@ absl::Status Measure(Admission& a) {
   VerificationResult& v = a.report.verification;
   if (v.defects.empty()) {
     v.failures = CheckBudget(v, a.report.decision.budget, a.spec.task);
+    RETURN_IF_ERROR(MeasureSlices(a));
+  }
+  if (v.defects.empty()) {
     NoteMeasuredPlan(a);
     return absl::OkStatus();
   }
@@ -251,12 +294,16 @@ absl::Status ReferenceStage(Admission& a) {
   if (NeedsWeights(a)) RETURN_IF_ERROR(ScanCheckpoint(a));
   RETURN_IF_ERROR(MakeReference(a));
   // Proven where they were made; of an artifact, on this machine.
-  if (!a.folds.empty() && a.proof.empty()) RETURN_IF_ERROR(ProveFolds(a));
+  if (a.folded != nullptr && a.proof.empty()) RETURN_IF_ERROR(ProveFolds(a));
   const auto progress = [&](double fraction) {
     a.SamplePeak();
     return a.progress(fraction, "running the reference");
   };
   ASSIGN_OR_RETURN(a.verifier, Verifier::Create(*a.reference, a.evaluation, a.host.pool, progress));
+  if (!a.long_context.documents.empty()) {
+    ASSIGN_OR_RETURN(a.long_verifier, Verifier::Create(*a.reference, a.long_context, a.host.pool));
+  }
+  RETURN_IF_ERROR(MeasureReferenceKeys(a));
   // Calibration looks at it once more; else its work is done.
   if (!NeedsWeights(a) || !NeedsCalibration(a)) a.reference.reset();
   a.note = absl::StrFormat("%.1f MB in f32", a.report.bytes_f32 / 1e6);

@@ -25,7 +25,7 @@ constexpr int64_t kScanElements = 1 << 20;
 // What the codes depend on besides checkpoint and recipe. A file that cannot be read fails the
 // quantization later, with its name.
 std::string CalibrationKey(const Admission& a) {
-  const bool fitted = NeedsCalibration(a) || !a.transforms.empty() || a.recipe().kv_key_channels;
+  const bool fitted = NeedsCalibration(a) || FitsTransforms(a) || a.recipe().kv_key_channels;
   if (!fitted && a.recipe().search.candidates.empty()) return "";
   const CalibrationRecipe& calibration = a.recipe().calibration;
   std::string content;
@@ -192,6 +192,8 @@ absl::Status LoadStage(Admission& a) {
     a.linears.clear();
     a.folds.clear();
     a.folded.reset();
+    a.rotated.reset();
+    a.stream_signs.clear();
     a.candidate.reset();
     a.note = absl::StrCat("corrupt, quantizing again: ", loaded.message());
     return absl::OkStatus();
@@ -280,12 +282,12 @@ absl::Status QuantizeSlots(Admission& a) {
 }
 
 absl::Status CalibrateKeysStage(Admission& a) {
-  constexpr CalibrationSize kSize = {.samples = 4, .window = 1024};
   RETURN_IF_ERROR(ScanCheckpoint(a));
   RETURN_IF_ERROR(LoadCalibration(a));  // its checks and its report
   RETURN_IF_ERROR(MakeReference(a));
-  ASSIGN_OR_RETURN(const CalibrationSet set, LoadCalibrationSet(a.recipe().calibration.path,
-                                                                a.tokenizer.get(), a.spec, kSize));
+  ASSIGN_OR_RETURN(
+      const CalibrationSet set,
+      LoadCalibrationSet(a.recipe().calibration.path, a.tokenizer.get(), a.spec, kKeyCalibration));
   if (set.kind != CalibrationKind::kRandom)
     RETURN_IF_ERROR(CheckDisjoint(set, a.evaluation, a.tokenizer.get()));
   const CalibrationRun run = {set, a.host.pool, [&a](double fraction) {
@@ -336,7 +338,7 @@ std::string CertificateKey(const Admission& a) {
   for (const auto& [name, linear] : a.linears) kernels[name] = std::string(linear->kernel());
   const nlohmann::json what = {{"artifact", a.report.artifact_hash},
                                {"budget", ToJson(a.report.decision.budget)},
-                               {"evaluation", a.evaluation.hash},
+                               {"evaluation", a.evaluation.hash + a.long_context.hash},
                                {"kernels", kernels},
                                {"isa", a.host.hooks.host_isa.value_or(a.report.hardware.cpu_isa)},
                                {"kv_dtype", std::string(Name(a.report.decision.recipe.kv_dtype))},

@@ -88,4 +88,22 @@ absl::StatusOr<EvaluationSet> MakeEvaluationSet(std::string_view text, const std
   return set;
 }
 
+absl::StatusOr<EvaluationSet> MakeLongContextSet(std::string_view text, const std::string& origin,
+                                                 const Tokenizer* tokenizer, const ModelSpec& spec,
+                                                 const EvaluationSize& size) {
+  EvaluationSet set;
+  const int window = std::min(spec.max_context, size.long_window);
+  if (tokenizer == nullptr || window <= std::min(size.window, spec.max_context)) return set;
+  ASSIGN_OR_RETURN(const TokenDocument ids, tokenizer->Encode(text, true, false));
+  const size_t length = static_cast<size_t>(window), windows = ids.size() / length;
+  for (const size_t i : SpreadIndices(windows, static_cast<size_t>(size.long_documents))) {
+    const auto begin = ids.begin() + static_cast<ptrdiff_t>(i * length);
+    set.documents.emplace_back(begin, begin + window);
+  }
+  set.name = absl::StrCat(origin, ", long context: ", set.documents.size(), " windows of ", window,
+                          " tokens");
+  set.hash = HashDocuments(set.documents);
+  return set;
+}
+
 }  // namespace assay

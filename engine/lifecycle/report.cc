@@ -69,6 +69,8 @@ json ToJson(const VerificationResult& v) {
           {"failures", v.failures}};
 }
 
+json ToJson(const SliceReport& s) { return {{"name", s.name}, {"result", ToJson(s.result)}}; }
+
 json ToJson(const CalibrationReport& c) {
   return {{"set", c.set},         {"hash", c.hash},           {"samples", c.samples},
           {"tokens", c.tokens},   {"documents", c.documents}, {"chat_share", c.chat_share},
@@ -325,6 +327,14 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   f.ForEach("folds", [&](const json& item, const std::string& path) {
     report.folds.push_back(ReadFold(item, path, status));
   });
+  f.ForEach("slices", [&](const json& item, const std::string& path) {
+    SliceReport slice;
+    Fields fields(item, path, status);
+    fields.Get("name", slice.name);
+    if (const json* result = fields.Find("result"))
+      slice.result = ReadVerification(*result, path + "result.", status);
+    report.slices.push_back(std::move(slice));
+  });
   f.ForEach("attempts", [&](const json& item, const std::string& path) {
     report.attempts.push_back(ReadVerification(item, path, status));
   });
@@ -401,6 +411,7 @@ json ToJson(const AdmissionReport& report) {
           {"fold_difference", report.fold_difference},
           {"fold_tolerance", report.fold_tolerance},
           {"verification", ToJson(report.verification)},
+          {"slices", ListToJson(report.slices)},
           {"attempts", ListToJson(report.attempts)},
           {"candidates", ListToJson(report.candidates)},
           {"labelled_set", report.labelled_set},

@@ -95,6 +95,13 @@ struct FoldReport {
   double least_scale = 1, most_scale = 1;
 };
 
+// The same comparison on texts of one kind, each figure held to the budget by its value: a slice is
+// too small for an interval.
+struct SliceReport {
+  std::string name;  // "bundled extract of WikiText-2, long context: 2 windows of 2048 tokens"
+  VerificationResult result;
+};
+
 struct AdmissionReport {
   int schema = 2;
   std::string model;
@@ -117,6 +124,7 @@ struct AdmissionReport {
   // Of the f32 outputs before and after folding, relative to their spread: measured, and allowed.
   double fold_difference = 0, fold_tolerance = 0;
   VerificationResult verification;
+  std::vector<SliceReport> slices;           // measured where the whole set passed
   std::vector<VerificationResult> attempts;  // before fallback, oldest first
   std::vector<CandidateReport> candidates;   // of a search: predicted, then measured
   std::string labelled_set, labelled_hash;

@@ -130,6 +130,12 @@ void AccuracySection(Page& page, const AdmissionReport& r) {
            absl::StrFormat("%.4g %%", 100 * budget.min_label_agreement),
            v.label_agreement >= budget.min_label_agreement);
   }
+  for (const SliceReport& slice : r.slices) {
+    page.Paragraph(absl::StrFormat("%s: mean KL %.5f, top-1 %.2f %%, perplexity ratio %.5f",
+                                   slice.name, slice.result.mean_kl.mean,
+                                   100 * slice.result.top1_agreement.mean,
+                                   slice.result.perplexity_ratio));
+  }
   for (const std::string& defect : v.defects) page.Paragraph("DEFECT " + defect);
   if (!r.attempts.empty()) {
     const VerificationResult& plain = r.attempts.front();

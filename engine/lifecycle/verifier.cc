@@ -315,4 +315,17 @@ std::vector<std::string> CheckBudget(const VerificationResult& result, const Bud
   return failures;
 }
 
+std::vector<std::string> CheckSlice(const SliceReport& slice, const Budget& budget) {
+  VerificationResult guards = slice.result;
+  guards.mean_kl = guards.mean_kl_bootstrap = {};
+  std::vector<std::string> failures = CheckBudget(guards, budget, ModelTask::kGenerate);
+  const double kl = slice.result.mean_kl.mean;
+  if (!(kl <= budget.max_mean_kl)) {
+    failures.insert(failures.begin(),
+                    absl::StrFormat("mean KL %.5f nats > %.5f", kl, budget.max_mean_kl));
+  }
+  for (std::string& failure : failures) absl::StrAppend(&failure, " (", slice.name, ")");
+  return failures;
+}
+
 }  // namespace assay

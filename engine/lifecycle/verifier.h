@@ -82,5 +82,8 @@ bool DecidesEarly(const Verifier::EarlyStop& early, const Estimate& mean_kl, int
 // candidates by chance.
 std::vector<std::string> CheckBudget(const VerificationResult& result, const Budget& budget,
                                      ModelTask task);
+// The same of a slice, too few documents for a bound: every figure by its value, each sentence with
+// the slice's name. Decoders.
+std::vector<std::string> CheckSlice(const SliceReport& slice, const Budget& budget);
 
 }  // namespace assay

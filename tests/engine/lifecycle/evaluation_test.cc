@@ -36,6 +36,21 @@ TEST_F(EvaluationTest, TheBundledTextGivesWindowsOfDifferentArticles) {
   EXPECT_EQ(set.num_tokens(), 8 * 512);
 }
 
+TEST_F(EvaluationTest, LongContextIsWhatTheOtherWindowsDoNotReach) {
+  const auto make = [&](int window, std::string_view text) {
+    return MakeLongContextSet(text, "bundled", tokenizer_.get(), spec_, {.window = window}).value();
+  };
+  const EvaluationSet set = make(128, BundledEvaluationText());
+  ASSERT_THAT(set.documents, SizeIs(2));
+  for (const std::vector<int32_t>& document : set.documents) EXPECT_THAT(document, SizeIs(512));
+  EXPECT_NE(set.documents[0], set.documents[1]);
+  EXPECT_EQ(set.name, "bundled, long context: 2 windows of 512 tokens");
+  EXPECT_THAT(make(512, BundledEvaluationText()).documents, SizeIs(0));  // the model's context
+  EXPECT_THAT(make(128, "Too short for one.").documents, SizeIs(0));
+  spec_.max_context = 8192;
+  EXPECT_THAT(make(512, BundledEvaluationText()).documents[0], SizeIs(2048));
+}
+
 TEST_F(EvaluationTest, TheSameInputGivesTheSameHashAndAnotherTextAnother) {
   const auto hash = [&](std::string_view text) {
     return MakeEvaluationSet(text, "t", tokenizer_.get(), spec_, {})->hash;

@@ -83,6 +83,7 @@ AdmissionReport Example() {
   report.evaluation_set = "wikitext2-extract, 512 tokens each";
   report.evaluation_hash = std::string(64, 'c');
   report.verification = ExampleVerification();
+  report.slices = {{"long context: 2 windows of 2048 tokens", report.verification}};
   report.attempts.push_back(report.verification);
   report.attempts[0].mean_kl.mean = 0.0312;
   report.attempts[0].failures = {"mean KL 0.0312 > 0.01"};
