@@ -94,6 +94,8 @@ class QuantScheme {
   // Elements along k that share a scale in a weight of this shape; k where the whole row (or more)
   // does, 1 for floating schemes.
   virtual int64_t group(const Shape& w) const = 0;
+  // Rows that share a scale: rows [i r, (i + 1) r) can be encoded by themselves.
+  virtual int64_t scale_rows(const Shape&) const { return 1; }
   // The grid for w [n, k] f32: a QuantizedTensor without codes. InvalidArgument: NaN or infinity
   // in w (names the row), or a FitOptions that this scheme cannot follow.
   virtual absl::StatusOr<QuantizedTensor> Fit(TensorView w, const FitOptions& options) const = 0;

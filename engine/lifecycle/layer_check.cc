@@ -11,7 +11,7 @@
 namespace assay {
 namespace {
 
-constexpr int64_t kBlockRows = 64;
+constexpr int64_t kChunkRows = 64;
 constexpr double kMaxErrorRatio = 4;
 constexpr double kMaxNoiseRatio = 8, kMaxNoiseShare = 0.95;  // see CodesBy
 constexpr double kGrown = 1.5, kMaxNoiseShareGrown = 0.5;
@@ -23,6 +23,10 @@ constexpr int64_t kMinShifted = 16;
 constexpr double kShiftOfNoise = 0.5;
 // Rounding of the decode itself: a few units in the last place of f32, relative to the row's peak.
 constexpr double kDecodeRounding = 1e-6;
+
+struct RowRange {
+  int64_t first, rows;
+};
 
 struct Block {
   SignalNoise power;
@@ -125,8 +129,8 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
 }
 
 absl::Status CheckRows(const QuantizedLinear& original, const QuantizedLinear& served,
-                       CodesBy codes, int64_t first, Block& block) {
-  const int64_t rows = std::min(kBlockRows, original.problem().shape[0] - first);
+                       CodesBy codes, RowRange range, Block& block) {
+  const auto [first, rows] = range;
   const int64_t k = original.problem().shape[1];
   const auto width = static_cast<size_t>(k);
   const QuantScheme& scheme = *served.problem().scheme;
@@ -164,11 +168,15 @@ absl::StatusOr<WeightCheck> CheckServedWeight(const QuantizedLinear& original,
                                               const QuantizedLinear& served, CodesBy codes,
                                               ThreadPool& pool) {
   const int64_t n = original.problem().shape[0];
-  std::vector<Block> blocks(static_cast<size_t>((n + kBlockRows - 1) / kBlockRows));
+  // Rounded afresh with the rows that share their scales, else the scales would be finer.
+  const int64_t together = served.problem().scheme->scale_rows(served.problem().shape);
+  const int64_t chunk = (kChunkRows + together - 1) / together * together;
+  std::vector<Block> blocks(static_cast<size_t>((n + chunk - 1) / chunk));
   pool.ParallelFor(static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       Block& block = blocks[static_cast<size_t>(b)];
-      block.status = CheckRows(original, served, codes, b * kBlockRows, block);
+      block.status =
+          CheckRows(original, served, codes, {b * chunk, std::min(chunk, n - b * chunk)}, block);
     }
   });
   WeightCheck check;

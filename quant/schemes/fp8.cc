@@ -71,6 +71,9 @@ class Fp8 final : public BlockScheme<Float8Format<Float>> {
       : BlockScheme<Float8Format<Float>>(Spelling(family, scope),
                                          scope == Scope::kBlock ? kSide : 0),
         scope_(scope) {}
+  int64_t scale_rows(const Shape& w) const override {
+    return scope_ == Scope::kTensor ? w[0] : scope_ == Scope::kBlock ? kSide : 1;
+  }
 
  private:
   WeightLayout Layout(const Shape& w) const override {

@@ -24,6 +24,7 @@ constexpr float kLargestElement = 6, kLargestScale = 448;
 class Nvfp4 final : public BlockScheme<CodeBookFormat<E2M1Book>> {
  public:
   Nvfp4() : BlockScheme("nvfp4", kBlock) {}
+  int64_t scale_rows(const Shape& w) const override { return w[0]; }
 
  private:
   WeightLayout Layout(const Shape& w) const override {

@@ -326,6 +326,26 @@ TEST(WeightCheckTest, RotatedWeightsAreComparedRotated) {
   EXPECT_THAT(check().defect, HasSubstr("stored weight disagrees"));
 }
 
+// A large weight 80 rows further down sets the scale of all: what small rows lose to it is no
+// defect.
+TEST(WeightCheckTest, RowsThatShareAScaleAreComparedTogether) {
+  ThreadPool pool({.num_threads = 2});
+  Tensor weight = RandomTensor({200, 128}, 5);
+  for (int64_t i = 0; i < 64 * 128; ++i) weight.data<float>()[i] *= 0.002f;
+  weight.data<float>()[90 * 128 + 3] = 400;
+  const QuantizedLinear exact = Linear(FindScheme("f32").value()->Encode(weight.view()).value());
+  for (const char* name : {"fp8_e4m3:block", "fp8_e4m3:tensor", "fp8_e5m2:block", "nvfp4"}) {
+    QuantizedTensor tensor = FindScheme(name).value()->Encode(weight.view()).value();
+    const auto check = [&] {
+      return CheckServedWeight(exact, Linear(tensor), CodesBy::kNearest, pool).value().defect;
+    };
+    EXPECT_EQ(check(), "") << name;
+    auto* row = tensor.codes.data<uint8_t>() + 150 * tensor.codes.shape()[1];
+    std::reverse(row, row + tensor.codes.shape()[1]);
+    EXPECT_THAT(check(), HasSubstr("row=150")) << name;
+  }
+}
+
 TEST(WeightCheckTest, AMethodMayMoveCodesButNotAWholeBlock) {
   ThreadPool pool({.num_threads = 2});
   const Tensor weight = RandomTensor({70, 96}, 5);
