@@ -128,7 +128,7 @@ absl::Status ProveFolds(Admission& admission);
 // into the tensor, and from the artifact.
 absl::Status WriteFolds(const Admission& admission, const LinearSlot& slot,
                         QuantizedTensor& tensor);
-absl::Status ReadFolds(Admission& admission);     // DataLoss
+absl::Status ReadFolds(Admission& admission);  // DataLoss
 // admission_weights.cc
 absl::Status LookUpStage(Admission& admission);
 absl::Status LoadStage(Admission& admission);
