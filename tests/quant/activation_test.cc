@@ -224,5 +224,21 @@ TEST(ActivationPhaseTest, RowsOfBothPhasesShareABatch) {
   }
 }
 
+TEST(ActivationQuantizationTest, FollowsItsDefinition) {
+  std::vector<int8_t> codes(5);
+  const std::vector<float> x = {127, -127, 0.5f, 1.5f, -2.5f};
+  EXPECT_EQ(QuantizeA8Token(x.data(), 5, codes.data()), 1.0f);
+  EXPECT_THAT(codes, testing::ElementsAre(127, -127, 0, 2, -2));
+  const std::vector<float> zero(5, -0.0f);
+  EXPECT_EQ(QuantizeA8Token(zero.data(), 5, codes.data()), 0.0f);
+  EXPECT_THAT(codes, testing::Each(0));
+  const std::vector<float> tiny(5, 1e-40f);
+  EXPECT_EQ(QuantizeA8Token(tiny.data(), 5, codes.data()), 0.0f);
+  std::vector<float> bad = x;
+  bad[2] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_TRUE(std::isnan(QuantizeA8Token(bad.data(), 5, codes.data())));
+  EXPECT_THAT(codes, testing::Each(0));
+}
+
 }  // namespace
 }  // namespace assay

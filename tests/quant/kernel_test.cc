@@ -8,7 +8,6 @@
 #include "base/thread_pool.h"
 #include "gtest/gtest.h"
 #include "quant/activation.h"
-#include "quant/kernels/a8_token.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
 #include "tests/support/random_tensor.h"
@@ -415,60 +414,11 @@ TEST_P(EveryKernelTest, TheComparisonSeesAWrongWeight) {
   }
 }
 
-TEST(ActivationQuantizationTest, FollowsItsDefinition) {
-  std::vector<int8_t> codes(5);
-  const std::vector<float> x = {127, -127, 0.5f, 1.5f, -2.5f};
-  EXPECT_EQ(QuantizeA8Token(x.data(), 5, codes.data()), 1.0f);
-  EXPECT_THAT(codes, testing::ElementsAre(127, -127, 0, 2, -2));
-  const std::vector<float> zero(5, -0.0f);
-  EXPECT_EQ(QuantizeA8Token(zero.data(), 5, codes.data()), 0.0f);
-  EXPECT_THAT(codes, testing::Each(0));
-  const std::vector<float> tiny(5, 1e-40f);
-  EXPECT_EQ(QuantizeA8Token(tiny.data(), 5, codes.data()), 0.0f);
-  std::vector<float> bad = x;
-  bad[2] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_TRUE(std::isnan(QuantizeA8Token(bad.data(), 5, codes.data())));
-  EXPECT_THAT(codes, testing::Each(0));
-}
-
 TEST(ReferenceKernelTest, MultipliesByHand) {
   const Tensor weight = TensorOf({2, 3}, {1, 2, 3, -4, 5, -6}), x = TensorOf({1, 3}, {1, 10, 100});
   ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, F32Scheme().Encode(weight.view()));
   const Variant v = {&ReferenceKernel(), &F32Scheme(), ActivationMode::kA16};
   EXPECT_THAT(Forward(Make(v, w, false), x.view(), {.m = 1}), testing::ElementsAre(321, -554));
-}
-
-// What a scheme says in integers is what it decodes to.
-TEST(IntegerRowsTest, AreTheSchemesDecode) {
-  int with_integers = 0;
-  for (const QuantScheme* scheme : AllSchemes()) {
-    const int64_t n = 19, k = 261;
-    const Tensor weights = RandomTensor({n, k}, 3);
-    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, scheme->Encode(weights.view()));
-    const int64_t group = scheme->group(w.shape), groups = (k + group - 1) / group;
-    std::vector<int8_t> codes(static_cast<size_t>(7 * k));
-    std::vector<uint16_t> steps(static_cast<size_t>(7 * groups));
-    std::vector<float> scales(7), decoded(codes.size());
-    const IntegerRows rows = {codes, steps, scales};
-    if (!scheme->has_integers()) {
-      EXPECT_THAT(scheme->ReadIntegers(w, 5, 7, rows),
-                  StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("integers")));
-      continue;
-    }
-    ++with_integers;
-    ASSERT_OK(scheme->ReadIntegers(w, 5, 7, rows)) << scheme->name();
-    ASSERT_OK(scheme->DecodeRows(w, 5, 7, std::span<float>(decoded)));
-    for (int64_t i = 0; i < 7 * k; ++i) {
-      const float step = Bf16ToF32(steps[i / k * groups + i % k / group]);
-      ASSERT_EQ(static_cast<float>(codes[i]) * step * scales[i / k], decoded[i])
-          << scheme->name() << " element " << i;
-    }
-    EXPECT_THAT(scheme->ReadIntegers(w, 13, 7, rows),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row=13")));
-    EXPECT_THAT(scheme->ReadIntegers(w, 5, 7, {codes, steps, std::span(scales).first(6)}),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row_scales=6")));
-  }
-  EXPECT_GE(with_integers, 10);  // families of integers in their spellings
 }
 
 TEST(Avx2Int8Test, PacksTheExcessOnlyWhereItIsSmall) {

@@ -333,5 +333,38 @@ TEST(ActivationModeTest, NamesRoundTrip) {
   EXPECT_EQ(FindActivationMode("a9"), std::nullopt);
 }
 
+// What a scheme says in integers is what it decodes to.
+TEST(IntegerRowsTest, AreTheSchemesDecode) {
+  int with_integers = 0;
+  for (const QuantScheme* scheme : AllSchemes()) {
+    const int64_t n = 19, k = 261;
+    const Tensor weights = RandomTensor({n, k}, 3);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, scheme->Encode(weights.view()));
+    const int64_t group = scheme->group(w.shape), groups = (k + group - 1) / group;
+    std::vector<int8_t> codes(static_cast<size_t>(7 * k));
+    std::vector<uint16_t> steps(static_cast<size_t>(7 * groups));
+    std::vector<float> scales(7), decoded(codes.size());
+    const IntegerRows rows = {codes, steps, scales};
+    if (!scheme->has_integers()) {
+      EXPECT_THAT(scheme->ReadIntegers(w, 5, 7, rows),
+                  StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("integers")));
+      continue;
+    }
+    ++with_integers;
+    ASSERT_OK(scheme->ReadIntegers(w, 5, 7, rows)) << scheme->name();
+    ASSERT_OK(scheme->DecodeRows(w, 5, 7, std::span<float>(decoded)));
+    for (int64_t i = 0; i < 7 * k; ++i) {
+      const float step = Bf16ToF32(steps[i / k * groups + i % k / group]);
+      ASSERT_EQ(static_cast<float>(codes[i]) * step * scales[i / k], decoded[i])
+          << scheme->name() << " element " << i;
+    }
+    EXPECT_THAT(scheme->ReadIntegers(w, 13, 7, rows),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row=13")));
+    EXPECT_THAT(scheme->ReadIntegers(w, 5, 7, {codes, steps, std::span(scales).first(6)}),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row_scales=6")));
+  }
+  EXPECT_GE(with_integers, 10);  // families of integers in their spellings
+}
+
 }  // namespace
 }  // namespace assay
