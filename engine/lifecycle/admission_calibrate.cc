@@ -112,7 +112,8 @@ class CalibratedQuantization {
     steps.feed_quantized = FeedsErrorsBack(a_);
     steps.both_inputs = need == StatisticsNeed::kCross;
     const CalibrationRun run{a_.calibration, a_.host.pool, nullptr};
-    RETURN_IF_ERROR(WalkLayers(a_.reference, run, steps));
+    // Given away: a layer in f32 goes as soon as its quantized one takes its place.
+    RETURN_IF_ERROR(WalkLayers(std::move(a_.reference), run, steps));
     for (const LinearSlot& slot : a_.slots) {
       if (done_.contains(slot.name)) continue;
       RETURN_IF_ERROR(QuantizeSlot(a_, slot, {}));

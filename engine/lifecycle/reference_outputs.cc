@@ -131,7 +131,7 @@ absl::Status ReferenceOutputs::RecordEncoder(ModelPass& pass,
 }
 
 std::span<const float> ReferenceOutputs::Logits(size_t document, int start, int rows) {
-  logits_.resize(static_cast<size_t>(rows * spec_.vocab));
+  logits_.resize(static_cast<size_t>(rows) * static_cast<size_t>(spec_.vocab));
   const float* x = kept_[document].data() + static_cast<int64_t>(start) * spec_.hidden;
   ComputeContext context{*pool_, *arena_};
   const Arena::Scope scope(context.scratch);
