@@ -15,15 +15,21 @@ int RunRecipes(const std::string& show) {
       std::fwrite(recipe.yaml.data(), 1, recipe.yaml.size(), stdout);
       return kExitOk;
     }
-    return FailLocally(FindRecipe(show).status());
+    return FailLocally(FindLadder(show).status());
   }
   std::vector<std::vector<std::string>> rows = {
       {"RECIPE", "SCHEME", "ACTIVATION", "ROUNDING", "TRANSFORMS"}};
   for (const BuiltInRecipe& built_in : BuiltInRecipes()) {
-    const absl::StatusOr<Recipe> recipe = FindRecipe(built_in.name);
-    if (!recipe.ok()) return FailLocally(recipe.status());
-    rows.push_back({recipe->name, recipe->scheme, recipe->activation_name, recipe->rounding,
-                    recipe->transforms.empty() ? "-" : absl::StrJoin(recipe->transforms, ", ")});
+    const absl::StatusOr<RecipeLadder> ladder = FindLadder(built_in.name);
+    if (!ladder.ok()) return FailLocally(ladder.status());
+    const Recipe& recipe = ladder->rungs.front();
+    rows.push_back({std::string(built_in.name), recipe.scheme, recipe.activation_name,
+                    recipe.rounding,
+                    recipe.transforms.empty() ? "-" : absl::StrJoin(recipe.transforms, ", ")});
+    if (ladder->rungs.size() == 1) continue;
+    const auto append_name = [](std::string* out, const Recipe& rung) { out->append(rung.name); };
+    rows.back() = {std::string(built_in.name), "the first that passes of",
+                   absl::StrJoin(ladder->rungs, ", ", append_name)};
   }
   std::fputs(FormatTable(rows).c_str(), stdout);
   return kExitOk;

@@ -54,10 +54,10 @@ constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled", "error"
 constexpr const char* kMemoryKinds[] = {"weights", "kv", "workspace", "reference"};
 constexpr const char* kStates[] = {"queued",   "admitting", "warming",  "serving",
                                    "draining", "retired",   "rejected", "failed"};
-constexpr const char* kAdmissionStages[] = {"open",     "profile",   "look_up",        "load",
-                                            "search",   "transform", "calibrate_keys", "reference",
-                                            "quantize", "verify",    "fall_back",      "tasks",
-                                            "store",    "warm",      "publish"};
+constexpr const char* kAdmissionStages[] = {
+    "open",      "profile",        "look_up",   "load",     "disable_level", "search",
+    "transform", "calibrate_keys", "reference", "quantize", "verify",        "fall_back",
+    "tasks",     "store",          "warm",      "publish"};
 constexpr const char* kAdmissionOutcomes[] = {"admitted", "rejected_accuracy", "rejected_size",
                                               "failed"};
 
@@ -300,7 +300,7 @@ class PrometheusModelMetrics final : public ModelMetrics {
   std::atomic<GenerationSeries*> generation_{nullptr};  // owned; set once
   Counter *requests_[5], *rejected_[5], *expired_[3], *cancelled_[3], *admissions_[4];
   Histogram *request_time_, *queue_time_, *compute_time_, *batch_size_;
-  Gauge *pending_, *running_, *ready_, *last_swap_, *states_[8], *memory_[4], *stage_times_[15];
+  Gauge *pending_, *running_, *ready_, *last_swap_, *states_[8], *memory_[4], *stage_times_[16];
 };
 
 }  // namespace

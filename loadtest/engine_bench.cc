@@ -4,6 +4,7 @@
 //   engine_bench --model FILE [--scheme int8_channel] [--activation a8_token] [--threads N]
 //   [--streams 1,8,32]
 //                [--prompt 512] [--generate 64] [--repeat 3]
+//   engine_bench --model FILE --recipe w4a8    # admitted by that recipe, budgets out of the way
 //
 // Prints one JSON object per measurement, so that compare_llama_cpp.py can run it next to a peer.
 // Prefill: one request of
@@ -17,6 +18,7 @@
 #include "base/log.h"
 #include "base/mutex.h"
 #include "base/thread_pool.h"
+#include "engine/lifecycle/admission.h"
 #include "engine/metrics.h"
 #include "engine/runtime/engine.h"
 
@@ -24,7 +26,7 @@ namespace assay {
 namespace {
 
 struct Options {
-  std::string model, scheme = "int8_channel", activation = "a8_token", kernel;
+  std::string model, scheme = "int8_channel", activation = "a8_token", kernel, recipe;
   int threads = 0, prompt = 512, generate = 64, repeat = 3;
   std::vector<int> streams = {1, 8, 32};
 };
@@ -160,7 +162,62 @@ absl::Status Encode(EncodeEngine& engine, const ModelSpec& spec, const Options& 
   return absl::OkStatus();
 }
 
+// Nothing is refused for its accuracy: the recipe is measured as it is written.
+constexpr char kMeasure[] = R"(version: 1
+recipes: {plain: {scheme: int8_channel}}
+budgets: {measure: {mean_kl: 100, top1: 0, perplexity_ratio: 1000000, cosine: 0, label_agreement: 0}}
+rules: [{name: measure, reason: nothing is refused, when: {device: cpu}, recipe: plain, budget: measure}]
+)";
+
+absl::StatusOr<std::shared_ptr<Servable>> Admit(const Options& options, ThreadPool& pool,
+                                                Metrics& metrics) {
+  ModelRegistry registry;
+  AdmissionOptions pipeline_options;
+  ASSIGN_OR_RETURN(pipeline_options.policy, Policy::Parse(kMeasure, "engine_bench"));
+  pipeline_options.engine.prefix_cache = false;
+  Mutex mu;
+  CondVar ended;
+  std::optional<absl::Status> outcome;
+  const auto pipeline =
+      AdmissionPipeline::Start(registry, pool, metrics, RealClock(), std::move(pipeline_options));
+  const auto sink = [&](const AdmissionProgress& progress) {
+    if (!progress.done) return;
+    MutexLock lock(mu);
+    outcome = progress.status;
+    ended.NotifyAll();
+  };
+  RETURN_IF_ERROR(
+      pipeline->Enqueue({.name = "bench", .path = options.model, .recipe = options.recipe}, sink)
+          .status());
+  {
+    MutexLock lock(mu);
+    while (!outcome.has_value()) ended.Wait(mu);
+    RETURN_IF_ERROR(*outcome);
+  }
+  return registry.Acquire("bench");
+}
+
+absl::Status Generation(GenerateEngine& engine, const ModelSpec& spec, const Options& options) {
+  RETURN_IF_ERROR(Generate(engine, spec, 2, 64, 4, 0).status());  // warm-up
+  RETURN_IF_ERROR(Prefill(engine, spec, options));
+  for (int streams : options.streams) RETURN_IF_ERROR(Decode(engine, spec, options, streams));
+  return absl::OkStatus();
+}
+
+absl::Status RunRecipe(const Options& options) {
+  ThreadPool pool({.num_threads = options.threads});
+  Metrics metrics("bench", "cpu");
+  ASSIGN_OR_RETURN(const std::shared_ptr<Servable> servable, Admit(options, pool, metrics));
+  nlohmann::json kernels = nlohmann::json::object();
+  for (const LayerReport& layer : servable->report.layers)
+    kernels[layer.kernel] = kernels.value(layer.kernel, 0) + 1;
+  std::cout << nlohmann::json{{"what", "kernels"}, {"layers", kernels}} << std::endl;
+  if (servable->encode != nullptr) return Encode(*servable->encode, servable->spec, options);
+  return Generation(*servable->generate, servable->spec, options);
+}
+
 absl::Status Run(const Options& options) {
+  if (!options.recipe.empty()) return RunRecipe(options);
   const std::optional<ActivationMode> activation = FindActivationMode(options.activation);
   if (!activation.has_value()) {
     return absl::InvalidArgumentError("unknown activation mode: " + options.activation);
@@ -182,11 +239,7 @@ absl::Status Run(const Options& options) {
                    MakeTokenizer(checkpoint->tokenizer()));
   ASSIGN_OR_RETURN(const auto engine,
                    GenerateEngine::Start(model, tokenizer, engine_options, host));
-  RETURN_IF_ERROR(Generate(*engine, model->spec(), 2, 64, 4, 0).status());  // warm-up
-  RETURN_IF_ERROR(Prefill(*engine, model->spec(), options));
-  for (int streams : options.streams)
-    RETURN_IF_ERROR(Decode(*engine, model->spec(), options, streams));
-  return absl::OkStatus();
+  return Generation(*engine, model->spec(), options);
 }
 
 }  // namespace
@@ -198,6 +251,7 @@ int main(int argc, char** argv) {
   app.add_option("--model", options.model, "checkpoint file or directory")->required();
   app.add_option("--scheme", options.scheme, "scheme of every linear layer")->capture_default_str();
   app.add_option("--activation", options.activation, "activation mode")->capture_default_str();
+  app.add_option("--recipe", options.recipe, "admit by this recipe instead of scheme and mode");
   app.add_option("--kernel", options.kernel, "pin one kernel by name");
   app.add_option("--threads", options.threads, "compute threads, 0 = all cores")
       ->capture_default_str();

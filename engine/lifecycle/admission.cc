@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "base/log.h"
 #include "engine/lifecycle/admission_stages.h"
+#include "engine/lifecycle/ladder.h"
 #include "quant/policy/recipe_list.h"
 
 namespace assay {
@@ -90,6 +91,7 @@ class Pipeline final : public AdmissionPipeline {
   };
   void Work();
   void Run(Job job, const std::pair<std::string, int64_t>& version);
+  absl::Status Attempt(Admission& admission, const ProgressSink& sink);
   absl::Status RunStages(Admission& admission, const ProgressSink& sink);
   absl::Status RunStage(const AdmissionStage& stage, Admission& admission,
                         const ProgressSink& sink);
@@ -143,7 +145,7 @@ absl::Status CheckRequest(AdmissionRequest& request) {
     if (!parsed.ok()) return absl::InvalidArgumentError(parsed.message());
   }
   const absl::Status known = !request.scheme.empty()   ? FindScheme(request.scheme).status()
-                             : !request.recipe.empty() ? FindRecipe(request.recipe).status()
+                             : !request.recipe.empty() ? FindLadder(request.recipe).status()
                                                        : absl::OkStatus();
   return known.ok() ? known : absl::InvalidArgumentError(known.message());
 }
@@ -240,20 +242,17 @@ void Pipeline::Work() {
 void Pipeline::Run(Job job, const std::pair<std::string, int64_t>& version) {
   AdmissionProgress outcome;
   {
-    Admission admission{.host = host_, .request = std::move(job.request)};
-    admission.report.model = version.first;
-    admission.report.version = version.second;
-    admission.report.source_path = admission.request.path;
-    admission.report.assay_version = ASSAY_VERSION;
-    admission.metrics = metrics_.ForModel(version.first, version.second);
-    admission.allocated_before = CpuDevice().allocated_bytes();
-    absl::Status status;
-    try {
-      status = RunStages(admission, job.sink);
-    } catch (const std::bad_alloc&) {  // the standard library's only word for it
-      status = absl::ResourceExhaustedError("out of memory during admission");
+    auto admission = std::make_unique<Admission>(host_, std::move(job.request));
+    admission->metrics = metrics_.ForModel(version.first, version.second);
+    admission->allocated_before = CpuDevice().allocated_bytes();
+    admission->climb_began = host_.clock.Now();
+    absl::Status status = Attempt(*admission, job.sink);
+    while (ClimbsOn(*admission, status)) {
+      admission = NextAttempt(std::move(admission), status);
+      status = Attempt(*admission, job.sink);
     }
-    outcome = Conclude(admission, status);
+    if (status.ok()) RememberRung(*admission);
+    outcome = Conclude(*admission, status);
   }  // whatever did not go into service is freed before anybody hears of the end
   {
     MutexLock lock(mu_);
@@ -261,6 +260,18 @@ void Pipeline::Run(Job job, const std::pair<std::string, int64_t>& version) {
     metrics_.SetAdmissionsInProgress(static_cast<int>(pending_.size()));
   }
   Tell(job.sink, outcome);
+}
+
+absl::Status Pipeline::Attempt(Admission& admission, const ProgressSink& sink) {
+  admission.report.model = admission.request.name;
+  admission.report.version = admission.request.version;
+  admission.report.source_path = admission.request.path;
+  admission.report.assay_version = ASSAY_VERSION;
+  try {
+    return RunStages(admission, sink);
+  } catch (const std::bad_alloc&) {  // the standard library's only word for it
+    return absl::ResourceExhaustedError("out of memory during admission");
+  }
 }
 
 absl::Status Pipeline::RunStages(Admission& admission, const ProgressSink& sink) {

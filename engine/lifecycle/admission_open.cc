@@ -14,6 +14,7 @@
 #include "base/cpu_info.h"
 #include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
+#include "engine/lifecycle/ladder.h"
 #include "engine/ops/ops.h"
 #include "quant/policy/recipe_list.h"
 
@@ -47,14 +48,16 @@ uint64_t OtherElements(const Admission& a) {
   return total - std::min(total, SlotElements(a.slots));
 }
 
+bool Matches(const std::string& glob, const LinearSlot& slot) {
+  const auto matches = [&](const std::string& name) {
+    return fnmatch(glob.c_str(), name.c_str(), 0) == 0;
+  };
+  return matches(slot.name) || std::any_of(slot.weights.begin(), slot.weights.end(), matches);
+}
+
 bool Keeps(const Recipe& recipe, const LinearSlot& slot) {
-  for (const std::string& glob : recipe.keep) {
-    if (fnmatch(glob.c_str(), slot.name.c_str(), 0) == 0) return true;
-    for (const std::string& weight : slot.weights) {
-      if (fnmatch(glob.c_str(), weight.c_str(), 0) == 0) return true;
-    }
-  }
-  return false;
+  return std::any_of(recipe.keep.begin(), recipe.keep.end(),
+                     [&](const std::string& glob) { return Matches(glob, slot); });
 }
 
 Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots, bool tied_head) {
@@ -80,9 +83,10 @@ Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots, bool t
 }
 
 // A recipe of one scheme that the request asked for; the budget stays the policy's.
-absl::Status Override(const std::string& scheme_name, PolicyDecision& decision) {
+absl::Status TakeScheme(const std::string& scheme_name, PolicyDecision& decision) {
   ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(scheme_name));
-  Recipe& recipe = decision.recipe;
+  decision.ladder.rungs.resize(1);
+  Recipe& recipe = decision.ladder.rungs.front();
   recipe.name = "request";
   recipe.scheme = recipe.embedding_scheme = scheme_name;
   recipe.activation = scheme->is_floating() ? ActivationMode::kA16 : ActivationMode::kA8Token;
@@ -226,6 +230,40 @@ void OverrideSearch(const SearchRecipe& wanted, SearchRecipe& search) {
   if (wanted.max_loss > 0) search.max_loss = wanted.max_loss;
 }
 
+// The policy's choice, unless the request brings its own.
+absl::Status ChooseRecipe(Admission& a) {
+  a.report.hardware = ProbeHardware();
+  PolicyDecision& decision = a.report.decision;
+  ASSIGN_OR_RETURN(decision,
+                   a.host.options.policy.Choose(a.report.hardware, a.report.bytes_f32, false));
+  if (!a.request.scheme.empty()) RETURN_IF_ERROR(TakeScheme(a.request.scheme, decision));
+  if (!a.request.recipe.empty()) {
+    ASSIGN_OR_RETURN(decision.ladder, FindLadder(a.request.recipe));
+    decision.trace.push_back("the request asks for recipe " + a.request.recipe);
+  }
+  if (a.request.budget.has_value()) {
+    decision.budget = *a.request.budget;
+    decision.trace.emplace_back("the request brings its own budget");
+  }
+  TakeRung(a);
+  return absl::OkStatus();
+}
+
+// A name that means no layer is a mistake, not a wish that came true.
+absl::Status CheckNames(const Admission& a, const char* key,
+                        const std::vector<std::string>& globs) {
+  for (const std::string& glob : globs) {
+    if (std::any_of(a.slots.begin(), a.slots.end(),
+                    [&](const LinearSlot& slot) { return Matches(glob, slot); })) {
+      continue;
+    }
+    return absl::InvalidArgumentError(absl::StrCat("no layer of this model has such a name: ", key,
+                                                   "=", glob, " recipe=", a.recipe().name,
+                                                   "; one is called ", a.slots.back().name));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status MakeEvaluation(Admission& a) {
   const AdmissionOptions& options = a.host.options;
   const EvaluationSize size = a.host.hooks.evaluation.value_or(EvaluationSize{});
@@ -288,27 +326,16 @@ absl::Status OpenStage(Admission& a) {
 }
 
 absl::Status ProfileStage(Admission& a) {
-  a.report.hardware = ProbeHardware();
-  ASSIGN_OR_RETURN(a.report.decision,
-                   a.host.options.policy.Choose(a.report.hardware, a.report.bytes_f32, false));
-  if (!a.request.scheme.empty()) {
-    RETURN_IF_ERROR(Override(a.request.scheme, a.report.decision));
-  }
-  if (!a.request.recipe.empty()) {
-    ASSIGN_OR_RETURN(a.recipe(), FindRecipe(a.request.recipe));
-    a.report.decision.trace.push_back("the request asks for recipe " + a.request.recipe);
-  }
+  RETURN_IF_ERROR(ChooseRecipe(a));
   OverrideSearch(a.request.search, a.recipe().search);
-  if (a.request.budget.has_value()) {
-    a.report.decision.budget = *a.request.budget;
-    a.report.decision.trace.emplace_back("the request brings its own budget");
-  }
   const DType kv = a.recipe().kv_dtype;
   if (!IsKvDType(kv)) {
     return absl::InvalidArgumentError(
         absl::StrCat("the KV cache on the CPU is f32, f16, i8 or u4: kv=", std::string(Name(kv)),
                      " recipe=", a.recipe().name));
   }
+  RETURN_IF_ERROR(CheckNames(a, "keep", a.recipe().keep));
+  RETURN_IF_ERROR(CheckNames(a, "rotate_inputs", a.recipe().rotate_inputs));
   RETURN_IF_ERROR(FindMethods(a));
   a.plan = MakePlan(a.recipe(), a.slots, a.spec.tied_head);
   RETURN_IF_ERROR(CheckFits(a));

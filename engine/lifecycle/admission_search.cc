@@ -81,18 +81,6 @@ absl::Status DescribeFrontier(Admission& a) {
   return absl::OkStatus();
 }
 
-Estimate LossEstimate(const VerificationResult& v, ModelTask task) {
-  switch (task) {
-    case ModelTask::kGenerate:
-      return v.mean_kl;
-    case ModelTask::kEmbed:
-      return {1 - v.cosine.mean, 1 - v.cosine.high, 1 - v.cosine.low};
-    case ModelTask::kClassify:
-      return {1 - v.label_agreement, 1 - v.label_agreement, 1 - v.label_agreement};
-  }
-  return {};
-}
-
 int MeasuredPlans(const Admission& a) {
   return static_cast<int>(std::count_if(a.report.candidates.begin(), a.report.candidates.end(),
                                         [](const CandidateReport& c) { return !c.predicted; }));

@@ -18,6 +18,7 @@ bool HasArtifact(const Admission& a) { return a.stored != nullptr; }
 bool LeavesTheChoice(const Admission& a) {
   return NeedsWeights(a) && !a.recipe().search.candidates.empty();
 }
+bool DisablesLayers(const Admission& a) { return NeedsWeights(a) && a.recipe().disable_level > 0; }
 bool NeedsTransforms(const Admission& a) { return NeedsWeights(a) && !a.transforms.empty(); }
 bool NeedsProof(const Admission& a) { return !a.certified; }
 bool FailedTheGate(const Admission& a) {
@@ -94,11 +95,12 @@ bool NeedsKeys(const Admission& a) {
 bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
 
 std::span<const AdmissionStage> AdmissionStages() {
-  static constexpr std::array<AdmissionStage, 15> kStages = {{
+  static constexpr std::array<AdmissionStage, 16> kStages = {{
       {"open", OpenStage, Always},
       {"profile", ProfileStage, Always},
       {"look_up", LookUpStage, Always},
       {"load", LoadStage, HasArtifact},
+      {"disable_level", DisableLevelStage, DisablesLayers},
       {"search", SearchStage, LeavesTheChoice},
       {"transform", TransformStage, NeedsTransforms},
       {"calibrate_keys", CalibrateKeysStage, NeedsKeys},

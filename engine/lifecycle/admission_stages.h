@@ -17,6 +17,7 @@
 #include "quant/activation.h"
 #include "quant/linear_parts.h"
 #include "quant/methods/rounding.h"
+#include "quant/methods/sensitivity.h"
 #include "quant/methods/transform_list.h"
 
 namespace assay {
@@ -47,6 +48,10 @@ struct AdmissionHost {
 struct Admission {
   AdmissionHost host;
   AdmissionRequest request;  // name and version are final
+  // Of the recipes that the decision names (ladder.h).
+  std::optional<size_t> rung;
+  bool remembered = false;  // the rung is that of an earlier admission
+  absl::Time climb_began;   // of the first attempt
   // Shown to whoever watches. Unavailable: the server is shutting down, and the stage ends here.
   std::function<absl::Status(double fraction, const std::string& message)> progress;
 
@@ -118,6 +123,11 @@ std::span<const AdmissionStage> AdmissionStages();
 // admission_open.cc
 absl::Status OpenStage(Admission& admission);
 absl::Status ProfileStage(Admission& admission);
+// admission_ranges.cc
+absl::Status DisableLevelStage(Admission& admission);
+// The linear layers that are still quantized, in pieces that share an input, highest range_parm
+// first (quant/methods/sensitivity.h).
+absl::StatusOr<std::vector<LayerScore>> RankByRange(Admission& admission);
 // admission_transform.cc
 absl::Status TransformStage(Admission& admission);
 // Whether any of the recipe's transforms is fitted to calibration data.

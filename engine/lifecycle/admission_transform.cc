@@ -93,12 +93,9 @@ class FoldSearch {
     steps.finish = [&](std::shared_ptr<const Model> model,
                        const std::vector<const LinearSlot*>& slots)
         -> absl::StatusOr<std::shared_ptr<const Model>> {
-      for (const LinearSlot* slot : slots) {
-        for (const FoldGroup& group : groups_.find(slot->name)->second) {
-          RETURN_IF_ERROR(Annotate(Fit(group), slot->name));
-        }
-        statistics_.erase(slot->name);
-      }
+      for (const FoldGroup* group : InOrder(slots))
+        RETURN_IF_ERROR(Annotate(Fit(*group), group->slot));
+      for (const LinearSlot* slot : slots) statistics_.erase(slot->name);
       return model;  // the function is the same
     };
     // A channel's mean settles long before its largest value does.
@@ -115,6 +112,24 @@ class FoldSearch {
   std::vector<Fold> TakeFolds() { return std::move(folds_); }
 
  private:
+  // The groups of one layer, in the order in which they are fitted.
+  std::vector<const FoldGroup*> InOrder(const std::vector<const LinearSlot*>& slots) const {
+    std::vector<const FoldGroup*> order;
+    for (const LinearSlot* slot : slots) {
+      for (const FoldGroup& group : groups_.find(slot->name)->second) order.push_back(&group);
+    }
+    const auto rank = [](const FoldGroup* group) {
+      return group->kind == FoldGroup::Kind::kUpDown        ? 0
+             : group->kind == FoldGroup::Kind::kValueOutput ? 1
+                                                            : 2;
+    };
+    if (spec_.from_output) {
+      std::stable_sort(order.begin(), order.end(),
+                       [&](const FoldGroup* x, const FoldGroup* y) { return rank(x) < rank(y); });
+    }
+    return order;
+  }
+
   absl::Status NothingToFold() const {
     std::vector<std::string> kinds;
     for (const FoldGroup& group : a_.family->folds(a_.spec)) {

@@ -10,6 +10,7 @@
 #include "engine/lifecycle/calibrate_keys.h"
 #include "engine/lifecycle/fallback.h"
 #include "engine/lifecycle/labelled.h"
+#include "engine/lifecycle/ladder.h"
 #include "engine/lifecycle/layer_check.h"
 
 namespace assay {
@@ -20,6 +21,7 @@ namespace {
 // the loss has the 39th lowest SQNR of 120). Of models above this size only the least accurate.
 constexpr uint64_t kMeasureAllBytes = uint64_t{4} << 30;  // at f32
 constexpr int kExactLayers = 12;
+constexpr int kFirstByRange = 2;      // layers kept at first, then twice as many each time
 constexpr double kFallbackAim = 0.7;  // of the budget: a plan that barely passes is not one
 
 std::string Figures(const VerificationResult& v, ModelTask task) {
@@ -174,8 +176,10 @@ std::pair<double, double> LossAndTarget(const VerificationResult& v, const Budge
   return {0, 0};
 }
 
+// The first `count` of the ranking.
 absl::Status KeepInHigherPrecision(Admission& a, const std::vector<LayerImpact>& ranking,
                                    int count) {
+  const bool by_range = a.recipe().fallback_by_range;
   for (const LinearSlot& slot : a.slots) {
     const auto impact =
         std::find_if(ranking.begin(), ranking.begin() + count,
@@ -185,8 +189,10 @@ absl::Status KeepInHigherPrecision(Admission& a, const std::vector<LayerImpact>&
     plan.scheme = a.recipe().fallback_scheme;
     plan.activation = a.recipe().fallback_activation;
     plan.fallback = true;
-    plan.why = absl::StrFormat("quantized alone it costs %.5f (place %d of %d)", impact->loss,
-                               impact - ranking.begin() + 1, ranking.size());
+    plan.why = absl::StrFormat(
+        "%s %s (place %d of %d)", by_range ? "range_parm" : "quantized alone it costs",
+        by_range ? absl::StrFormat("%.1f", impact->loss) : absl::StrFormat("%.5f", impact->loss),
+        impact - ranking.begin() + 1, ranking.size());
     RETURN_IF_ERROR(QuantizeSlot(a, slot, {}));
   }
   return BuildCandidate(a);
@@ -226,19 +232,13 @@ absl::Status StartNewArtifact(Admission& a) {
   return absl::OkStatus();
 }
 
-// The second rung: the layers that hurt most, in the recipe's fallback scheme, as many as it
-// allows.
-absl::Status KeepLayers(Admission& a) {
-  const int limit = MaxFallbackLayers(a.slots, a.recipe().max_fallback_fraction);
-  if (limit == 0) {
-    a.note = "the recipe allows no fallback";
-    return absl::OkStatus();
-  }
+// Each layer's loss when it alone is quantized, the worst first.
+absl::StatusOr<std::vector<LayerImpact>> LossesOfLayers(Admission& a, int limit) {
   RETURN_IF_ERROR(MakeReference(a));
   const int exact = a.report.bytes_f32 <= kMeasureAllBytes ? static_cast<int>(a.slots.size())
                                                            : std::max(kExactLayers, limit);
   ASSIGN_OR_RETURN(
-      const std::vector<LayerImpact> ranking,
+      std::vector<LayerImpact> ranking,
       RankLayers({*a.family, a.spec, a.weights(), a.reference->linears(), a.linears, a.output_sqnr},
                  *a.verifier, exact, [&](double fraction) {
                    a.SamplePeak();
@@ -246,10 +246,36 @@ absl::Status KeepLayers(Admission& a) {
                  }));
   a.reference.reset();
   for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
+  return ranking;
+}
+
+// The same by the ranges of their inputs, as `loss`.
+absl::StatusOr<std::vector<LayerImpact>> RangesOfLayers(Admission& a) {
+  ASSIGN_OR_RETURN(const std::vector<LayerScore> scores, RankByRange(a));
+  a.reference.reset();
+  std::vector<LayerImpact> ranking;
+  for (const LayerScore& score : scores) ranking.push_back({score.layer, score.score});
+  return ranking;
+}
+
+// The second rung: the layers that hurt most, in the recipe's fallback scheme, as many as it
+// allows.
+absl::Status KeepLayers(Admission& a) {
+  const auto disabled = std::count_if(a.plan.begin(), a.plan.end(),
+                                      [](const auto& slot) { return slot.second.fallback; });
+  const int limit =
+      MaxFallbackLayers(a.slots, a.recipe().max_fallback_fraction) - static_cast<int>(disabled);
+  if (limit <= 0) {
+    a.note = "the recipe allows no fallback";
+    return absl::OkStatus();
+  }
+  const bool by_range = a.recipe().fallback_by_range;
+  ASSIGN_OR_RETURN(const std::vector<LayerImpact> ranking,
+                   by_range ? RangesOfLayers(a) : LossesOfLayers(a, limit));
   const auto [loss, target] =
       LossAndTarget(a.report.verification, a.report.decision.budget, a.spec.task);
   const int most = std::min(limit, static_cast<int>(ranking.size()));
-  int kept = LayersToKeep(ranking, loss, target, most);
+  int kept = by_range ? std::min(kFirstByRange, most) : LayersToKeep(ranking, loss, target, most);
   while (kept > 0 && !a.report.verification.failures.empty()) {
     a.report.attempts.push_back(a.report.verification);
     RETURN_IF_ERROR(KeepInHigherPrecision(a, ranking, kept));
@@ -257,7 +283,8 @@ absl::Status KeepLayers(Admission& a) {
     a.note =
         absl::StrFormat("%d of at most %d layers kept in %s: %s", kept, limit,
                         a.recipe().fallback_scheme, Figures(a.report.verification, a.spec.task));
-    kept = kept == most ? 0 : most;  // the first choice, then all that is allowed
+    // The first choice, then all that is allowed; a range says nothing of how many will do.
+    kept = kept == most ? 0 : by_range ? std::min(2 * kept, most) : most;
   }
   if (ranking.empty()) a.note = "no layer is left to keep in higher precision";
   return absl::OkStatus();
@@ -322,8 +349,8 @@ absl::Status VerifyStage(Admission& a) {
 absl::Status FallBackStage(Admission& a) {
   RETURN_IF_ERROR(StartNewArtifact(a));
   RETURN_IF_ERROR(SearchFurther(a));
-  // Wider layers would break a limit of bytes.
-  const bool bound = a.search.has_value() && a.recipe().search.max_bytes > 0;
+  // Wider layers would break a limit of bytes; a better recipe comes before them.
+  const bool bound = (a.search.has_value() && a.recipe().search.max_bytes > 0) || HasNextRung(a);
   if (!a.report.verification.failures.empty() && !bound) RETURN_IF_ERROR(FallBackByLayers(a));
   a.reference.reset();
   RETURN_IF_ERROR(CheckWeights(a));

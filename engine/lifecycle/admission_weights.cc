@@ -25,7 +25,8 @@ constexpr int64_t kScanElements = 1 << 20;
 // What the codes depend on besides checkpoint and recipe. A file that cannot be read fails the
 // quantization later, with its name.
 std::string CalibrationKey(const Admission& a) {
-  const bool fitted = NeedsCalibration(a) || FitsTransforms(a) || a.recipe().kv_key_channels;
+  const bool fitted = NeedsCalibration(a) || FitsTransforms(a) || a.recipe().kv_key_channels ||
+                      a.recipe().disable_level > 0 || a.recipe().fallback_by_range;
   if (!fitted && a.recipe().search.candidates.empty()) return "";
   const CalibrationRecipe& calibration = a.recipe().calibration;
   std::string content;
@@ -153,7 +154,8 @@ absl::Status ScanCheckpoint(Admission& a) {
   if (a.scanned) return absl::OkStatus();
   std::set<std::string> in_slots;
   // Quantizing a slot looks at its weights; calibration multiplies by them before that.
-  if (!NeedsCalibration(a) && a.transforms.empty() && !NeedsKeys(a)) {
+  if (!NeedsCalibration(a) && a.transforms.empty() && !NeedsKeys(a) &&
+      a.recipe().disable_level == 0) {
     for (const LinearSlot& slot : a.slots)
       in_slots.insert(slot.weights.begin(), slot.weights.end());
   }

@@ -191,6 +191,37 @@ absl::Status ArtifactCache::StoreCertificate(const std::string& key,
   return WriteFileAtomically(directory + "/" + certificate_key + ".json", object.dump(1));
 }
 
+std::optional<RememberedRung> ArtifactCache::FindRung(const std::string& key) const {
+  if (!enabled()) return std::nullopt;
+  const json known = ReadObject(root_ + "/ladders.json");
+  const auto it = known.find(key);
+  if (it == known.end() || !it->is_object()) return std::nullopt;
+  const auto rung = it->find("rung"), tried = it->find("tried");
+  if (rung == it->end() || !rung->is_number_unsigned() || tried == it->end() || !tried->is_array())
+    return std::nullopt;
+  RememberedRung found{.rung = rung->get<size_t>()};
+  for (const json& item : *tried) {
+    absl::StatusOr<RungReport> read = RungFromJson(item);
+    if (!read.ok()) return std::nullopt;
+    found.tried.push_back(*std::move(read));
+  }
+  return found;
+}
+
+void ArtifactCache::StoreRung(const std::string& key, const RememberedRung& rung) const {
+  if (!enabled()) return;
+  const std::string file = root_ + "/ladders.json";
+  json known = ReadObject(file);
+  if (known.size() >= kMaxRemembered) known = json::object();
+  json tried = json::array();
+  for (const RungReport& one : rung.tried) tried.push_back(ToJson(one));
+  known[key] = {{"rung", rung.rung}, {"tried", std::move(tried)}};
+  absl::Status stored = MakeDirectory(root_);
+  if (stored.ok()) stored = WriteFileAtomically(file, known.dump(1));
+  if (!stored.ok())
+    Log(LogLevel::kWarning, "cannot remember a recipe", {{"error", stored.ToString()}});
+}
+
 uint64_t ArtifactCache::bytes() const {
   uint64_t total = 0;
   std::error_code error;

@@ -1,6 +1,7 @@
 // Artifacts and certificates under one directory, found by content (docs/formats.md):
 //
 //   <root>/checkpoints.json                 size and time of checkpoint files -> content hash
+//   <root>/ladders.json                     checkpoint and ladder -> the recipe that passed
 //   <root>/artifacts/<key>/...              see artifact.h
 //   <root>/artifacts/<key>/certificates/<certificate key>.json
 //   <root>/quarantine/<key>.<n>/...         what failed its checksums; the newest four
@@ -18,6 +19,12 @@
 #include "engine/lifecycle/report.h"
 
 namespace assay {
+
+// Where the climb of a ladder ended, and what was tried before.
+struct RememberedRung {
+  size_t rung = 0;
+  std::vector<RungReport> tried;
+};
 
 class ArtifactCache {
  public:
@@ -41,6 +48,10 @@ class ArtifactCache {
   // FailedPrecondition: the artifact is not there (any more).
   absl::Status StoreCertificate(const std::string& key, const std::string& certificate_key,
                                 const AdmissionReport& report) const;
+  // Empty when there is none, or none that can be read. A rung that cannot be stored is logged: it
+  // costs the next admission time.
+  std::optional<RememberedRung> FindRung(const std::string& key) const;
+  void StoreRung(const std::string& key, const RememberedRung& rung) const;
   uint64_t bytes() const;  // of all files below the root
 
  private:

@@ -26,6 +26,18 @@ double LossOf(const VerificationResult& result, ModelTask task) {
   return 0;
 }
 
+Estimate LossEstimate(const VerificationResult& v, ModelTask task) {
+  switch (task) {
+    case ModelTask::kGenerate:
+      return v.mean_kl;
+    case ModelTask::kEmbed:
+      return {1 - v.cosine.mean, 1 - v.cosine.high, 1 - v.cosine.low};
+    case ModelTask::kClassify:
+      return {1 - v.label_agreement, 1 - v.label_agreement, 1 - v.label_agreement};
+  }
+  return {};
+}
+
 double LossLimit(const Budget& budget, ModelTask task) {
   switch (task) {
     case ModelTask::kGenerate:

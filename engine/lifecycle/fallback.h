@@ -12,6 +12,9 @@ namespace assay {
 // agreement.
 double LossOf(const VerificationResult& result, ModelTask task);
 
+// The same with its interval (of label agreement none is known).
+Estimate LossEstimate(const VerificationResult& result, ModelTask task);
+
 // The most of it that the budget allows.
 double LossLimit(const Budget& budget, ModelTask task);
 

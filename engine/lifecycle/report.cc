@@ -137,6 +137,10 @@ void ReadRecipe(const json& object, const std::string& path, Recipe& recipe, abs
   f.Get("fallback_scheme", recipe.fallback_scheme);
   f.Get("fallback_activation", recipe.fallback_activation_name);
   f.Get("max_fallback_fraction", recipe.max_fallback_fraction);
+  std::string by;
+  f.Get("fallback_by", by);
+  recipe.fallback_by_range = by == "range";
+  f.GetInt("disable_level", recipe.disable_level);
   f.Get("keep", recipe.keep);
   f.Get("transforms", recipe.transforms);
   f.Get("rounding", recipe.rounding);
@@ -358,6 +362,10 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
     fields.Get("why", candidate.why);
     report.candidates.push_back(std::move(candidate));
   });
+  f.ForEach("rungs", [&](const json& item, const std::string& path) {
+    absl::StatusOr<RungReport> rung = RungFromJson(item);
+    rung.ok() ? report.rungs.push_back(*std::move(rung)) : f.Fail(path.c_str(), "a rung");
+  });
   f.ForEach("layers", [&](const json& item, const std::string& path) {
     report.layers.push_back(ReadLayer(item, path, status));
   });
@@ -414,6 +422,7 @@ json ToJson(const AdmissionReport& report) {
           {"slices", ListToJson(report.slices)},
           {"attempts", ListToJson(report.attempts)},
           {"candidates", ListToJson(report.candidates)},
+          {"rungs", ListToJson(report.rungs)},
           {"labelled_set", report.labelled_set},
           {"labelled_hash", report.labelled_hash},
           {"tasks", ListToJson(report.tasks)},
@@ -427,7 +436,7 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   absl::Status status;
   Fields f(object, "", status);
   f.GetInt("schema", report.schema);
-  if (status.ok() && report.schema != 2) f.Fail("schema", "2");
+  if (status.ok() && report.schema != 3) f.Fail("schema", "3");
   f.Get("model", report.model);
   f.GetInt("version", report.version);
   f.Get("task", report.task);

@@ -87,6 +87,15 @@ struct CandidateReport {
   std::string why;  // why not, where it was measured
 };
 
+// A recipe of a ladder that did not pass.
+struct RungReport {
+  std::string recipe, reason;
+  bool measured = false;      // else it was refused before: no memory, too little calibration data
+  Estimate loss;              // as CandidateReport's
+  uint64_t bytes_stored = 0;  // of all weights
+  absl::Duration elapsed;
+};
+
 // One rescaling that a transform found (engine/model/fold.h).
 struct FoldReport {
   std::string transform, kind, slot;
@@ -103,7 +112,7 @@ struct SliceReport {
 };
 
 struct AdmissionReport {
-  int schema = 2;
+  int schema = 3;
   std::string model;
   int64_t version = 0;
   std::string task;     // "generate", "embed", "classify"
@@ -127,6 +136,7 @@ struct AdmissionReport {
   std::vector<SliceReport> slices;           // measured where the whole set passed
   std::vector<VerificationResult> attempts;  // before fallback, oldest first
   std::vector<CandidateReport> candidates;   // of a search: predicted, then measured
+  std::vector<RungReport> rungs;             // recipes tried before this one, in order
   std::string labelled_set, labelled_hash;
   std::vector<TaskReport> tasks;
   std::vector<LayerReport> layers;
@@ -138,6 +148,8 @@ bool Recovers(const TaskReport& task, const Budget& budget);
 nlohmann::json ToJson(const AdmissionReport& report);
 absl::StatusOr<AdmissionReport> ReportFromJson(
     const nlohmann::json& json);  // DataLoss names the key
+nlohmann::json ToJson(const RungReport& rung);
+absl::StatusOr<RungReport> RungFromJson(const nlohmann::json& json);  // DataLoss names the key
 // What most of the weights really are, by bytes at f32: "int8_channel/a16". The recipe's words
 // before there are layers. The fallback may have widened activations, so the recipe does not tell.
 std::string ServedPrecision(const AdmissionReport& report);

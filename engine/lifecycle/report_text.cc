@@ -277,6 +277,19 @@ void SearchSection(Page& page, const AdmissionReport& r) {
   }
 }
 
+void LadderSection(Page& page, const AdmissionReport& r) {
+  if (r.rungs.empty()) return;
+  page.Heading("Recipes that did not pass");
+  for (const RungReport& rung : r.rungs) {
+    page.Hanging(
+        absl::StrFormat("  %-18s %9s  %s", rung.recipe, Seconds(rung.elapsed),
+                        rung.measured ? absl::StrFormat("loss %.5f [%.5f, %.5f]  ", rung.loss.mean,
+                                                        rung.loss.low, rung.loss.high)
+                                      : ""),
+        rung.reason, 6);
+  }
+}
+
 void StageSection(Page& page, const AdmissionReport& r) {
   if (r.stages.empty()) return;
   page.Heading("Stages");
@@ -313,6 +326,7 @@ std::string ToTerminalText(const AdmissionReport& report, int columns) {
   TransformSection(page, report);
   MemorySection(page, report);
   if (!report.decision.rule.empty()) DecisionSection(page, report);
+  LadderSection(page, report);
   SearchSection(page, report);
   LayerSection(page, report);
   StageSection(page, report);

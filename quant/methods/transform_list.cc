@@ -15,6 +15,8 @@ constexpr std::array<std::string_view, 2> kGroups = {"all", "norm"};
 constexpr OptionSpec kGroupsOption = {"groups", Kind::kWord, 0, 0, 0, kGroups};
 constexpr std::array kSmoothQuant = {OptionSpec{"alpha", Kind::kNumber, 0.5, 0, 1, {}},
                                      OptionSpec{"search", Kind::kFlag, 0, 0, 0, {}}, kGroupsOption};
+constexpr std::array kIterSmooth = {OptionSpec{"alpha", Kind::kNumber, 0.9, 0, 1, {}},
+                                    kGroupsOption};
 constexpr std::array kFlexSmooth = {kGroupsOption};
 constexpr std::array kAwq = {OptionSpec{"grid", Kind::kNumber, 20, 1, 1000, {}},
                              OptionSpec{"plain", Kind::kFlag, 0, 0, 0, {}}, kGroupsOption};
@@ -25,13 +27,14 @@ struct Family {
   TransformKind kind;
   std::span<const OptionSpec> options;
 };
-constexpr std::array<Family, 4> kFamilies = {
+constexpr std::array<Family, 5> kFamilies = {
     {{"smooth_quant", TransformKind::kSmoothQuant, kSmoothQuant},
+     {"iter_smooth", TransformKind::kSmoothQuant, kIterSmooth},
      {"flex_smooth", TransformKind::kFlexSmooth, kFlexSmooth},
      {"awq", TransformKind::kAwq, kAwq},
      {"hadamard", TransformKind::kHadamard, kHadamard}}};
-constexpr std::array<std::string_view, 4> kNames = {"smooth_quant", "flex_smooth", "awq",
-                                                    "hadamard"};
+constexpr std::array<std::string_view, 5> kNames = {"smooth_quant", "iter_smooth", "flex_smooth",
+                                                    "awq", "hadamard"};
 
 }  // namespace
 
@@ -52,7 +55,8 @@ absl::StatusOr<TransformSpec> FindTransform(std::string_view spelling) {
     spec.norms_only = options.word("groups") == "norm";
     if (family.kind == TransformKind::kSmoothQuant) {
       spec.alpha = options.number("alpha");
-      spec.search = options.flag("search");
+      spec.from_output = family.name == "iter_smooth";
+      spec.search = !spec.from_output && options.flag("search");
     }
     if (family.kind == TransformKind::kAwq) {
       spec.grid = static_cast<int64_t>(options.number("grid"));

@@ -2,11 +2,13 @@
 // work, which is in transforms.h and hadamard.h. Thread-safe.
 //
 //   smooth_quant  alpha=0.5: fixed; search: the best alpha per group
+//   iter_smooth   alpha=0.9; within a layer from its output to its input: what is rescaled first
+//                 counts as a consumer of the next group (msModelSlim's m4)
 //   flex_smooth   the best alpha and beta per group
 //   awq           grid=20 ratios; plain: without dividing by the weight's magnitude
 //   hadamard      rotations that are fused into the weights; seed=0 of their signs
 //
-// groups=all|norm: what smooth_quant, flex_smooth and awq rescale: every group of the model, or
+// groups=all|norm: what all but hadamard rescale: every group of the model, or
 // those behind norms.
 #pragma once
 #include <cstdint>
@@ -25,6 +27,7 @@ struct TransformSpec {
   std::string name;  // canonical spelling
   double alpha = 0.5;
   bool search = false;
+  bool from_output = false;  // order of the groups of a layer
   int64_t grid = 20;
   bool duo = true;
   bool norms_only = false;

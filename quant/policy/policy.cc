@@ -86,6 +86,25 @@ absl::StatusOr<T> Lookup(YamlSection& section, const std::string& key, const Nam
   return it->second;
 }
 
+// `recipe: int8`, or a list from cheap to accurate.
+absl::Status ReadLadder(YamlSection& section, const Vocabulary& vocabulary, Policy::Rule& rule) {
+  std::vector<std::string> names;
+  if (section.Child("recipe").IsSequence()) {
+    ASSIGN_OR_RETURN(names, section.TextList("recipe"));
+  } else {
+    ASSIGN_OR_RETURN(const std::optional<std::string> name, section.Text("recipe"));
+    if (name.has_value()) names.push_back(*name);
+  }
+  if (names.empty()) return section.Error("recipe", "missing");
+  for (const std::string& name : names) {
+    const auto it = vocabulary.recipes.find(name);
+    if (it == vocabulary.recipes.end())
+      return section.Error("recipe", "no such name in this file: " + name);
+    ASSIGN_OR_RETURN(rule.ladder.rungs.emplace_back(), ResolveRecipe(it->second, rule.device));
+  }
+  return section.Number("ladder_seconds", 0, 1e6, rule.ladder.seconds);
+}
+
 absl::StatusOr<Policy::Rule> ReadRule(YamlSection section, const Vocabulary& vocabulary) {
   Policy::Rule rule;
   RETURN_IF_ERROR(section.Text("name", rule.name));
@@ -93,8 +112,7 @@ absl::StatusOr<Policy::Rule> ReadRule(YamlSection section, const Vocabulary& voc
   if (rule.name.empty()) return section.Error("name", "missing");
   if (rule.reason.empty()) return section.Error("reason", "missing");
   RETURN_IF_ERROR(ReadConditions(section, rule));
-  ASSIGN_OR_RETURN(const RawRecipe raw, Lookup(section, "recipe", vocabulary.recipes));
-  ASSIGN_OR_RETURN(rule.recipe, ResolveRecipe(raw, rule.device));
+  RETURN_IF_ERROR(ReadLadder(section, vocabulary, rule));
   ASSIGN_OR_RETURN(rule.budget, Lookup(section, "budget", vocabulary.budgets));
   RETURN_IF_ERROR(section.Finish());
   return rule;
@@ -138,7 +156,17 @@ std::string GpuMismatch(const Policy::Rule& rule, const GpuInfo& gpu, uint64_t m
     return absl::StrCat("GPU memory ", Gib(static_cast<double>(gpu.memory_bytes)), " is less than ",
                         Gib(static_cast<double>(*rule.min_gpu_memory_bytes)));
   }
-  return DoesNotFit(rule.recipe, model_bytes_f32, gpu.memory_bytes);
+  return DoesNotFit(rule.recipe(), model_bytes_f32, gpu.memory_bytes);
+}
+
+// "recipe int8 (int8_channel, a8_token), else int8_a16 (int8_group:g32, a16)"
+std::string Describe(const RecipeLadder& ladder) {
+  std::string text = "recipe ";
+  for (const Recipe& recipe : ladder.rungs) {
+    absl::StrAppend(&text, &recipe == &ladder.rungs.front() ? "" : ", else ", recipe.name, " (",
+                    recipe.scheme, ", ", recipe.activation_name, ")");
+  }
+  return text;
 }
 
 struct Match {
@@ -148,7 +176,8 @@ struct Match {
 
 Match MatchCpu(const Policy::Rule& rule, const HardwareInfo& hardware, uint64_t model_bytes_f32) {
   std::string mismatch = HostMismatch(rule, hardware);
-  if (mismatch.empty()) mismatch = DoesNotFit(rule.recipe, model_bytes_f32, hardware.memory_bytes);
+  if (mismatch.empty())
+    mismatch = DoesNotFit(rule.recipe(), model_bytes_f32, hardware.memory_bytes);
   if (!mismatch.empty()) return {"", mismatch};
   return {"cpu", ""};
 }
@@ -166,8 +195,7 @@ Match MatchGpu(const Policy::Rule& rule, const HardwareInfo& hardware, uint64_t 
     if (first_mismatch.empty()) first_mismatch = absl::StrCat(gpu.name, ": ", mismatch);
     if (!mismatch.empty()) continue;
     if (!cuda_available) {
-      return {"", absl::StrCat("would select recipe ", rule.recipe.name, " (", rule.recipe.scheme,
-                               ", ", rule.recipe.activation_name, ") on ", gpu.name,
+      return {"", absl::StrCat("would select ", Describe(rule.ladder), " on ", gpu.name,
                                ", but no CUDA device can be used here: this build has no CUDA "
                                "backend")};
     }
@@ -253,12 +281,12 @@ absl::StatusOr<PolicyDecision> Policy::Choose(const HardwareInfo& hardware,
     }
     decision.trace.push_back(absl::StrCat(rule.name, ": matched ", match.device,
                                           match.sentence.empty() ? "" : " (" + match.sentence + ")",
-                                          " -> recipe ", rule.recipe.name, " (", rule.recipe.scheme,
-                                          ", ", rule.recipe.activation_name, "): ", rule.reason));
+                                          " -> ", Describe(rule.ladder), ": ", rule.reason));
     decision.rule = rule.name;
     decision.device = match.device;
     decision.reason = rule.reason;
-    decision.recipe = rule.recipe;
+    decision.recipe = rule.recipe();
+    decision.ladder = rule.ladder;
     decision.budget = rule.budget;
     return decision;
   }

@@ -58,7 +58,10 @@ struct Recipe {
   ActivationMode fallback_activation = ActivationMode::kA16;
   std::string fallback_activation_name = "a16";  // as activation_name
   double max_fallback_fraction = 0.2;            // of linear layers
-  std::vector<std::string> keep;          // globs over slot names that stay in fallback_scheme
+  bool fallback_by_range =
+      false;                      // `fallback.by: range`: by range_parm of the inputs, not measured
+  int disable_level = 0;          // `fallback.disable_level: L10`: that many layers at once
+  std::vector<std::string> keep;  // globs over slot names that stay in fallback_scheme
   std::vector<std::string> transforms;    // in order, as FindTransform takes them
   std::string rounding = "nearest";       // as FindRounding takes it
   double rounding_seconds = 0;            // for methods that improve step by step; 0 = no limit
@@ -71,6 +74,13 @@ struct Recipe {
   bool kv_key_channels = false;  // `kv_keys: channel`: calibrated means and scales of keys
   bool int8_scores = false;      // `attention: int8`: queries times keys in INT8
 };
+// Recipes from cheap to accurate: the first that the gate lets through serves.
+struct RecipeLadder {
+  std::vector<Recipe> rungs;  // at least one
+  // No further rung is begun after so many seconds: the one that was measured last is mended by
+  // its fallback instead. 0 = no limit.
+  double seconds = 0;
+};
 // What the verified model must keep to, per task (design.md section 5). Divergences in nats.
 struct Budget {
   double max_mean_kl = 0.01, min_top1 = 0.95, max_perplexity_ratio = 1.01;  // generation
@@ -79,10 +89,11 @@ struct Budget {
   double min_task_recovery = 0.99;  // of the reference's figure, on a user's labelled data
 };
 struct PolicyDecision {
-  std::string rule;    // name of the rule that won
-  std::string device;  // "cpu", "cuda:0"
-  std::string reason;  // the rule's own words: why this recipe on this hardware
-  Recipe recipe;
+  std::string rule;     // name of the rule that won
+  std::string device;   // "cpu", "cuda:0"
+  std::string reason;   // the rule's own words: why this recipe on this hardware
+  Recipe recipe;        // one of the ladder's
+  RecipeLadder ladder;  // not in reports
   Budget budget;
   std::vector<std::string> trace;  // the hardware, then one line per rule looked at: matched, or
                                    // the condition that did not hold
@@ -124,8 +135,9 @@ class Policy {
     std::vector<std::string> cpu_isa;  // any of; empty = any
     std::optional<int> min_compute_capability, max_compute_capability, min_cores;
     std::optional<uint64_t> min_gpu_memory_bytes, min_memory_bytes;
-    Recipe recipe;
+    RecipeLadder ladder;
     Budget budget;
+    const Recipe& recipe() const { return ladder.rungs.front(); }
   };
 
  private:

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "quant/methods/activation_range.h"
 #include "quant/methods/rounding.h"
+#include "quant/methods/sensitivity.h"
 #include "quant/methods/transform_list.h"
 
 namespace assay {
@@ -22,6 +23,17 @@ absl::Status ReadFallback(YamlSection& section, Recipe& recipe) {
   RETURN_IF_ERROR(fallback.Text("scheme", recipe.fallback_scheme));
   RETURN_IF_ERROR(fallback.Text("activation", recipe.fallback_activation_name));
   RETURN_IF_ERROR(fallback.Number("max_fraction", 0, 1, recipe.max_fallback_fraction));
+  ASSIGN_OR_RETURN(const std::optional<std::string> by, fallback.Text("by"));
+  if (by.has_value() && *by != "kl" && *by != "range")
+    return fallback.Error("by", absl::StrCat("expected kl or range: ", *by));
+  recipe.fallback_by_range = by == "range";
+  ASSIGN_OR_RETURN(const std::optional<std::string> level, fallback.Text("disable_level"));
+  if (level.has_value()) {
+    const absl::StatusOr<int64_t> layers = ParseDisableLevel(*level);
+    if (!layers.ok())
+      return fallback.Error("disable_level", std::string(layers.status().message()));
+    recipe.disable_level = static_cast<int>(*layers);
+  }
   return fallback.Finish();
 }
 
@@ -232,6 +244,8 @@ nlohmann::json ToJson(const Recipe& recipe) {
           {"fallback_scheme", recipe.fallback_scheme},
           {"fallback_activation", recipe.fallback_activation_name},
           {"max_fallback_fraction", recipe.max_fallback_fraction},
+          {"fallback_by", recipe.fallback_by_range ? "range" : "kl"},
+          {"disable_level", recipe.disable_level},
           {"keep", recipe.keep},
           {"transforms", recipe.transforms},
           {"rounding", recipe.rounding},

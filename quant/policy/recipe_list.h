@@ -15,9 +15,14 @@ struct BuiltInRecipe {
 std::span<const BuiltInRecipe> BuiltInRecipes();
 
 // A built-in recipe by name, or the file of that path (it has a '/' or ends in .yaml). For the CPU.
-// NotFound lists the names, or says that the file cannot be read; InvalidArgument names line and
-// key.
+// InvalidArgument for a ladder. NotFound lists the names, or says that the file cannot be read;
+// InvalidArgument names line and key.
 absl::StatusOr<Recipe> FindRecipe(std::string_view name_or_path);
+// The same, or a ladder of them: a file with `ladder: [names]`, from cheap to accurate, and
+// `seconds` (RecipeLadder). A name is that of a built-in recipe or a path.
+absl::StatusOr<RecipeLadder> FindLadder(std::string_view name_or_path);
+absl::StatusOr<RecipeLadder> ParseLadder(std::string_view yaml, std::string_view origin,
+                                         std::string_view name);
 // The recipe called `name` from `yaml`; `origin` for messages.
 absl::StatusOr<Recipe> ParseRecipe(std::string_view yaml, std::string_view origin,
                                    std::string_view name);

@@ -151,6 +151,32 @@ TEST(PolicyTest, ReadsEveryField) {
   EXPECT_EQ(budget.min_label_agreement, 1);
 }
 
+TEST(PolicyTest, ARuleMayNameALadder) {
+  const std::string text = absl::StrReplaceAll(
+      kPolicy, {{"recipes:\n", "recipes:\n  wide: {scheme: bf16, activation: a16}\n"},
+                {"    recipe: int8\n", "    recipe: [int8, wide]\n    ladder_seconds: 60\n"}});
+  ASSERT_OK_AND_ASSIGN(const Policy policy, Policy::Parse(text, "mine.yaml"));
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
+                       policy.Choose(Recorded("rtx3090"), kSmolLm2, false));
+  EXPECT_EQ(decision.recipe.name, "int8");
+  ASSERT_THAT(decision.ladder.rungs, SizeIs(2));
+  EXPECT_EQ(decision.ladder.rungs[1].scheme, "bf16");
+  EXPECT_EQ(decision.ladder.seconds, 60);
+  EXPECT_THAT(decision.trace.back(),
+              HasSubstr("recipe int8 (int8_channel, a8_token), else wide (bf16, a16)"));
+}
+
+TEST(PolicyTest, IntegerActivationsGiveWayToWiderOnes) {
+  for (const char* host : {"cpu_amx", "cpu_avx512_vnni", "cpu_avx_vnni", "cpu_baseline"}) {
+    ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
+                         Policy::Default().Choose(Recorded(host), kSmolLm2, false));
+    ASSERT_THAT(decision.ladder.rungs, SizeIs(2)) << host;
+    EXPECT_EQ(decision.ladder.rungs[0].activation, ActivationMode::kA8Token) << host;
+    EXPECT_EQ(decision.ladder.rungs[1].scheme, "int8_group:g32") << host;
+    EXPECT_EQ(decision.ladder.rungs[1].activation, ActivationMode::kA16) << host;
+  }
+}
+
 TEST(PolicyTest, CoresAndMemoryAreConditions) {
   ASSERT_OK_AND_ASSIGN(const Policy policy, Policy::Parse(kPolicy, "mine.yaml"));
   HardwareInfo hardware = Recorded("rtx3090");
@@ -198,6 +224,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadPolicy{"cores: 16", "core: 16", "unknown key: key=rules[0].when.core"},
         BadPolicy{"cores: 16", "gpu_memory_gib: 16", "a condition for device: cuda only"},
         BadPolicy{"    recipe: int8", "    recipe: int4", "no such name in this file"},
+        BadPolicy{"    recipe: int8", "    recipe: [int8, int4]", "in this file: int4"},
+        BadPolicy{"    recipe: int8", "    recipe: []", "missing: key=rules[0].recipe"},
+        BadPolicy{"max_fraction: 0.1", "by: size", "expected kl or range: size"},
+        BadPolicy{"max_fraction: 0.1", "disable_level: 10", "10"},
         BadPolicy{"    budget: tight\n", "", "missing: key=rules[0].budget"},
         BadPolicy{"    reason: many cores\n", "", "missing: key=rules[0].reason"},
         BadPolicy{"    recipe: int8", "    recipe: int8\n    recipe: int8", "key appears twice"},
