@@ -5,8 +5,9 @@ python make_methods.py > methods.json && xz -9e methods.json
 
 From the tools themselves: torch.ao.quantization.HistogramObserver; ModelOpt's _compute_amax_entropy, _mse, _percentile
 (taken from modelopt/torch/quantization/calib/histogram.py, whose package needs more than a CPU to import); hqq's proximal
-optimizer. Written here in float64 from the published algorithms, as those programs need a GPU or a whole model: GPTQ
-(IST-DASLab/gptq, gptq.py) with torch.linalg, GPTAQ's correction, SmoothQuant, AWQ's scale search, Flex Smooth, range_parm.
+optimizer. Written here in float64 from the published algorithms, for grids, options and dead channels that the tools themselves do
+not have (what they compute where they do: make_tools.py): GPTQ (IST-DASLab/gptq, gptq.py) with torch.linalg, GPTAQ's correction,
+SmoothQuant, AWQ's scale search, Flex Smooth, range_parm, clipping by mse and imatrix.
 Inputs are small integers / 16, so that every program sees the same numbers.
 """
 
