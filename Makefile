@@ -60,7 +60,7 @@ accuracy: setup build/dev/build.ninja ## Every recipe on the off-grid twin, Mini
 	@$(CACHE)/venv-slow/bin/pip install --quiet -r tests/slow/requirements.txt -r tests/slow/requirements-peer.txt
 	@test -f $(CACHE)/twin/smollm2.gguf || { mkdir -p $(CACHE)/twin && $(CACHE)/venv-slow/bin/python tests/slow/make_twin.py \
 	  $(wildcard $(CACHE)/models/smollm2/1/*.gguf) $(CACHE)/twin/smollm2.gguf; }
-	@$(CACHE)/venv-slow/bin/python tests/slow/accuracy_table.py --build build/dev --recipes "$(RECIPES)" --peer twin \
+	@$(CACHE)/venv-slow/bin/python tests/slow/accuracy_table.py --build build/dev --recipes "$(RECIPES)" --peer twin --eight-bit smollm2 \
 	  --model twin=$(CACHE)/twin/smollm2.gguf --model minilm=$(CACHE)/models/minilm/1 \
 	  --model smollm2=$(wildcard $(CACHE)/models/smollm2/1/*.gguf)
 

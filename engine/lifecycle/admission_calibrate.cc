@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/calibrate.h"
+#include "engine/lifecycle/slot_parts.h"
 #include "quant/methods/activation_range.h"
 #include "quant/methods/output_error.h"
 
@@ -80,6 +81,31 @@ absl::StatusOr<ActivationParams> FindParams(const InputStatistics& input, const 
   return params;
 }
 
+absl::StatusOr<Tensor> RotatedRows(const HadamardRotation& rotation, TensorView x) {
+  ASSIGN_OR_RETURN(Tensor rotated, Tensor::Create(CpuDevice(), x.shape, DType::kF32));
+  const std::span<float> values(rotated.data<float>(), static_cast<size_t>(x.shape.elements()));
+  std::copy_n(x.as<float>(), values.size(), values.begin());
+  rotation.RotateRows(values);
+  return rotated;
+}
+
+// Statistics are of what the codes multiply: the input after the rotation that the recipe gives it.
+CollectorFactory AsMultiplied(const Recipe& recipe, CollectorFactory collectors) {
+  return [&recipe, collectors = std::move(collectors)](
+             const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
+    ASSIGN_OR_RETURN(InputCollector collector, collectors(slot));
+    ASSIGN_OR_RETURN(const std::optional<HadamardRotation> rotation, InputRotation(recipe, slot));
+    if (!collector || !rotation.has_value()) return collector;
+    return InputCollector([collector = std::move(collector), rotation = *rotation](
+                              TensorView x, TensorView x_full) -> absl::Status {
+      ASSIGN_OR_RETURN(const Tensor rotated, RotatedRows(rotation, x));
+      if (x_full.shape.elements() == 0) return collector(rotated.view(), x_full);
+      ASSIGN_OR_RETURN(const Tensor full, RotatedRows(rotation, x_full));
+      return collector(rotated.view(), full.view());
+    });
+  };
+}
+
 // One walk over the layers, quantizing each as soon as its inputs are known.
 class CalibratedQuantization {
  public:
@@ -94,16 +120,15 @@ class CalibratedQuantization {
   absl::Status Run() {
     const StatisticsNeed need = a_.rounding->needs();
     LayerWalkSteps steps;
-    steps.collectors =
-        StatisticsInto(statistics_, a_.host.pool,
-                       [&](const LinearSlot& slot) -> std::optional<InputStatisticsOptions> {
-                         if (!NeedsInput(a_, slot)) return std::nullopt;
-                         const bool rounded = RoundedByMethod(a_, slot);
-                         return InputStatisticsOptions{
-                             .hessian = rounded && need == StatisticsNeed::kHessian,
-                             .cross = rounded && need == StatisticsNeed::kCross,
-                             .histogram = IsStatic(a_.plan.find(slot.name)->second.activation)};
-                       });
+    const auto wanted = [&](const LinearSlot& slot) -> std::optional<InputStatisticsOptions> {
+      if (!NeedsInput(a_, slot)) return std::nullopt;
+      const bool rounded = RoundedByMethod(a_, slot);
+      return InputStatisticsOptions{
+          .hessian = rounded && need == StatisticsNeed::kHessian,
+          .cross = rounded && need == StatisticsNeed::kCross,
+          .histogram = IsStatic(a_.plan.find(slot.name)->second.activation)};
+    };
+    steps.collectors = AsMultiplied(a_.recipe(), StatisticsInto(statistics_, a_.host.pool, wanted));
     steps.finish = [&](std::shared_ptr<const Model> model,
                        const std::vector<const LinearSlot*>& slots) {
       return Finish(std::move(model), slots);

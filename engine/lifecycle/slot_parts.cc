@@ -20,16 +20,20 @@ bool Rotates(const Recipe& recipe, const LinearSlot& slot) {
 
 }  // namespace
 
+absl::StatusOr<std::optional<HadamardRotation>> InputRotation(const Recipe& recipe,
+                                                              const LinearSlot& slot) {
+  if (slot.kind == LinearSlot::Kind::kEmbedding || !Rotates(recipe, slot)) return std::nullopt;
+  return HadamardRotation::Create(slot.shape[1], kSigns);
+}
+
 absl::StatusOr<SlotParts> TakeParts(const Recipe& recipe, const LinearSlot& slot, Tensor& weight,
                                     ThreadPool& pool) {
   SlotParts parts;
   if (slot.kind == LinearSlot::Kind::kEmbedding) return parts;
   const std::span<float> values(weight.data<float>(),
                                 static_cast<size_t>(weight.shape().elements()));
-  if (Rotates(recipe, slot)) {
-    ASSIGN_OR_RETURN(parts.rotation, HadamardRotation::Create(slot.shape[1], kSigns));
-    parts.rotation->RotateRows(values);
-  }
+  ASSIGN_OR_RETURN(parts.rotation, InputRotation(recipe, slot));
+  if (parts.rotation.has_value()) parts.rotation->RotateRows(values);
   const int64_t rank = std::min<int64_t>(recipe.low_rank, std::min(slot.shape[0], slot.shape[1]));
   if (rank == 0) return parts;
   ASSIGN_OR_RETURN(const LowRank factors,

@@ -14,6 +14,10 @@ struct SlotParts {
   std::optional<HadamardRotation> rotation;
   std::optional<LowRankBranch> branch;
 };
+// The rotation of the slot's input, where recipe.rotate_inputs names it. Unimplemented: no Hadamard
+// matrix of order k.
+absl::StatusOr<std::optional<HadamardRotation>> InputRotation(const Recipe& recipe,
+                                                              const LinearSlot& slot);
 // `weight` [n, k] f32 becomes what is left for the codes: rotated where recipe.rotate_inputs names
 // the slot, less the best approximation of rank recipe.low_rank. Embedding tables stay as they are.
 // Unimplemented: no Hadamard matrix of order k; InvalidArgument: NaN or infinity in the weight.

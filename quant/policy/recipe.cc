@@ -107,16 +107,6 @@ absl::Status ReadMethods(YamlSection& section, Recipe& recipe) {
 
 // Methods and their canonical spelling. Other devices find their codes on the CPU too.
 absl::Status ResolveMethods(Recipe& recipe, const std::string& where) {
-  // Statistics are of inputs as they are, not of rotated ones.
-  if (!recipe.rotate_inputs.empty() &&
-      (recipe.rounding != "nearest" || recipe.activation == ActivationMode::kA8Tensor ||
-       recipe.activation == ActivationMode::kA8Mix ||
-       recipe.activation == ActivationMode::kFp8Tensor ||
-       recipe.activation == ActivationMode::kInt8Outlier)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        where, ".rotate_inputs: works with rounding nearest and activations that need no ",
-        "calibration: rounding=", recipe.rounding, " activation=", recipe.activation_name));
-  }
   const auto fail = [&](const char* key, const absl::Status& status) {
     return absl::InvalidArgumentError(absl::StrCat(where, ".", key, ": ", status.message()));
   };

@@ -1,11 +1,12 @@
 """Every recipe on real models, and llama.cpp's own quantizations of the same weights: the tables of docs/accuracy.md.
 
 usage: accuracy_table.py --build build/release --model twin=TWIN.gguf [--model NAME=PATH ...] [--recipes a,b] [--peer twin]
-                         [--json FILE]
+                         [--eight-bit NAME] [--json FILE]
 
 Each row is one run of `assay verify MODEL --recipe R`: the process's own figures, its wall time and its peak resident memory.
 Budgets are out of the way, so that no layer falls back and every recipe is measured as it is written; `inside` says which built-in
-budgets the figures keep to. Recipes that search (auto) run under the built-in policy, whose budget they search for.
+budgets the figures keep to. Recipes that search (auto) run under the built-in policy, whose budget they search for. Ladders are left
+out: their rungs have rows of their own. --eight-bit NAME: of that model only the 8-bit recipes (it lies on a 4-bit grid already).
 --peer NAME adds llama.cpp (`llama-cpp-python` of this Python) on that GGUF: Q8_0, Q4_K_M and Q4_0 made from it, KL and top-1
 against llama.cpp's own f32 logits on the token ids that Assay judges the model on (`model_eval evaluation`). KL is in nats per
 token; intervals are Assay's, over documents (Student's t).
@@ -170,16 +171,20 @@ def main():
     parser.add_argument("--model", action="append", required=True, metavar="NAME=PATH")
     parser.add_argument("--recipes", default="", help="[all built-in ones]")
     parser.add_argument("--peer", default="", help="NAME of a model for llama.cpp")
+    parser.add_argument("--eight-bit", default="", metavar="NAME")
     parser.add_argument("--json", type=pathlib.Path, help="all reports, one per line")
     args = parser.parse_args()
     assay = args.build / "cli" / "assay"
     listed = subprocess.run([assay, "recipes"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
     beside = sorted(str(p) for p in (pathlib.Path(__file__).parent / "recipes").glob("*.yaml"))  # what theory compares them with
-    recipes = args.recipes.split(",") if args.recipes else [line.split()[0] for line in listed] + beside
+    listed = [line.split()[0] for line in listed if "the first that passes" not in line]
+    recipes = args.recipes.split(",") if args.recipes else listed + beside
     for name, path in (model.split("=", 1) for model in args.model):
         print(f"\n### {name}\n", flush=True)
         headed = False
         for recipe in recipes:
+            if name == args.eight_bit and not pathlib.Path(recipe).stem.startswith(("auto", "w8", "llm", "fp8")):
+                continue
             report, took, peak = verify(assay, path, recipe)
             if not headed and "task" in report:
                 head = HEADS["generate" if report["task"] == "generate" else "embed"]

@@ -85,6 +85,28 @@ TEST_F(RecipesTest, RotatedInputsAndALowRankBranchPayAtFourBits) {
   EXPECT_LT(low_rank, plain);
 }
 
+// Statistics must be of the rotated input: GPTQ on those of the input as it is would be made for
+// other columns, and its check (rounding to nearest is worse) would refuse it.
+TEST_F(RecipesTest, GptqAndStaticRangesWorkOnRotatedInputs) {
+  Start({});
+  const std::string rotated =
+      absl::StrCat(kW4A4, "rotate_inputs: [\"*_proj\"]\nkeep: [\"*.down_proj\"]\n");
+  const double nearest = MeanKl(Write("nearest", rotated));
+  const double gptq = MeanKl(Write("gptq", absl::StrCat(rotated, "rounding: gptq\n")));
+  EXPECT_GT(gptq, 0);
+  EXPECT_LT(gptq, nearest);
+  constexpr char kStatic[] =
+      "scheme: int8_channel\nactivation: a8_tensor\nembedding: int8_channel\n"
+      "keep: [\"*.down_proj\"]\nfallback: {scheme: bf16, activation: a16, max_fraction: 0}\n";
+  const double as_is = MeanKl(Write("static", kStatic));
+  const double spread =
+      MeanKl(Write("spread", absl::StrCat(kStatic, "rotate_inputs: [\"*_proj\"]\n")));
+  std::cout << "mean KL: nearest " << nearest << ", GPTQ " << gptq << "; static INT8 " << as_is
+            << ", rotated " << spread << "\n";
+  EXPECT_GT(spread, 0);
+  EXPECT_LT(spread, 2 * as_is);  // ranges of unrotated inputs would clip most of the values
+}
+
 TEST_F(RecipesTest, ARotationThatDoesNotExistIsRefusedByName) {
   Start({});
   const AdmissionProgress end = AdmitWith("w4a4_rotated");

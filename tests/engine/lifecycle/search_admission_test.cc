@@ -1,5 +1,6 @@
 // Admission where the recipe leaves the choice of every layer's scheme to it.
 #include <algorithm>
+#include <iostream>
 
 #include "tests/engine/lifecycle/admission_fixture.h"
 
@@ -116,6 +117,31 @@ TEST_F(SearchAdmissionTest, ALimitOfBytesIsKeptTo) {
               StatusIs(StatusCode::kFailedPrecondition,
                        AllOf(HasSubstr("max_bytes=1000"), HasSubstr("the smallest has"))));
   EXPECT_EQ(impossible.report->verdict, "rejected");
+}
+
+// The rule of thumb that the search replaces: the first and the last layer in 8 bit, the rest in 4.
+TEST_F(SearchAdmissionTest, TheSearchBeatsFirstAndLastAtEqualBytes) {
+  Start({});
+  const AdmissionProgress rule = AdmitAs(
+      "scheme: int4_group:g32\nactivation: a16\nembedding: int8_channel\n"
+      "keep: [\"model.layers.0.*\", \"model.layers.4.*\"]\n"
+      "fallback: {scheme: int8_channel, activation: a16, max_fraction: 0}\n");
+  ASSERT_NE(rule.report, nullptr);
+  uint64_t bytes = 0;
+  for (const LayerReport& layer : rule.report->layers) bytes += layer.bytes_stored;
+  const AdmissionProgress plan = AdmitAs(
+      absl::StrCat("scheme: int4_group:g32\nactivation: a16\nembedding: int8_channel\n",
+                   "search: {candidates: [\"int4_group:g32\", int8_channel], max_bytes: ", bytes,
+                   "}\nfallback: {max_fraction: 0}\n"));
+  ASSERT_NE(plan.report, nullptr);
+  uint64_t planned = 0;
+  for (const LayerReport& layer : plan.report->layers) planned += layer.bytes_stored;
+  EXPECT_LE(planned, bytes);
+  EXPECT_GT(plan.report->verification.mean_kl.mean, 0);
+  EXPECT_LT(plan.report->verification.mean_kl.mean, rule.report->verification.mean_kl.mean);
+  std::cout << "mean KL at " << bytes << " bytes: first and last "
+            << rule.report->verification.mean_kl.mean << ", searched "
+            << plan.report->verification.mean_kl.mean << "\n";
 }
 
 TEST_F(SearchAdmissionTest, ATighterLossTakesMoreBytes) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "tests/support/golden.h"
@@ -164,6 +166,23 @@ TEST(PolicyTest, ARuleMayNameALadder) {
   EXPECT_EQ(decision.ladder.seconds, 60);
   EXPECT_THAT(decision.trace.back(),
               HasSubstr("recipe int8 (int8_channel, a8_token), else wide (bf16, a16)"));
+}
+
+// 24, 16 and 8 GiB for ten billion weights: 16 bit, INT8, NF4.
+TEST(PolicyTest, TheExampleByMemoryChoosesWhatFits) {
+  ASSERT_OK_AND_ASSIGN(const Policy policy,
+                       Policy::Parse(ReadGolden("../../deploy/policy-by-memory.yaml"), "example"));
+  constexpr uint64_t kTenBillion = uint64_t{10} * 1000 * 1000 * 1000 * 4;
+  HardwareInfo hardware = Recorded("rtx3090");
+  for (const auto& [gib, scheme] :
+       std::map<uint64_t, std::string>{{24, "bf16"}, {16, "int8_channel"}, {8, "nf4:double"}}) {
+    hardware.gpus[0].memory_bytes = gib * kGib;
+    ASSERT_OK_AND_ASSIGN(const PolicyDecision decision, policy.Choose(hardware, kTenBillion, true));
+    EXPECT_EQ(decision.recipe.scheme, scheme) << gib << " GiB";
+  }
+  hardware.gpus[0].memory_bytes = 20 * kGib;  // 20 GB do not fit in nine tenths of it
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision less, policy.Choose(hardware, kTenBillion, true));
+  EXPECT_EQ(less.recipe.scheme, "int8_channel");
 }
 
 TEST(PolicyTest, IntegerActivationsGiveWayToWiderOnes) {
