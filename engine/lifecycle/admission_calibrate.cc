@@ -137,8 +137,7 @@ class CalibratedQuantization {
     steps.feed_quantized = FeedsErrorsBack(a_);
     steps.both_inputs = need == StatisticsNeed::kCross;
     const CalibrationRun run{a_.calibration, a_.host.pool, nullptr};
-    // Given away: a layer in f32 goes as soon as its quantized one takes its place.
-    RETURN_IF_ERROR(WalkLayers(std::move(a_.reference), run, steps));
+    RETURN_IF_ERROR(WalkLayers(ReferenceLayers(a_), run, steps));
     for (const LinearSlot& slot : a_.slots) {
       if (done_.contains(slot.name)) continue;
       RETURN_IF_ERROR(QuantizeSlot(a_, slot, {}));
@@ -225,13 +224,21 @@ uint64_t CalibrationBytes(const Admission& a) {
          8 * largest * sizeof(float);
 }
 
+StreamedLayers ReferenceLayers(const Admission& a) {
+  return StreamedLayers(*a.family, a.spec, a.weights());
+}
+
+absl::Status RejectDefect(Admission& a, absl::Status status) {
+  if (!absl::IsInvalidArgument(status)) return status;
+  return Reject(a, absl::StrCat("defect in ", status.message()));
+}
+
 absl::Status MakeReference(Admission& a) {
   if (a.reference != nullptr) return absl::OkStatus();
   const LinearOptions exact;  // f32, weight-only: the checkpoint as this engine computes it
   absl::StatusOr<std::unique_ptr<const Model>> reference = BuildUniform(a.weights(), "f32", exact);
-  if (absl::IsInvalidArgument(reference.status()))  // NaN or infinity
-    return Reject(a, absl::StrCat("defect in ", reference.status().message()));
-  ASSIGN_OR_RETURN(a.reference, std::move(reference));
+  RETURN_IF_ERROR(RejectDefect(a, reference.status()));
+  a.reference = *std::move(reference);
   a.SamplePeak();
   return absl::OkStatus();
 }
@@ -325,7 +332,6 @@ absl::StatusOr<std::string> FeedbackDefect(Admission& a, const LinearSlot& slot,
 }
 
 absl::Status QuantizeWithCalibration(Admission& a, const std::function<absl::Status()>& slot_done) {
-  RETURN_IF_ERROR(MakeReference(a));
   RETURN_IF_ERROR(LoadCalibration(a));
   return CalibratedQuantization(a, slot_done).Run();
 }

@@ -24,7 +24,6 @@ bool CanFallBack(const Admission& a, const LinearSlot& slot) {
 }  // namespace
 
 absl::StatusOr<std::vector<LayerScore>> RankByRange(Admission& a) {
-  RETURN_IF_ERROR(MakeReference(a));
   RETURN_IF_ERROR(LoadCalibration(a));
   CalibrationSet set{.name = a.calibration.name, .kind = a.calibration.kind};
   const size_t count = std::min(kRangeSamples, a.calibration.samples.size());
@@ -38,8 +37,11 @@ absl::StatusOr<std::vector<LayerScore>> RankByRange(Admission& a) {
                              a.SamplePeak();
                              return a.progress(fraction, "ranges of inputs");
                            }};
-  RETURN_IF_ERROR(
-      CollectInputs(*a.reference, run, StatisticsInto(statistics, a.host.pool, wanted)));
+  LayerWalkSteps steps;
+  steps.collectors = StatisticsInto(statistics, a.host.pool, wanted);
+  steps.finish = [](std::shared_ptr<const Model> model, const std::vector<const LinearSlot*>&)
+      -> absl::StatusOr<std::shared_ptr<const Model>> { return model; };
+  RETURN_IF_ERROR(RejectDefect(a, WalkLayers(ReferenceLayers(a), run, steps)));
   // Layers that share an input (q, k and v) are one slot, so they go together.
   std::vector<LayerScore> scores;
   for (const LinearSlot& slot : a.slots) {

@@ -95,7 +95,7 @@ bool HasChoice(const Admission& a, const LinearSlot& slot) {
 }
 
 absl::Status SearchStage(Admission& a) {
-  RETURN_IF_ERROR(MakeReference(a));
+  RETURN_IF_ERROR(ScanCheckpoint(a));
   RETURN_IF_ERROR(LoadCalibration(a));
   std::vector<PlanCandidate> candidates;
   for (const std::string& spelling : a.recipe().search.candidates) {
@@ -103,9 +103,10 @@ absl::Status SearchStage(Admission& a) {
                      ParsePlanCandidate(spelling, a.recipe().activation));
   }
   const CalibrationSet set = SearchSet(a.calibration);
+  const StreamedLayers layers = ReferenceLayers(a);
   const SearchInputs inputs{*a.family,
                             a.weights(),
-                            a.reference,
+                            layers,
                             set,
                             a.host.pool,
                             [&](const LinearSlot& slot) { return HasChoice(a, slot); },

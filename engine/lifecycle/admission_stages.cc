@@ -194,7 +194,7 @@ absl::Status WarmStage(Admission& a) {
                                                      {.sequences = sequences,
                                                       .context = chunk,
                                                       .rows = std::max(chunk, sequences),
-                                                      .out_rows = std::max(chunk, sequences),
+                                                      .out_rows = sequences,
                                                       .kv_dtype = a.recipe().kv_dtype},
                                                      a.host.pool));
   a.SamplePeak();

@@ -12,6 +12,7 @@
 #include "engine/lifecycle/calibrate_keys.h"
 #include "engine/lifecycle/calibration_set.h"
 #include "engine/lifecycle/evaluation.h"
+#include "engine/lifecycle/layer_source.h"
 #include "engine/lifecycle/plan_search.h"
 #include "engine/lifecycle/verifier.h"
 #include "quant/activation.h"
@@ -93,8 +94,8 @@ struct Admission {
   std::map<std::string, uint64_t> bytes_stored;  // by slot
   std::map<std::string, std::string> integrity;  // slot -> what its stored numbers show
   std::shared_ptr<const Model> candidate;
-  // Reference, Verify
-  std::shared_ptr<const Model> reference;
+  // Reference, Verify, Tasks
+  std::shared_ptr<const Model> reference;  // whole, where it is run many times; else null
   std::unique_ptr<Verifier> verifier, long_verifier;
   std::map<std::string, double> weight_sqnr, output_sqnr;  // dB
 
@@ -132,7 +133,7 @@ absl::StatusOr<std::vector<LayerScore>> RankByRange(Admission& admission);
 absl::Status TransformStage(Admission& admission);
 // Whether any of the recipe's transforms is fitted to calibration data.
 bool FitsTransforms(const Admission& admission);
-// The folded model in f32 is the original: measures both, leaves the reference built. Rejects.
+// The folded model in f32 is the original: measures both. Rejects.
 absl::Status ProveFolds(Admission& admission);
 // The scales of a slot's folds travel with its weight, the signs of a rotation with the embedding:
 // into the tensor, and from the artifact.
@@ -177,9 +178,14 @@ bool FeedsErrorsBack(const Admission& admission);  // GPTQ
 bool NeedsCalibration(const Admission& admission);
 // Memory that calibration takes besides the reference.
 uint64_t CalibrationBytes(const Admission& admission);
-// Once each: the model in f32; the calibration set. InvalidArgument: too small; FailedPrecondition:
-// it shares text with the evaluation set; status codes of LoadCalibrationSet.
+// The model in f32, to be read layer by layer.
+StreamedLayers ReferenceLayers(const Admission& admission);
+// Rejects where reading it found NaN or infinity.
+absl::Status RejectDefect(Admission& admission, absl::Status status);
+// All of it at once, for who runs it many times.
 absl::Status MakeReference(Admission& admission);
+// Once: the calibration set. InvalidArgument: too small; FailedPrecondition: it shares text with
+// the evaluation set; status codes of LoadCalibrationSet.
 absl::Status LoadCalibration(Admission& admission);
 // InvalidArgument: the weight holds NaN or infinity.
 absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& admission, const LinearSlot& slot,

@@ -9,7 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/calibrate.h"
-#include "engine/lifecycle/model_pass.h"
+#include "engine/lifecycle/reference_outputs.h"
 #include "engine/model/rotation.h"
 #include "quant/methods/hadamard.h"
 #include "quant/methods/transforms.h"
@@ -103,9 +103,10 @@ class FoldSearch {
     const CalibrationSet set =
         Thinned(a_.calibration, means ? kMeanSamples : a_.calibration.samples.size());
     const CalibrationRun run{set, a_.host.pool, [&](double fraction) {
+                               a_.SamplePeak();
                                return a_.progress(fraction, "fitting " + spec_.name);
                              }};
-    return WalkLayers(a_.reference, run, steps);
+    return WalkLayers(ReferenceLayers(a_), run, steps);
   }
 
   // Of this transform alone.
@@ -208,7 +209,6 @@ absl::Status UseFolds(Admission& a, const std::vector<Fold>& more) {
     }
     for (size_t i = 0; i < fold.scales.size(); ++i) same->scales[i] *= fold.scales[i];
   }
-  a.reference.reset();
   ASSIGN_OR_RETURN(a.folded,
                    ApplyFolds(a.rotated != nullptr ? *a.rotated : *a.checkpoint, a.folds));
   if (a.host.hooks.folded) a.folded = a.host.hooks.folded(std::move(a.folded));
@@ -216,23 +216,28 @@ absl::Status UseFolds(Admission& a, const std::vector<Fold>& more) {
 }
 
 // Outputs [rows, columns] of the model for the beginning of the evaluation set.
-absl::StatusOr<std::vector<std::vector<float>>> ProofOutputs(Admission& a, const Model& model) {
+absl::StatusOr<std::vector<std::vector<float>>> ProofOutputs(Admission& a,
+                                                             const Checkpoint& weights) {
   const bool decoder = a.spec.task == ModelTask::kGenerate;
-  std::vector<std::vector<float>> rows;
+  EvaluationSet set;
   for (size_t d = 0; d < std::min(kProofDocuments, a.evaluation.documents.size()); ++d) {
-    const std::span<const int32_t> document = a.evaluation.documents[d];
-    const std::span<const int32_t> tokens =
-        document.first(std::min(document.size(), decoder ? kProofTokens : document.size()));
-    const auto length = static_cast<int>(tokens.size());
-    ASSIGN_OR_RETURN(
-        ModelPass pass,
-        ModelPass::Create(model,
-                          {.context = length, .rows = length, .out_rows = decoder ? length : 1},
-                          a.host.pool));
-    const ModelPass::Span span{0, 0, tokens};
-    ASSIGN_OR_RETURN(const std::span<const float> out, pass.Forward(std::span(&span, 1)));
-    const auto columns = static_cast<size_t>(pass.out_columns());
-    for (size_t row = 0; row < (decoder ? tokens.size() : 1); ++row) {
+    std::vector<int32_t> tokens = a.evaluation.documents[d];
+    if (decoder) tokens.resize(std::min(tokens.size(), kProofTokens));
+    set.documents.push_back(std::move(tokens));
+  }
+  ASSIGN_OR_RETURN(ReferenceOutputs outputs,
+                   ReferenceOutputs::Record(StreamedLayers(*a.family, a.spec, weights), set,
+                                            a.host.pool, [&a](double) {
+                                              a.SamplePeak();
+                                              return absl::OkStatus();
+                                            }));
+  std::vector<std::vector<float>> rows;
+  for (size_t d = 0; d < set.documents.size(); ++d) {
+    const size_t count = decoder ? set.documents[d].size() : 1;
+    const std::span<const float> out =
+        decoder ? outputs.Logits(d, 0, static_cast<int>(count)) : outputs.Output(d);
+    const size_t columns = out.size() / count;
+    for (size_t row = 0; row < count; ++row) {
       const std::span<const float> values = out.subspan(row * columns, columns);
       rows.emplace_back(values.begin(), values.end());
     }
@@ -253,13 +258,9 @@ double RelativeDistance(std::span<const float> a, std::span<const float> b) {
   return spread > 0 ? std::sqrt(distance / spread) : std::sqrt(distance);
 }
 
-// The original's outputs are taken before its folded twin is built: never two models at a time.
 absl::Status RememberOriginal(Admission& a) {
   if (!a.proof.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const std::unique_ptr<const Model> original,
-                   BuildUniform(*a.checkpoint, "f32", {}));
-  a.SamplePeak();
-  ASSIGN_OR_RETURN(a.proof, ProofOutputs(a, *original));
+  ASSIGN_OR_RETURN(a.proof, ProofOutputs(a, *a.checkpoint));
   return absl::OkStatus();
 }
 
@@ -283,8 +284,7 @@ bool FitsTransforms(const Admission& a) {
 
 absl::Status ProveFolds(Admission& a) {
   RETURN_IF_ERROR(RememberOriginal(a));
-  RETURN_IF_ERROR(MakeReference(a));
-  ASSIGN_OR_RETURN(const auto folded, ProofOutputs(a, *a.reference));
+  ASSIGN_OR_RETURN(const auto folded, ProofOutputs(a, a.weights()));
   double worst = 0;
   for (size_t row = 0; row < folded.size(); ++row) {
     const double distance = RelativeDistance(a.proof[row], folded[row]);
@@ -308,7 +308,6 @@ absl::Status TransformStage(Admission& a) {
       RETURN_IF_ERROR(Rotate(a, spec));
       continue;
     }
-    RETURN_IF_ERROR(MakeReference(a));
     FoldSearch search(a, spec);
     RETURN_IF_ERROR(search.Run());
     RETURN_IF_ERROR(UseFolds(a, search.TakeFolds()));

@@ -51,7 +51,7 @@ absl::Status MeasureReferenceKeys(Admission& a) {
     }
   }
   if (set.samples.empty()) return absl::OkStatus();  // the text is too short to tell
-  ASSIGN_OR_RETURN(a.reference_keys, MeasureKeys(*a.reference, {set, a.host.pool, nullptr}));
+  ASSIGN_OR_RETURN(a.reference_keys, MeasureKeys(ReferenceLayers(a), {set, a.host.pool, nullptr}));
   return absl::OkStatus();
 }
 
@@ -234,17 +234,15 @@ absl::Status StartNewArtifact(Admission& a) {
 
 // Each layer's loss when it alone is quantized, the worst first.
 absl::StatusOr<std::vector<LayerImpact>> LossesOfLayers(Admission& a, int limit) {
-  RETURN_IF_ERROR(MakeReference(a));
   const int exact = a.report.bytes_f32 <= kMeasureAllBytes ? static_cast<int>(a.slots.size())
                                                            : std::max(kExactLayers, limit);
   ASSIGN_OR_RETURN(
       std::vector<LayerImpact> ranking,
-      RankLayers({*a.family, a.spec, a.weights(), a.reference->linears(), a.linears, a.output_sqnr},
+      RankLayers({*a.family, a.spec, a.weights(), ReferenceLayers(a), a.linears, a.output_sqnr},
                  *a.verifier, exact, [&](double fraction) {
                    a.SamplePeak();
                    return a.progress(fraction, "measuring layers one at a time");
                  }));
-  a.reference.reset();
   for (const LayerImpact& impact : ranking) a.plan[impact.slot].kl_contribution = impact.loss;
   return ranking;
 }
@@ -252,7 +250,6 @@ absl::StatusOr<std::vector<LayerImpact>> LossesOfLayers(Admission& a, int limit)
 // The same by the ranges of their inputs, as `loss`.
 absl::StatusOr<std::vector<LayerImpact>> RangesOfLayers(Admission& a) {
   ASSIGN_OR_RETURN(const std::vector<LayerScore> scores, RankByRange(a));
-  a.reference.reset();
   std::vector<LayerImpact> ranking;
   for (const LayerScore& score : scores) ranking.push_back({score.layer, score.score});
   return ranking;
@@ -319,20 +316,22 @@ absl::Status FallBackByLayers(Admission& a) {
 
 absl::Status ReferenceStage(Admission& a) {
   if (NeedsWeights(a)) RETURN_IF_ERROR(ScanCheckpoint(a));
-  RETURN_IF_ERROR(MakeReference(a));
   // Proven where they were made; of an artifact, on this machine.
   if (a.folded != nullptr && a.proof.empty()) RETURN_IF_ERROR(ProveFolds(a));
   const auto progress = [&](double fraction) {
     a.SamplePeak();
     return a.progress(fraction, "running the reference");
   };
-  ASSIGN_OR_RETURN(a.verifier, Verifier::Create(*a.reference, a.evaluation, a.host.pool, progress));
+  const StreamedLayers layers = ReferenceLayers(a);
+  absl::StatusOr<std::unique_ptr<Verifier>> verifier =
+      Verifier::Create(layers, a.evaluation, a.host.pool, progress);
+  RETURN_IF_ERROR(RejectDefect(a, verifier.status()));
+  a.verifier = *std::move(verifier);
   if (!a.long_context.documents.empty()) {
-    ASSIGN_OR_RETURN(a.long_verifier, Verifier::Create(*a.reference, a.long_context, a.host.pool));
+    ASSIGN_OR_RETURN(a.long_verifier,
+                     Verifier::Create(layers, a.long_context, a.host.pool, progress));
   }
   RETURN_IF_ERROR(MeasureReferenceKeys(a));
-  // Calibration looks at it once more; else its work is done.
-  if (!NeedsWeights(a) || !NeedsCalibration(a)) a.reference.reset();
   a.note = absl::StrFormat("%.1f MB in f32", a.report.bytes_f32 / 1e6);
   return absl::OkStatus();
 }
@@ -352,7 +351,6 @@ absl::Status FallBackStage(Admission& a) {
   // Wider layers would break a limit of bytes; a better recipe comes before them.
   const bool bound = (a.search.has_value() && a.recipe().search.max_bytes > 0) || HasNextRung(a);
   if (!a.report.verification.failures.empty() && !bound) RETURN_IF_ERROR(FallBackByLayers(a));
-  a.reference.reset();
   RETURN_IF_ERROR(CheckWeights(a));
   DescribeLayers(a);
   if (a.report.verification.failures.empty()) return absl::OkStatus();
@@ -376,6 +374,7 @@ absl::Status TasksStage(Admission& a) {
   ASSIGN_OR_RETURN(
       const std::vector<TaskFigure> exact,
       MeasureTask(*a.reference, set, {*a.tokenizer, a.host.pool, DType::kF32, progress}));
+  a.reference.reset();
   done = 0.5;
   ASSIGN_OR_RETURN(
       const std::vector<TaskFigure> served,

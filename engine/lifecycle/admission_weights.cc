@@ -154,7 +154,8 @@ absl::Status ScanCheckpoint(Admission& a) {
   if (a.scanned) return absl::OkStatus();
   std::set<std::string> in_slots;
   // Quantizing a slot looks at its weights; calibration multiplies by them before that.
-  if (!NeedsCalibration(a) && a.transforms.empty() && !NeedsKeys(a) &&
+  const bool searched = !a.recipe().search.candidates.empty();
+  if (!NeedsCalibration(a) && a.transforms.empty() && !NeedsKeys(a) && !searched &&
       a.recipe().disable_level == 0) {
     for (const LinearSlot& slot : a.slots)
       in_slots.insert(slot.weights.begin(), slot.weights.end());
@@ -162,6 +163,7 @@ absl::Status ScanCheckpoint(Admission& a) {
   for (const CheckpointTensor& tensor : a.checkpoint->tensors()) {
     if (in_slots.contains(tensor.name)) continue;
     RETURN_IF_ERROR(ScanTensor(a, tensor));
+    a.checkpoint->DropResident(tensor.name);
   }
   a.scanned = true;
   return absl::OkStatus();
@@ -286,16 +288,16 @@ absl::Status QuantizeSlots(Admission& a) {
 absl::Status CalibrateKeysStage(Admission& a) {
   RETURN_IF_ERROR(ScanCheckpoint(a));
   RETURN_IF_ERROR(LoadCalibration(a));  // its checks and its report
-  RETURN_IF_ERROR(MakeReference(a));
   ASSIGN_OR_RETURN(
       const CalibrationSet set,
       LoadCalibrationSet(a.recipe().calibration.path, a.tokenizer.get(), a.spec, kKeyCalibration));
   if (set.kind != CalibrationKind::kRandom)
     RETURN_IF_ERROR(CheckDisjoint(set, a.evaluation, a.tokenizer.get()));
   const CalibrationRun run = {set, a.host.pool, [&a](double fraction) {
+                                a.SamplePeak();
                                 return a.progress(fraction, "keys of the KV cache");
                               }};
-  ASSIGN_OR_RETURN(a.keys, CalibrateKeys(*a.reference, run));
+  ASSIGN_OR_RETURN(a.keys, CalibrateKeys(ReferenceLayers(a), run));
   for (auto& [name, keys] : a.keys) {
     keys.int8_scores = a.recipe().int8_scores;
     if (!a.recipe().kv_key_channels) keys.mean = keys.scale = {};
@@ -316,7 +318,6 @@ absl::Status QuantizeStage(Admission& a) {
     }
   }
   RETURN_IF_ERROR(QuantizeSlots(a));
-  a.reference.reset();
   a.note = absl::StrCat(a.slots.size(), " layers from ",
                         absl::StrFormat("%.1f MB", a.checkpoint->file_bytes() / 1e6));
   if (NeedsCalibration(a)) {

@@ -30,7 +30,7 @@ struct Opened {
   std::unique_ptr<const Checkpoint> checkpoint;
   const ModelFamily* family = nullptr;
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::shared_ptr<const Model> reference;
+  ModelSpec spec;
 };
 
 absl::StatusOr<Opened> Open(const std::string& path) {
@@ -40,16 +40,15 @@ absl::StatusOr<Opened> Open(const std::string& path) {
   if (HasTokenizer(opened.checkpoint->tokenizer())) {
     ASSIGN_OR_RETURN(opened.tokenizer, MakeTokenizer(opened.checkpoint->tokenizer()));
   }
-  ASSIGN_OR_RETURN(opened.reference, BuildUniform(*opened.checkpoint, "f32", {}));
+  ASSIGN_OR_RETURN(opened.spec, opened.family->parse(*opened.checkpoint));
   return opened;
 }
 
-bool HasInput(const Model& model, const LinearSlot& slot) {
-  return slot.kind != LinearSlot::Kind::kEmbedding ||
-         (model.spec().tied_head && model.spec().task == ModelTask::kGenerate);
+bool HasInput(const ModelSpec& spec, const LinearSlot& slot) {
+  return slot.kind != LinearSlot::Kind::kEmbedding || IsHead(spec, slot);
 }
 
-absl::StatusOr<StatisticsMap> CollectScores(const Opened& opened, const CalibrationSet& set,
+absl::StatusOr<StatisticsMap> CollectScores(const LayerSource& reference, const CalibrationSet& set,
                                             const AnalysisOptions& options, ThreadPool& pool) {
   StatisticsMap statistics;
   const auto all = [](const LinearSlot&) {
@@ -60,7 +59,11 @@ absl::StatusOr<StatisticsMap> CollectScores(const Opened& opened, const Calibrat
                                         ? options.progress(kScoreShare * fraction, "inputs")
                                         : absl::OkStatus();
                            }};
-  RETURN_IF_ERROR(CollectInputs(*opened.reference, run, StatisticsInto(statistics, pool, all)));
+  const LayerWalkSteps steps{
+      .collectors = StatisticsInto(statistics, pool, all),
+      .finish = [](std::shared_ptr<const Model> model, const std::vector<const LinearSlot*>&)
+          -> absl::StatusOr<std::shared_ptr<const Model>> { return model; }};
+  RETURN_IF_ERROR(WalkLayers(reference, run, steps));
   return statistics;
 }
 
@@ -90,20 +93,21 @@ std::string_view TaskWord(ModelTask task) {
 
 absl::StatusOr<ModelAnalysis> AnalyzeModel(const AnalysisOptions& options, ThreadPool& pool) {
   ASSIGN_OR_RETURN(const Opened opened, Open(options.path));
-  const ModelSpec& spec = opened.reference->spec();
+  const ModelSpec& spec = opened.spec;
+  const StreamedLayers reference(*opened.family, spec, *opened.checkpoint);
   ASSIGN_OR_RETURN(const CalibrationSet scored,
                    LoadCalibrationSet(options.calibration, opened.tokenizer.get(), spec, kScored));
   ASSIGN_OR_RETURN(
       const CalibrationSet measured,
       LoadCalibrationSet(options.calibration, opened.tokenizer.get(), spec, kMeasured));
-  ASSIGN_OR_RETURN(const StatisticsMap statistics, CollectScores(opened, scored, options, pool));
+  ASSIGN_OR_RETURN(const StatisticsMap statistics, CollectScores(reference, scored, options, pool));
   const SearchInputs inputs{
       *opened.family,
       *opened.checkpoint,
-      opened.reference,
+      reference,
       measured,
       pool,
-      [&](const LinearSlot& slot) { return HasInput(*opened.reference, slot); },
+      [&](const LinearSlot& slot) { return HasInput(spec, slot); },
       [&](double fraction) {
         return options.progress ? options.progress(kScoreShare + (1 - kScoreShare) * fraction,
                                                    "layers one at a time")

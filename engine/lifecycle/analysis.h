@@ -34,8 +34,8 @@ struct AnalysisOptions {
   std::function<absl::Status(double fraction, const std::string& message)> progress;  // or empty
 };
 
-// Memory: the model in f32 and what MeasureCandidates takes. Status codes of OpenCheckpoint,
-// LoadCalibrationSet and MeasureCandidates.
+// Memory: what MeasureCandidates takes, and the statistics of all layers. Status codes of
+// OpenCheckpoint, LoadCalibrationSet and MeasureCandidates.
 absl::StatusOr<ModelAnalysis> AnalyzeModel(const AnalysisOptions& options, ThreadPool& pool);
 
 // A figure of LayerAnalysis; the larger the worse, but for output_sqnr_db.

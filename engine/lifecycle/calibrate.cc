@@ -66,17 +66,11 @@ class Collectors {
   absl::Status status_;
 };
 
-bool IsHead(const ModelSpec& spec, const LinearSlot& slot) {
-  return slot.kind == LinearSlot::Kind::kHead ||
-         (slot.kind == LinearSlot::Kind::kEmbedding && spec.tied_head &&
-          spec.task == ModelTask::kGenerate);
-}
-
 // The slots of one layer; layer = layers: of the head.
-std::vector<const LinearSlot*> SlotsOf(const Model& model, int layer) {
-  const ModelSpec& spec = model.spec();
+std::vector<const LinearSlot*> SlotsOf(const ModelSpec& spec, const std::vector<LinearSlot>& all,
+                                       int layer) {
   std::vector<const LinearSlot*> slots;
-  for (const LinearSlot& slot : model.slots()) {
+  for (const LinearSlot& slot : all) {
     const bool here = layer == spec.layers
                           ? IsHead(spec, slot)
                           : slot.kind == LinearSlot::Kind::kLinear && slot.layer == layer;
@@ -96,15 +90,19 @@ class SampleRunner {
  public:
   // `logits`: the part includes the head, and its inputs are wanted.
   static absl::StatusOr<SampleRunner> Create(const Model& model, const CalibrationRun& run,
-                                             bool logits) {
+                                             const LayerPart& part, bool logits) {
     const auto longest = static_cast<int>(Longest(run.set));
     const bool decoder = model.spec().task == ModelTask::kGenerate;
+    const int first = std::min(part.first, model.spec().layers - 1);
     // Encoders see whole sequences.
     const int chunk = decoder ? std::min(logits ? kHeadChunk : kChunk, longest) : longest;
-    ASSIGN_OR_RETURN(
-        ModelPass pass,
-        ModelPass::Create(
-            model, {.context = longest, .rows = chunk, .out_rows = logits ? chunk : 1}, run.pool));
+    ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(model,
+                                                       {.context = longest,
+                                                        .rows = chunk,
+                                                        .out_rows = logits ? chunk : 1,
+                                                        .first_layer = first,
+                                                        .layers = std::max(1, part.end - first)},
+                                                       run.pool));
     return SampleRunner(model.spec(), std::move(pass), chunk, logits);
   }
 
@@ -152,10 +150,11 @@ struct ExactWalk {
 absl::Status RunLayer(const Model& model, const CalibrationRun& run, const LayerRun& layer,
                       Streams& streams, ExactWalk* exact = nullptr) {
   const bool head = layer.part.first == model.spec().layers;
-  ASSIGN_OR_RETURN(SampleRunner runner, SampleRunner::Create(model, run, head));
+  ASSIGN_OR_RETURN(SampleRunner runner, SampleRunner::Create(model, run, layer.part, head));
   const bool both = exact != nullptr && exact->model != nullptr;
   absl::StatusOr<SampleRunner> exact_runner =
-      both ? SampleRunner::Create(*exact->model, run, head) : absl::NotFoundError("one model");
+      both ? SampleRunner::Create(*exact->model, run, layer.part, head)
+           : absl::NotFoundError("one model");
   if (both) RETURN_IF_ERROR(exact_runner.status());
   // Also where nobody looks: a layer that is observed adds its products to the stream in a step of
   // its own, and what flows must not depend on that.
@@ -199,7 +198,7 @@ absl::Status CollectInputs(const Model& model, const CalibrationRun& run,
                            const CollectorFactory& factory) {
   std::vector<const LinearSlot*> slots;
   for (int layer = 0; layer <= model.spec().layers; ++layer) {
-    const std::vector<const LinearSlot*> here = SlotsOf(model, layer);
+    const std::vector<const LinearSlot*> here = SlotsOf(model.spec(), model.slots(), layer);
     slots.insert(slots.end(), here.begin(), here.end());
   }
   ASSIGN_OR_RETURN(Collectors collectors, Collectors::Make(slots, factory));
@@ -210,7 +209,7 @@ absl::Status CollectInputs(const Model& model, const CalibrationRun& run,
     head = head || IsHead(model.spec(), *slot);
     part.end = head ? model.spec().layers : std::max(part.end, slot->layer + 1);
   }
-  ASSIGN_OR_RETURN(SampleRunner runner, SampleRunner::Create(model, run, head));
+  ASSIGN_OR_RETURN(SampleRunner runner, SampleRunner::Create(model, run, part, head));
   const LinearObserver observer = collectors.observer();
   for (size_t i = 0; i < run.set.samples.size(); ++i) {
     RETURN_IF_ERROR(runner.Run(run.set.samples[i], part, {}, &observer));
@@ -223,19 +222,23 @@ absl::Status CollectInputs(const Model& model, const CalibrationRun& run,
   return absl::OkStatus();
 }
 
-absl::Status WalkLayers(std::shared_ptr<const Model> model, const CalibrationRun& run,
+absl::Status WalkLayers(const LayerSource& source, const CalibrationRun& run,
                         const LayerWalkSteps& steps) {
-  const int layers = model->spec().layers;
+  const ModelSpec& spec = source.spec();
+  const int layers = spec.layers;
   ExactWalk exact;
   Streams streams;
   for (const TokenDocument& sample : run.set.samples) {
-    streams.emplace_back(sample.size() * static_cast<size_t>(model->spec().hidden));
+    streams.emplace_back(sample.size() * static_cast<size_t>(spec.hidden));
   }
-  if (steps.both_inputs) exact = {model, streams};
+  if (steps.both_inputs) exact.streams = streams;
   for (int layer = 0; layer <= layers; ++layer) {
     ASSIGN_OR_RETURN(Collectors collectors,
-                     Collectors::Make(SlotsOf(*model, layer), steps.collectors));
+                     Collectors::Make(SlotsOf(spec, source.slots(), layer), steps.collectors));
     const bool head = layer == layers;
+    if (head && collectors.empty()) break;
+    ASSIGN_OR_RETURN(std::shared_ptr<const Model> model, source.Layer(layer));
+    if (steps.both_inputs) exact.model = model;
     const LayerPart part{.first = layer, .end = std::min(layer + 1, layers)};
     // The exact model goes up whether or not somebody looks at this layer.
     const bool seen = !collectors.empty() || steps.both_inputs;
@@ -245,9 +248,8 @@ absl::Status WalkLayers(std::shared_ptr<const Model> model, const CalibrationRun
                                streams, &exact));
     }
     if (!collectors.empty()) {
-      // `slots` points into the model that was seen, which finish may replace.
-      const std::shared_ptr<const Model> observed = model;
-      ASSIGN_OR_RETURN(model, steps.finish(observed, collectors.wanted()));
+      exact.model.reset();
+      ASSIGN_OR_RETURN(model, steps.finish(std::move(model), collectors.wanted()));
     }
     if (!head && (!seen || steps.feed_quantized)) {
       RETURN_IF_ERROR(RunLayer(*model, run, {part, /*keep=*/true, nullptr}, streams));

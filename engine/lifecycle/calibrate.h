@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "engine/lifecycle/calibration_set.h"
+#include "engine/lifecycle/layer_source.h"
 #include "engine/lifecycle/model_pass.h"
 #include "quant/methods/input_statistics.h"
 
@@ -52,8 +53,8 @@ absl::Status CollectInputs(const Model& model, const CalibrationRun& run,
 struct LayerWalkSteps {
   CollectorFactory collectors;
   // The slots of a layer have seen all of the set (`slots`: those that were wanted, never empty;
-  // the head comes last). Gives the model to go on with: `model`, or one rebuilt with other linears
-  // for these slots.
+  // the head comes last). `model` is what the source gave for the layer. Gives the one to pass the
+  // layer with: `model`, or one rebuilt with other linears for these slots.
   std::function<absl::StatusOr<std::shared_ptr<const Model>>(
       std::shared_ptr<const Model> model, const std::vector<const LinearSlot*>& slots)>
       finish;
@@ -63,9 +64,10 @@ struct LayerWalkSteps {
   // Collectors also get the inputs that the model as it was given has. Needs feed_quantized.
   bool both_inputs = false;
 };
-// Memory: ModelPass, and 4 bytes x hidden for every token of the set; twice that, and one sample's
-// inputs of a layer, with `both_inputs`. Status codes as above, and those of `finish`.
-absl::Status WalkLayers(std::shared_ptr<const Model> model, const CalibrationRun& run,
+// Memory: ModelPass, one layer of the source, and 4 bytes x hidden for every token of the set;
+// twice that, and one sample's inputs of a layer, with `both_inputs`. Status codes as above, and
+// those of the source and of `finish`.
+absl::Status WalkLayers(const LayerSource& source, const CalibrationRun& run,
                         const LayerWalkSteps& steps);
 
 }  // namespace assay

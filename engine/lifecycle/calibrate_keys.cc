@@ -97,7 +97,17 @@ double NinthDecile(std::vector<double> values) {
 
 }  // namespace
 
-absl::StatusOr<KeyMeasures> MeasureKeys(const Model& model, const CalibrationRun& run) {
+namespace {
+
+// Where the keys of one layer are counted.
+struct LayerKeys {
+  const LinearSlot* projection = nullptr;  // the layer's first linear of the right width
+  Moments moments;
+};
+
+// One layer on every sample; `streams` [tokens, hidden] each go in and come out.
+absl::Status MeasureLayer(const Model& model, int layer, const CalibrationRun& run,
+                          std::vector<std::vector<float>>& streams, LayerKeys& keys) {
   const ModelSpec& spec = model.spec();
   int longest = 1;
   for (const TokenDocument& sample : run.set.samples)
@@ -105,48 +115,63 @@ absl::StatusOr<KeyMeasures> MeasureKeys(const Model& model, const CalibrationRun
   const int chunk = std::min(kChunk, longest);
   ASSIGN_OR_RETURN(
       ModelPass pass,
-      ModelPass::Create(model, {.context = longest, .rows = chunk, .out_rows = 1}, run.pool));
-  const auto channels = static_cast<size_t>(spec.kv_heads) * static_cast<size_t>(spec.head_dim);
-  const int64_t width = int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim;
-  std::vector<Moments> moments(static_cast<size_t>(spec.layers), Moments(channels));
-  std::vector<const LinearSlot*> slots(static_cast<size_t>(spec.layers), nullptr);
+      ModelPass::Create(
+          model, {.context = longest, .rows = chunk, .first_layer = layer, .layers = 1}, run.pool));
   const LinearObserver observer = [&](const LinearSlot& slot, TensorView, TensorView y) {
-    if (slot.layer < 0) return;
-    const LinearSlot*& projection = slots[slot.layer];
-    if (projection == nullptr && y.shape[1] == width) projection = &slot;  // a layer's first
-    if (&slot != projection) return;
-    AddQueries(spec, y, moments[slot.layer]);
+    if (&slot == keys.projection) AddQueries(spec, y, keys.moments);
   };
+  const int64_t width = int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim;
+  for (const LinearSlot& slot : model.slots()) {
+    if (keys.projection == nullptr && slot.layer == layer && slot.shape[0] == width)
+      keys.projection = &slot;
+  }
   for (size_t i = 0; i < run.set.samples.size(); ++i) {
     const TokenDocument& sample = run.set.samples[i];
     for (size_t start = 0; start < sample.size(); start += static_cast<size_t>(chunk)) {
       const size_t rows = std::min(static_cast<size_t>(chunk), sample.size() - start);
+      float* at = streams[i].data() + start * static_cast<size_t>(spec.hidden);
+      const LayerPart part{layer,
+                           layer + 1,
+                           {reinterpret_cast<std::byte*>(at),
+                            {static_cast<int64_t>(rows), spec.hidden},
+                            DType::kF32,
+                            &CpuDevice()}};
       const ModelPass::Span span{0, static_cast<int>(start),
                                  std::span(sample).subspan(start, rows)};
-      RETURN_IF_ERROR(pass.Forward(std::span(&span, 1), /*logits=*/false, &observer).status());
-    }
-    for (int layer = 0; layer < spec.layers; ++layer) {
-      AddKeys(*pass.kv(), pass.blocks(0), layer, static_cast<int>(sample.size()), moments[layer]);
-    }
-    if (run.progress) {
       RETURN_IF_ERROR(
-          run.progress(static_cast<double>(i + 1) / static_cast<double>(run.set.samples.size())));
+          pass.Forward(std::span(&span, 1), /*logits=*/false, &observer, &part).status());
     }
+    AddKeys(*pass.kv(), pass.blocks(0), layer, static_cast<int>(sample.size()), keys.moments);
   }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<KeyMeasures> MeasureKeys(const LayerSource& source, const CalibrationRun& run) {
+  const ModelSpec& spec = source.spec();
+  const auto channels = static_cast<size_t>(spec.kv_heads) * static_cast<size_t>(spec.head_dim);
+  std::vector<std::vector<float>> streams;
+  for (const TokenDocument& sample : run.set.samples)
+    streams.emplace_back(sample.size() * static_cast<size_t>(spec.hidden));
   KeyMeasures found;
   for (int layer = 0; layer < spec.layers; ++layer) {
-    if (slots[layer] == nullptr) {
+    ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, source.Layer(layer));
+    LayerKeys keys{.moments = Moments(channels)};
+    RETURN_IF_ERROR(MeasureLayer(*model, layer, run, streams, keys));
+    if (keys.projection == nullptr) {
       return absl::UnimplementedError(
           absl::StrCat("no projection of layer ", layer, " gives queries, keys and values"));
     }
-    ASSIGN_OR_RETURN(found[slots[layer]->name], Finish(moments[layer], !spec.qk_norm));
+    ASSIGN_OR_RETURN(found[keys.projection->name], Finish(keys.moments, !spec.qk_norm));
+    if (run.progress) RETURN_IF_ERROR(run.progress(static_cast<double>(layer + 1) / spec.layers));
   }
   return found;
 }
 
 absl::StatusOr<std::map<std::string, KeyParts, std::less<>>> CalibrateKeys(
-    const Model& model, const CalibrationRun& run) {
-  ASSIGN_OR_RETURN(KeyMeasures measured, MeasureKeys(model, run));
+    const LayerSource& source, const CalibrationRun& run) {
+  ASSIGN_OR_RETURN(KeyMeasures measured, MeasureKeys(source, run));
   std::map<std::string, KeyParts, std::less<>> keys;
   for (auto& [slot, one] : measured) keys[slot] = std::move(one.keys);
   return keys;

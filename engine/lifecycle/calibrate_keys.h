@@ -20,10 +20,11 @@ inline constexpr CalibrationSize kKeyCalibration = {.samples = 4, .window = 1024
 // Schwarz). The first four tokens of a sample are left out: what attention parks there (sinks) is
 // like no other key.
 //
-// `model` computes the keys, in f32 with an f32 cache. FailedPrecondition: a key is not finite;
-// ResourceExhausted; whatever run.progress returns.
+// The model that `source` gives computes the keys, layer by layer, in f32 with an f32 cache.
+// FailedPrecondition: a key is not finite; ResourceExhausted; whatever the source and run.progress
+// return.
 absl::StatusOr<std::map<std::string, KeyParts, std::less<>>> CalibrateKeys(
-    const Model& model, const CalibrationRun& run);
+    const LayerSource& source, const CalibrationRun& run);
 
 // What was measured of a layer's keys.
 struct KeyMeasure {
@@ -31,7 +32,7 @@ struct KeyMeasure {
   std::vector<float> deviation;  // by channel
 };
 using KeyMeasures = std::map<std::string, KeyMeasure, std::less<>>;
-absl::StatusOr<KeyMeasures> MeasureKeys(const Model& model, const CalibrationRun& run);
+absl::StatusOr<KeyMeasures> MeasureKeys(const LayerSource& source, const CalibrationRun& run);
 
 // Compares what the served linears say of keys with the reference's own keys on another text, by
 // slot: means and scales of another layer, or stale ones, change no function, only precision, so

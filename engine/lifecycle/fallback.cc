@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/lifecycle/variants.h"
+
 namespace assay {
 namespace {
 
@@ -78,19 +80,18 @@ absl::StatusOr<std::vector<LayerImpact>> RankLayers(const RankingInputs& inputs,
   std::sort(by_sqnr.begin(), by_sqnr.end());
   by_sqnr.resize(std::min(by_sqnr.size(), static_cast<size_t>(std::max(exact, 0))));
 
-  std::vector<LayerImpact> ranking;
+  std::vector<Variant> variants;
   for (const auto& [sqnr, name] : by_sqnr) {
-    LinearMap one = inputs.reference;
-    one[name] = inputs.candidate.find(name)->second;
-    ASSIGN_OR_RETURN(const std::unique_ptr<const Model> model,
-                     inputs.family.build(inputs.spec, inputs.checkpoint, std::move(one)));
-    ASSIGN_OR_RETURN(const VerificationResult result,
-                     verifier.Compare(*model, DType::kF32, kExtent, nullptr));
-    ranking.push_back({name, LossOf(result, inputs.spec.task)});
-    if (progress) {
-      RETURN_IF_ERROR(progress(static_cast<double>(ranking.size()) / by_sqnr.size()));
-    }
+    const std::shared_ptr<const QuantizedLinear>& linear = inputs.candidate.find(name)->second;
+    variants.push_back({name, [linear] { return linear; }});
   }
+  ASSIGN_OR_RETURN(
+      const std::vector<VerificationResult> results,
+      CompareVariants({inputs.family, inputs.checkpoint, inputs.reference, verifier, kExtent},
+                      variants, progress));
+  std::vector<LayerImpact> ranking;
+  for (size_t i = 0; i < variants.size(); ++i)
+    ranking.push_back({variants[i].slot, LossOf(results[i], inputs.spec.task)});
   std::stable_sort(ranking.begin(), ranking.end(),
                    [](const LayerImpact& a, const LayerImpact& b) { return a.loss > b.loss; });
   return ranking;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine/lifecycle/artifact.h"
+#include "engine/lifecycle/layer_source.h"
 #include "engine/lifecycle/verifier.h"
 
 namespace assay {
@@ -27,7 +28,7 @@ struct RankingInputs {
   const ModelFamily& family;
   const ModelSpec& spec;
   const Checkpoint& checkpoint;
-  const LinearMap& reference;
+  const LayerSource& reference;
   const LinearMap& candidate;
   const std::map<std::string, double>& output_sqnr;  // dB, by slot
 };

@@ -21,13 +21,11 @@ int64_t OutColumns(const ModelSpec& spec) {
 
 }  // namespace
 
-ModelPass::ModelPass(const Model& model, const Size& size, ThreadPool& pool, Arena arena,
-                     Tensor out)
+ModelPass::ModelPass(const Model& model, const Size& size, ThreadPool& pool, Arena arena)
     : model_(model),
       size_(size),
       pool_(pool),
       arena_(std::move(arena)),
-      out_(std::move(out)),
       out_columns_(OutColumns(model.spec())) {}
 
 absl::StatusOr<ModelPass> ModelPass::Create(const Model& model, const Size& size,
@@ -35,18 +33,20 @@ absl::StatusOr<ModelPass> ModelPass::Create(const Model& model, const Size& size
   ASSIGN_OR_RETURN(
       Arena arena,
       Arena::Create(CpuDevice(), model.scratch_bytes(size.rows, size.out_rows, size.context)));
-  ASSIGN_OR_RETURN(
-      Tensor out,
-      Tensor::Create(CpuDevice(), {size.out_rows, OutColumns(model.spec())}, DType::kF32));
-  ModelPass pass(model, size, pool, std::move(arena), std::move(out));
+  ModelPass pass(model, size, pool, std::move(arena));
   if (model.spec().task == ModelTask::kGenerate) RETURN_IF_ERROR(pass.MakeKv());
   return pass;
 }
 
 absl::Status ModelPass::MakeKv() {
   const int per_sequence = (size_.context + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens;
-  ASSIGN_OR_RETURN(KvPool kv, KvPool::Create(CpuDevice(), model_.kv_layout(size_.kv_dtype),
-                                             size_.sequences * per_sequence));
+  KvPool::Layout layout = model_.kv_layout(size_.kv_dtype);
+  if (size_.layers > 0) {
+    layout.first_layer = size_.first_layer;
+    layout.layers = size_.layers;
+  }
+  ASSIGN_OR_RETURN(KvPool kv,
+                   KvPool::Create(CpuDevice(), std::move(layout), size_.sequences * per_sequence));
   kv_.emplace(std::move(kv));
   blocks_.resize(static_cast<size_t>(size_.sequences));
   int32_t next = 0;
@@ -85,6 +85,10 @@ absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> 
                                                           const LayerPart* part) {
   const std::vector<SequenceSpan> sequences = Gather(spans, logits);
   const size_t out_rows = kv_.has_value() ? logit_rows_.size() : spans.size();
+  if (out_.empty() && out_rows > 0) {
+    ASSIGN_OR_RETURN(out_,
+                     Tensor::Create(CpuDevice(), {size_.out_rows, out_columns_}, DType::kF32));
+  }
   const ForwardBatch batch{tokens_, sequences, logit_rows_, {}};
   MutableView out = out_.mutable_view();
   out.shape = Shape{static_cast<int64_t>(out_rows), out_columns_};
@@ -100,7 +104,7 @@ absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> 
 }
 
 absl::Status ModelPass::ForwardToHead(std::span<const Span> spans, const LinearObserver* observer,
-                                      std::span<float> out) {
+                                      std::span<float> out, const LayerPart* part) {
   const std::vector<SequenceSpan> sequences = Gather(spans, true);
   const ForwardBatch batch{tokens_, sequences, logit_rows_, {}};
   const Shape shape{static_cast<int64_t>(tokens_.size()), model_.spec().hidden};
@@ -110,6 +114,7 @@ absl::Status ModelPass::ForwardToHead(std::span<const Span> spans, const LinearO
        .kv = &*kv_,
        .out = {},
        .observer = observer,
+       .part = part,
        .head_input = {reinterpret_cast<std::byte*>(out.data()), shape, DType::kF32, &CpuDevice()}},
       compute);
 }

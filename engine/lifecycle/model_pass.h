@@ -19,6 +19,8 @@ class ModelPass {
     int64_t rows = 0;      // of one forward pass
     int64_t out_rows = 0;  // logits, or pooled sequences
     DType kv_dtype = DType::kF32;
+    // Decoders: of the layers that passes go through; 0 = all. Part of a stack only in f32 and f16.
+    int first_layer = 0, layers = 0;
   };
   // ResourceExhausted.
   static absl::StatusOr<ModelPass> Create(const Model& model, const Size& size, ThreadPool& pool);
@@ -34,9 +36,10 @@ class ModelPass {
   absl::StatusOr<std::span<const float>> Forward(std::span<const Span> spans, bool logits = true,
                                                  const LinearObserver* observer = nullptr,
                                                  const LayerPart* part = nullptr);
-  // Decoders: for every row what the output head is multiplied by, [rows, hidden].
+  // Decoders: for every row what the output head is multiplied by, [rows, hidden]. `out` may be the
+  // stream of `part`.
   absl::Status ForwardToHead(std::span<const Span> spans, const LinearObserver* observer,
-                             std::span<float> out);
+                             std::span<float> out, const LayerPart* part = nullptr);
   int64_t out_columns() const { return out_columns_; }
   // Of decoders: the cache, and which blocks of it a sequence has.
   const KvPool* kv() const { return kv_.has_value() ? &*kv_ : nullptr; }
@@ -46,7 +49,7 @@ class ModelPass {
   ComputeContext context() { return {pool_, arena_}; }
 
  private:
-  ModelPass(const Model& model, const Size& size, ThreadPool& pool, Arena arena, Tensor out);
+  ModelPass(const Model& model, const Size& size, ThreadPool& pool, Arena arena);
   absl::Status MakeKv();
   // Fills tokens_, logit_rows_ and the sequences that a batch of these spans has.
   std::vector<SequenceSpan> Gather(std::span<const Span> spans, bool logits);
@@ -55,7 +58,7 @@ class ModelPass {
   const Size size_;
   ThreadPool& pool_;
   Arena arena_;
-  Tensor out_;
+  Tensor out_;  // empty until it is wanted: logits are as wide as the vocabulary
   int64_t out_columns_ = 0;
   std::optional<KvPool> kv_;
   std::vector<std::vector<int32_t>> blocks_;  // by sequence

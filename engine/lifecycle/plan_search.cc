@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/lifecycle/calibrate.h"
 #include "engine/lifecycle/fallback.h"
+#include "engine/lifecycle/variants.h"
 
 namespace assay {
 namespace {
@@ -23,6 +24,7 @@ struct SlotTrial {
   std::vector<QuantizedLinear> linears;
   std::vector<SignalNoise> noise;
   std::vector<PlanOption> options;  // error: not yet
+  size_t scratch = 0;               // of the candidates
   Arena arena;
   std::vector<float> expected, actual;
 };
@@ -44,7 +46,7 @@ absl::StatusOr<std::shared_ptr<SlotTrial>> MakeTrial(const SearchInputs& inputs,
   for (const std::string& name : slot.weights) inputs.checkpoint.DropResident(name);
   auto trial = std::make_shared<SlotTrial>();
   std::vector<std::string> refusals;
-  size_t scratch = inputs.reference->linears().find(slot.name)->second->scratch_bytes(kRows);
+  size_t scratch = 0;
   for (const PlanCandidate& candidate : candidates) {
     ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(candidate.scheme));
     if (const absl::Status accepted = scheme->Accepts(slot.shape); !accepted.ok()) {
@@ -63,9 +65,15 @@ absl::StatusOr<std::shared_ptr<SlotTrial>> MakeTrial(const SearchInputs& inputs,
     return absl::InvalidArgumentError(absl::StrCat("no candidate of the search takes ", slot.name,
                                                    ": ", absl::StrJoin(refusals, "; ")));
   }
-  ASSIGN_OR_RETURN(trial->arena, Arena::Create(CpuDevice(), scratch + 4096));
+  trial->scratch = scratch;
   trial->noise.resize(trial->linears.size());
   return trial;
+}
+
+absl::Status GiveScratch(const QuantizedLinear& exact, SlotTrial& trial) {
+  const size_t most = std::max(trial.scratch, exact.scratch_bytes(kRows));
+  ASSIGN_OR_RETURN(trial.arena, Arena::Create(CpuDevice(), most + 4096));
+  return absl::OkStatus();
 }
 
 // y [rows, n] of a linear, in `out`.
@@ -93,15 +101,38 @@ void Time(const SearchInputs& inputs, TensorView x, SlotTrial& trial) {
   }
 }
 
+// The layer that a walk is at, for collectors that multiply by it themselves.
+class CurrentLayer final : public LayerSource {
+ public:
+  explicit CurrentLayer(const LayerSource& source) : source_(source) {}
+  const ModelSpec& spec() const override { return source_.spec(); }
+  const std::vector<LinearSlot>& slots() const override { return source_.slots(); }
+  absl::StatusOr<std::shared_ptr<const Model>> Layer(int layer) const override {
+    ASSIGN_OR_RETURN(std::shared_ptr<const Model> model, source_.Layer(layer));
+    current_ = model;
+    return model;
+  }
+  const QuantizedLinear& Linear(const std::string& slot) const {
+    return *current_.lock()->linears().find(slot)->second;
+  }
+
+ private:
+  const LayerSource& source_;
+  mutable std::weak_ptr<const Model> current_;
+};
+
 // The observer of one slot.
-InputCollector CompareOutputs(const SearchInputs& inputs, const LinearSlot& slot,
-                              std::shared_ptr<SlotTrial> trial) {
-  const QuantizedLinear* reference = inputs.reference->linears().find(slot.name)->second.get();
-  return [&inputs, reference, trial = std::move(trial), timed = false](TensorView x,
-                                                                       TensorView) mutable {
+InputCollector CompareWithExact(const SearchInputs& inputs, const CurrentLayer& reference,
+                                const LinearSlot& slot, std::shared_ptr<SlotTrial> trial) {
+  return [&inputs, &reference, name = slot.name, trial = std::move(trial), timed = false](
+             TensorView x, TensorView) mutable {
     x.shape.dim[0] = std::min(x.shape[0], kRows);
-    if (!std::exchange(timed, true)) Time(inputs, x, *trial);
-    Multiply(*reference, x, inputs, *trial, trial->expected);
+    const QuantizedLinear& exact = reference.Linear(name);
+    if (!std::exchange(timed, true)) {
+      RETURN_IF_ERROR(GiveScratch(exact, *trial));
+      Time(inputs, x, *trial);
+    }
+    Multiply(exact, x, inputs, *trial, trial->expected);
     for (size_t i = 0; i < trial->linears.size(); ++i) {
       Multiply(trial->linears[i], x, inputs, *trial, trial->actual);
       trial->noise[i].Add(trial->expected, trial->actual);
@@ -116,13 +147,14 @@ double RelativeNoise(const SignalNoise& n) { return n.signal > 0 ? n.noise / n.s
 absl::StatusOr<SearchTable> MeasureNoise(const SearchInputs& inputs,
                                          const std::vector<PlanCandidate>& candidates) {
   std::map<std::string, std::shared_ptr<SlotTrial>> trials;  // of the layer that is walked
+  const CurrentLayer reference(inputs.reference);
   SearchTable table;
   LayerWalkSteps steps;
   steps.collectors = [&](const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
     if (!inputs.wanted(slot)) return InputCollector();
     ASSIGN_OR_RETURN(std::shared_ptr<SlotTrial> trial, MakeTrial(inputs, slot, candidates));
     trials[slot.name] = trial;
-    return CompareOutputs(inputs, slot, std::move(trial));
+    return CompareWithExact(inputs, reference, slot, std::move(trial));
   };
   steps.finish = [&](std::shared_ptr<const Model> model,
                      const std::vector<const LinearSlot*>& slots)
@@ -142,41 +174,45 @@ absl::StatusOr<SearchTable> MeasureNoise(const SearchInputs& inputs,
                              return inputs.progress ? inputs.progress(kWalkShare * fraction)
                                                     : absl::OkStatus();
                            }};
-  RETURN_IF_ERROR(WalkLayers(inputs.reference, run, steps));
+  RETURN_IF_ERROR(WalkLayers(reference, run, steps));
   return table;
 }
 
-// Turns relative noise into loss.
+// Turns relative noise into loss: every slot alone in its noisiest candidate.
 absl::Status MeasureLoss(const SearchInputs& inputs, Verifier& verifier, SearchTable& table) {
+  std::vector<Variant> variants;
+  std::vector<size_t> of;  // by variant: its slot
   for (size_t i = 0; i < table.slots.size(); ++i) {
-    const LinearSlot& slot = table.slots[i];
-    std::vector<PlanOption>& options = table.problem[i];
     const std::vector<double>& noise = table.noise[i];
-    const auto noisiest = std::max_element(noise.begin(), noise.end());
-    const double most = *noisiest;
-    double loss = 0;
-    if (most > 0) {
-      ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(inputs.checkpoint, slot));
-      ASSIGN_OR_RETURN(
-          QuantizedLinear linear,
-          Encode(inputs, slot, table.candidates[i][static_cast<size_t>(noisiest - noise.begin())],
-                 weight.view(), nullptr));
-      LinearMap one = inputs.reference->linears();
-      one[slot.name] = std::make_shared<const QuantizedLinear>(std::move(linear));
-      const ModelSpec& spec = inputs.reference->spec();
-      ASSIGN_OR_RETURN(const std::unique_ptr<const Model> model,
-                       inputs.family.build(spec, inputs.checkpoint, std::move(one)));
-      ASSIGN_OR_RETURN(const VerificationResult result,
-                       verifier.Compare(*model, DType::kF32, {.decode_path = false}, nullptr));
-      loss = std::max(0.0, LossOf(result, spec.task));
-    }
-    for (size_t c = 0; c < options.size(); ++c) {
-      options[c].error = most > 0 ? loss * noise[c] / most : 0;
-    }
-    if (inputs.progress) {
-      const double done = static_cast<double>(i + 1) / static_cast<double>(table.slots.size());
-      RETURN_IF_ERROR(inputs.progress(kWalkShare + (1 - kWalkShare) * done));
-    }
+    const auto noisiest =
+        static_cast<size_t>(std::max_element(noise.begin(), noise.end()) - noise.begin());
+    if (!(noise[noisiest] > 0)) continue;
+    of.push_back(i);
+    variants.push_back(
+        {table.slots[i].name,
+         [&inputs, &slot = table.slots[i], &candidate = table.candidates[i][noisiest]]()
+             -> absl::StatusOr<std::shared_ptr<const QuantizedLinear>> {
+           ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(inputs.checkpoint, slot));
+           for (const std::string& name : slot.weights) inputs.checkpoint.DropResident(name);
+           ASSIGN_OR_RETURN(QuantizedLinear linear,
+                            Encode(inputs, slot, candidate, weight.view(), nullptr));
+           return std::make_shared<const QuantizedLinear>(std::move(linear));
+         }});
+  }
+  ASSIGN_OR_RETURN(
+      const std::vector<VerificationResult> results,
+      CompareVariants(
+          {inputs.family, inputs.checkpoint, inputs.reference, verifier, {.decode_path = false}},
+          variants, [&](double fraction) {
+            return inputs.progress ? inputs.progress(kWalkShare + (1 - kWalkShare) * fraction)
+                                   : absl::OkStatus();
+          }));
+  for (size_t v = 0; v < variants.size(); ++v) {
+    const std::vector<double>& noise = table.noise[of[v]];
+    const double most = *std::max_element(noise.begin(), noise.end());
+    const double loss = std::max(0.0, LossOf(results[v], inputs.reference.spec().task));
+    for (size_t c = 0; c < noise.size(); ++c)
+      table.problem[of[v]][c].error = loss * noise[c] / most;
   }
   return absl::OkStatus();
 }
@@ -189,7 +225,7 @@ absl::StatusOr<SearchTable> MeasureCandidates(const SearchInputs& inputs,
   const EvaluationSet set{
       .name = inputs.set.name, .hash = inputs.set.hash, .documents = inputs.set.samples};
   ASSIGN_OR_RETURN(const std::unique_ptr<Verifier> verifier,
-                   Verifier::Create(*inputs.reference, set, inputs.pool));
+                   Verifier::Create(inputs.reference, set, inputs.pool));
   RETURN_IF_ERROR(MeasureLoss(inputs, *verifier, table));
   return table;
 }

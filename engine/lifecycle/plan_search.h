@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "engine/lifecycle/calibration_set.h"
-#include "engine/model/model.h"
+#include "engine/lifecycle/layer_source.h"
 #include "quant/policy/plan_solver.h"
 #include "quant/policy/policy.h"
 
@@ -33,16 +33,16 @@ struct SearchTable {
 struct SearchInputs {
   const ModelFamily& family;
   const Checkpoint& checkpoint;
-  std::shared_ptr<const Model> reference;
+  const LayerSource& reference;
   const CalibrationSet& set;  // a few short samples
   ThreadPool& pool;
   std::function<bool(const LinearSlot& slot)> wanted;
   std::function<absl::Status(double fraction)> progress;  // or empty; an error ends the search
 };
 
-// Memory: a layer's weights in every candidate, decoded at worst. Tables that are only looked up
-// have no choice. InvalidArgument: a slot that no candidate accepts, with the reasons; what the
-// checkpoint and the verifier return.
+// Memory: a layer's weights in every candidate, decoded at worst, one layer of the reference, and
+// what CompareVariants takes. Tables that are only looked up have no choice. InvalidArgument: a
+// slot that no candidate accepts, with the reasons; what the checkpoint and the verifier return.
 absl::StatusOr<SearchTable> MeasureCandidates(const SearchInputs& inputs,
                                               const std::vector<PlanCandidate>& candidates);
 

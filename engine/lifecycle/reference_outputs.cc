@@ -19,54 +19,47 @@ TensorView ViewOf(const float* values, Shape shape) {
   return {reinterpret_cast<const std::byte*>(values), shape, DType::kF32, &CpuDevice()};
 }
 
-// The slot whose output the logits are: the head, or the table that it is tied to.
-const LinearSlot* HeadOf(const Model& model) {
-  const ModelSpec& spec = model.spec();
-  if (spec.task != ModelTask::kGenerate) return nullptr;
-  const LinearSlot* head = nullptr;
-  for (const LinearSlot& slot : model.slots()) {
-    const bool is_head = slot.kind == LinearSlot::Kind::kHead ||
-                         (slot.kind == LinearSlot::Kind::kEmbedding && spec.tied_head);
-    if (is_head) head = &slot;
-  }
-  return head;
-}
-
 }  // namespace
 
-ModelPass::Size PassSize(const Model& model, const EvaluationSet& set, DType kv_dtype) {
-  size_t most = 1;
-  for (const auto& document : set.documents) most = std::max(most, document.size());
-  const auto longest = static_cast<int>(most);
-  if (model.spec().task == ModelTask::kGenerate) {
-    return {.sequences = 1,
-            .context = longest,
-            .rows = std::min(kChunkRows, longest),
-            .out_rows = std::min(kChunkRows, longest),
-            .kv_dtype = kv_dtype};
+absl::StatusOr<ReferenceOutputs> ReferenceOutputs::Record(
+    const LayerSource& reference, const EvaluationSet& set, ThreadPool& pool,
+    const std::function<absl::Status(double fraction)>& progress) {
+  const ModelSpec& spec = reference.spec();
+  ReferenceOutputs outputs(spec, pool);
+  DocumentStreams streams(spec, set, {});
+  const LinearObserver observer = [&](const LinearSlot& slot, TensorView x, TensorView) {
+    outputs.KeepInput(slot, x);
+  };
+  for (int layer = 0; layer < spec.layers; ++layer) {
+    ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, reference.Layer(layer));
+    ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(*model, streams.pass_size(layer), pool));
+    RETURN_IF_ERROR(streams.Pass(pass, layer, &observer));
+    if (progress) RETURN_IF_ERROR(progress(static_cast<double>(layer + 1) / spec.layers));
   }
-  return {.sequences = kEncoderSequences,
-          .context = longest,
-          .rows = int64_t{kEncoderSequences} * longest,
-          .out_rows = kEncoderSequences,
-          .kv_dtype = kv_dtype};
+  if (spec.task == ModelTask::kGenerate) RETURN_IF_ERROR(outputs.RecordHead(reference, streams));
+  for (size_t d = 0; d < streams.documents(); ++d)
+    outputs.kept_.push_back(std::move(streams.values(d)));
+  return outputs;
 }
 
-absl::StatusOr<ReferenceOutputs> ReferenceOutputs::Record(
-    const Model& reference, const EvaluationSet& set, ThreadPool& pool,
-    const std::function<absl::Status(double fraction)>& progress) {
-  ReferenceOutputs outputs(reference, set, pool);
-  ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(reference, PassSize(reference, set, DType::kF32), pool));
-  if (reference.spec().task != ModelTask::kGenerate) {
-    RETURN_IF_ERROR(outputs.RecordEncoder(pass, progress));
-    return outputs;
+absl::Status ReferenceOutputs::RecordHead(const LayerSource& reference, DocumentStreams& streams) {
+  for (const LinearSlot& slot : reference.slots()) {
+    if (IsHead(spec_, slot)) head_slot_ = slot.name;
   }
-  RETURN_IF_ERROR(outputs.RecordDecoder(reference, pass, progress));
-  ASSIGN_OR_RETURN(Arena arena,
-                   Arena::Create(CpuDevice(), outputs.head_->scratch_bytes(kChunkRows)));
-  outputs.arena_.emplace(std::move(arena));
-  return outputs;
+  ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, reference.Layer(spec_.layers));
+  ASSIGN_OR_RETURN(ModelPass pass,
+                   ModelPass::Create(*model, streams.pass_size(spec_.layers), *pool_));
+  RETURN_IF_ERROR(streams.ToHeadInput(pass));
+  head_ = model->linears().find(head_slot_)->second;
+  ASSIGN_OR_RETURN(Arena arena, Arena::Create(CpuDevice(), head_->scratch_bytes(kChunkRows)));
+  arena_.emplace(std::move(arena));
+  if (streams.documents() == 0) return absl::OkStatus();
+  std::vector<float>& first = streams.values(0);
+  const int64_t rows = static_cast<int64_t>(first.size()) / spec_.hidden;
+  for (const LinearSlot& slot : reference.slots()) {
+    if (slot.name == head_slot_) KeepInput(slot, ViewOf(first.data(), {rows, spec_.hidden}));
+  }
+  return absl::OkStatus();
 }
 
 void ReferenceOutputs::KeepInput(const LinearSlot& slot, TensorView x) {
@@ -75,59 +68,6 @@ void ReferenceOutputs::KeepInput(const LinearSlot& slot, TensorView x) {
   const std::span<const float> values = Floats(x);
   const size_t some = std::min(values.size(), wanted - std::min(wanted, input.size()));
   input.insert(input.end(), values.begin(), values.begin() + static_cast<int64_t>(some));
-}
-
-absl::Status ReferenceOutputs::RecordDecoder(const Model& reference, ModelPass& pass,
-                                             const std::function<absl::Status(double)>& progress) {
-  const LinearSlot* head = HeadOf(reference);
-  head_slot_ = head->name;
-  head_ = reference.linears().find(head->name)->second;
-  const auto hidden = static_cast<size_t>(spec_.hidden);
-  const LinearObserver observer = [&](const LinearSlot& slot, TensorView x, TensorView) {
-    KeepInput(slot, x);
-  };
-  for (size_t d = 0; d < set_->documents.size(); ++d) {
-    const std::span<const int32_t> tokens = set_->documents[d];
-    kept_[d].resize(tokens.size() * hidden);
-    for (size_t start = 0; start < tokens.size(); start += kChunkRows) {
-      const size_t rows = std::min<size_t>(kChunkRows, tokens.size() - start);
-      const ModelPass::Span span{0, static_cast<int>(start), tokens.subspan(start, rows)};
-      RETURN_IF_ERROR(
-          pass.ForwardToHead(std::span(&span, 1), d == 0 ? &observer : nullptr,
-                             std::span(kept_[d]).subspan(start * hidden, rows * hidden)));
-    }
-    if (progress)
-      RETURN_IF_ERROR(progress(static_cast<double>(d + 1) / static_cast<double>(kept_.size())));
-  }
-  if (!kept_.empty()) {
-    const int64_t rows = static_cast<int64_t>(kept_[0].size()) / spec_.hidden;
-    KeepInput(*head, ViewOf(kept_[0].data(), {rows, spec_.hidden}));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ReferenceOutputs::RecordEncoder(ModelPass& pass,
-                                             const std::function<absl::Status(double)>& progress) {
-  const size_t documents = set_->documents.size();
-  const auto columns = static_cast<size_t>(pass.out_columns());
-  const LinearObserver observer = [&](const LinearSlot& slot, TensorView x, TensorView) {
-    KeepInput(slot, x);
-  };
-  for (size_t begin = 0; begin < documents; begin += kEncoderSequences) {
-    const size_t end = std::min<size_t>(begin + kEncoderSequences, documents);
-    std::vector<ModelPass::Span> spans;
-    for (size_t d = begin; d < end; ++d)
-      spans.push_back({static_cast<int>(d - begin), 0, set_->documents[d]});
-    ASSIGN_OR_RETURN(const std::span<const float> out,
-                     pass.Forward(spans, true, begin == 0 ? &observer : nullptr));
-    for (size_t d = begin; d < end; ++d) {
-      const std::span<const float> row = out.subspan((d - begin) * columns, columns);
-      kept_[d].assign(row.begin(), row.end());
-    }
-    if (progress)
-      RETURN_IF_ERROR(progress(static_cast<double>(end) / static_cast<double>(documents)));
-  }
-  return absl::OkStatus();
 }
 
 std::span<const float> ReferenceOutputs::Logits(size_t document, int start, int rows) {

@@ -1,7 +1,8 @@
 // What the f32 reference computes on an evaluation set, so that the reference itself may be freed:
 // the inputs of its output head for every token (decoders) or its outputs (encoders), and some
 // inputs of every linear layer. Memory: hidden floats for every token of the set, kLayerRows rows
-// of every layer's input, and the head. One thread uses it.
+// of every layer's input, and the head. While it runs one layer of the reference more.
+// One thread uses it.
 #pragma once
 #include <functional>
 #include <map>
@@ -11,25 +12,21 @@
 #include <string>
 #include <vector>
 
+#include "engine/lifecycle/document_streams.h"
 #include "engine/lifecycle/evaluation.h"
-#include "engine/lifecycle/model_pass.h"
+#include "engine/lifecycle/layer_source.h"
 
 namespace assay {
-
-inline constexpr int kChunkRows = 128;        // of one decoder pass: bounds the logits held at once
-inline constexpr int kEncoderSequences = 16;  // of one encoder pass
-
-// A pass of `model` over the set's documents: one decoder document, or kEncoderSequences at once.
-ModelPass::Size PassSize(const Model& model, const EvaluationSet& set, DType kv_dtype);
 
 class ReferenceOutputs {
  public:
   static constexpr int64_t kLayerRows = 64;
 
   // Runs the reference over the whole set. `progress` may be empty; an error of it ends the run.
-  // `set` and `pool` outlive the result, `reference` need not. ResourceExhausted.
+  // `set` and `pool` outlive the result, `reference` need not. ResourceExhausted; what the source
+  // returns.
   static absl::StatusOr<ReferenceOutputs> Record(
-      const Model& reference, const EvaluationSet& set, ThreadPool& pool,
+      const LayerSource& reference, const EvaluationSet& set, ThreadPool& pool,
       const std::function<absl::Status(double fraction)>& progress);
 
   const ModelSpec& spec() const { return spec_; }
@@ -49,17 +46,14 @@ class ReferenceOutputs {
                                                    const QuantizedLinear& served) const;
 
  private:
-  ReferenceOutputs(const Model& reference, const EvaluationSet& set, ThreadPool& pool)
-      : spec_(reference.spec()), set_(&set), pool_(&pool), kept_(set.documents.size()) {}
+  ReferenceOutputs(const ModelSpec& spec, ThreadPool& pool) : spec_(spec), pool_(&pool) {}
 
-  absl::Status RecordDecoder(const Model& reference, ModelPass& pass,
-                             const std::function<absl::Status(double)>& progress);
-  absl::Status RecordEncoder(ModelPass& pass, const std::function<absl::Status(double)>& progress);
+  // The head of a decoder, after the layers below it.
+  absl::Status RecordHead(const LayerSource& reference, DocumentStreams& streams);
   // Keeps the first rows of a layer's input.
   void KeepInput(const LinearSlot& slot, TensorView x);
 
   ModelSpec spec_;
-  const EvaluationSet* set_;
   ThreadPool* pool_;
   std::vector<std::vector<float>> kept_;  // by document: head inputs [tokens, hidden], or output
   std::map<std::string, std::vector<float>, std::less<>> inputs_;  // slot -> [rows, k]

@@ -66,7 +66,7 @@ std::string WhereStopped(const VerificationResult& result) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Verifier>> Verifier::Create(const Model& reference,
+absl::StatusOr<std::unique_ptr<Verifier>> Verifier::Create(const LayerSource& reference,
                                                            const EvaluationSet& set,
                                                            ThreadPool& pool,
                                                            const Progress& progress) {
@@ -78,11 +78,25 @@ absl::StatusOr<std::unique_ptr<Verifier>> Verifier::Create(const Model& referenc
 absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate, DType kv_dtype,
                                                      const Extent& extent,
                                                      const Progress& progress) {
-  if (reference_.spec().task != ModelTask::kGenerate) {
-    return CompareEncoder(candidate, extent, progress);
-  }
-  ASSIGN_OR_RETURN(VerificationResult result,
-                   CompareDecoder(candidate, kv_dtype, extent, progress));
+  const bool decoder = reference_.spec().task == ModelTask::kGenerate;
+  ASSIGN_OR_RETURN(
+      std::optional<ModelPass> pass,
+      ModelPass::Create(candidate,
+                        PassSize(candidate.spec(), set_, decoder ? kv_dtype : DType::kF32), pool_));
+  const Outputs outputs = [&](size_t document, int start, int count) {
+    std::vector<ModelPass::Span> spans;
+    if (decoder) {
+      const std::span<const int32_t> tokens = set_.documents[document];
+      spans.push_back(
+          {0, start, tokens.subspan(static_cast<size_t>(start), static_cast<size_t>(count))});
+    }
+    for (int i = 0; !decoder && i < count; ++i)
+      spans.push_back({i, 0, set_.documents[document + static_cast<size_t>(i)]});
+    return pass->Forward(spans);
+  };
+  ASSIGN_OR_RETURN(VerificationResult result, CompareOutputs(outputs, extent, progress));
+  pass.reset();
+  if (!decoder) return result;
   const bool whole = result.documents == result.documents_in_set;
   if (extent.decode_path && whole && result.defects.empty()) {
     RETURN_IF_ERROR(CompareDecodePath(candidate, kv_dtype, result));
@@ -90,11 +104,16 @@ absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate, DTy
   return result;
 }
 
-absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Model& candidate, DType kv_dtype,
+absl::StatusOr<VerificationResult> Verifier::CompareOutputs(const Outputs& outputs,
                                                             const Extent& extent,
                                                             const Progress& progress) {
-  ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(candidate, PassSize(candidate, set_, kv_dtype), pool_));
+  return reference_.spec().task == ModelTask::kGenerate ? CompareDecoder(outputs, extent, progress)
+                                                        : CompareEncoder(outputs, extent, progress);
+}
+
+absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Outputs& outputs,
+                                                            const Extent& extent,
+                                                            const Progress& progress) {
   const int64_t vocab = reference_.spec().vocab;
   const size_t documents = std::min(set_.documents.size(), static_cast<size_t>(extent.documents));
   DivergenceMeter meter;
@@ -106,9 +125,7 @@ absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Model& candida
     for (int start = 0; start < length; start += kChunkRows) {
       const int rows = std::min(kChunkRows, length - start);
       const std::span<const float> expected = reference_.Logits(d, start, rows);
-      const ModelPass::Span span{
-          0, start, tokens.subspan(static_cast<size_t>(start), static_cast<size_t>(rows))};
-      ASSIGN_OR_RETURN(const std::span<const float> actual, pass.Forward(std::span(&span, 1)));
+      ASSIGN_OR_RETURN(const std::span<const float> actual, outputs(d, start, rows));
       // The last token of a document predicts nothing that is known.
       const int scored = std::min(rows, static_cast<int>(tokens.size()) - 1 - start);
       scores.assign(static_cast<size_t>(std::max(scored, 0)), {});
@@ -158,7 +175,9 @@ absl::Status Verifier::CompareDecodePath(const Model& candidate, DType kv_dtype,
                              .out_rows = int64_t{count} * (kDecodePrefix + kDecodeSteps),
                              .kv_dtype = kv_dtype};
   ASSIGN_OR_RETURN(ModelPass prefill, ModelPass::Create(candidate, size, pool_));
-  ASSIGN_OR_RETURN(ModelPass decode, ModelPass::Create(candidate, size, pool_));
+  ModelPass::Size steps = size;
+  steps.out_rows = count;
+  ASSIGN_OR_RETURN(ModelPass decode, ModelPass::Create(candidate, steps, pool_));
   std::vector<ModelPass::Span> whole, prefixes;
   std::vector<int64_t> first_row;
   int64_t rows = 0;
@@ -198,28 +217,21 @@ absl::Status Verifier::CompareDecodePath(const Model& candidate, DType kv_dtype,
   return absl::OkStatus();
 }
 
-absl::StatusOr<VerificationResult> Verifier::CompareEncoder(const Model& candidate,
+absl::StatusOr<VerificationResult> Verifier::CompareEncoder(const Outputs& outputs,
                                                             const Extent& extent,
                                                             const Progress& progress) {
-  ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(candidate, PassSize(candidate, set_, DType::kF32), pool_));
-  const int64_t columns = pass.out_columns();
   const size_t documents = std::min(set_.documents.size(), static_cast<size_t>(extent.documents));
   VerificationResult result;
   std::vector<double> cosines;
   size_t same_label = 0, not_finite = 0;
   for (size_t begin = 0; begin < documents; begin += kEncoderSequences) {
     const size_t end = std::min(begin + kEncoderSequences, documents);
-    std::vector<ModelPass::Span> spans;
-    for (size_t d = begin; d < end; ++d) {
-      const std::span<const int32_t> tokens = set_.documents[d];
-      spans.push_back({static_cast<int>(d - begin), 0, tokens});
-      result.tokens += static_cast<int>(spans.back().tokens.size());
-    }
-    ASSIGN_OR_RETURN(const std::span<const float> actual, pass.Forward(spans));
-    for (size_t i = 0; i < spans.size(); ++i) {
+    ASSIGN_OR_RETURN(const std::span<const float> actual,
+                     outputs(begin, 0, static_cast<int>(end - begin)));
+    for (size_t i = 0; i < end - begin; ++i) {
+      result.tokens += static_cast<int>(set_.documents[begin + i].size());
       const std::span<const float> a = reference_.Output(begin + i);
-      const auto b = Row(actual, static_cast<int64_t>(i), columns);
+      const auto b = Row(actual, static_cast<int64_t>(i), static_cast<int64_t>(a.size()));
       if (!AllFinite(a) || !AllFinite(b)) {
         ++not_finite;
         continue;
@@ -247,7 +259,7 @@ absl::StatusOr<VerificationResult> Verifier::CompareEncoder(const Model& candida
 
 absl::StatusOr<std::string> Verifier::FindNotFinite(const Model& model) {
   ASSIGN_OR_RETURN(ModelPass pass,
-                   ModelPass::Create(model, PassSize(model, set_, DType::kF32), pool_));
+                   ModelPass::Create(model, PassSize(model.spec(), set_, DType::kF32), pool_));
   std::string first;
   const LinearObserver look = [&](const LinearSlot& slot, TensorView x, TensorView y) {
     if (!first.empty()) return;

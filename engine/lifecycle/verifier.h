@@ -43,16 +43,27 @@ class Verifier {
   // Told how far a comparison is, 0..1; an error ends it.
   using Progress = std::function<absl::Status(double fraction)>;
 
-  // set and pool outlive the verifier, the reference need not. ResourceExhausted.
-  static absl::StatusOr<std::unique_ptr<Verifier>> Create(const Model& reference,
+  // set and pool outlive the verifier, the reference need not. ResourceExhausted; what the source
+  // returns.
+  static absl::StatusOr<std::unique_ptr<Verifier>> Create(const LayerSource& reference,
                                                           const EvaluationSet& set,
                                                           ThreadPool& pool,
                                                           const Progress& progress = nullptr);
   const ReferenceOutputs& reference() const { return reference_; }
+  const EvaluationSet& set() const { return set_; }
+  ThreadPool& pool() const { return pool_; }
   // All figures of the model's task; non-finite results and a decode path that disagrees with
   // prefill become defects. `failures` stays empty: see CheckBudget.
   absl::StatusOr<VerificationResult> Compare(const Model& candidate, DType kv_dtype,
                                              const Extent& extent, const Progress& progress);
+  // What a candidate computes. Decoders: logits [count, vocab] of `count` tokens from `start` on,
+  // count <= kChunkRows; encoders: rows of `count` documents from `document` on. Valid until the
+  // next call.
+  using Outputs =
+      std::function<absl::StatusOr<std::span<const float>>(size_t document, int start, int count)>;
+  // Compare of a candidate that somebody else runs, without the decode path.
+  absl::StatusOr<VerificationResult> CompareOutputs(const Outputs& outputs, const Extent& extent,
+                                                    const Progress& progress);
   // The first slot whose input or output is not finite when `model` runs the set's first document:
   // "output of model.layers.3.mlp.down_proj". Empty when all are finite.
   absl::StatusOr<std::string> FindNotFinite(const Model& model);
@@ -61,9 +72,9 @@ class Verifier {
   Verifier(ReferenceOutputs reference, const EvaluationSet& set, ThreadPool& pool)
       : reference_(std::move(reference)), set_(set), pool_(pool) {}
 
-  absl::StatusOr<VerificationResult> CompareDecoder(const Model& candidate, DType kv_dtype,
-                                                    const Extent& extent, const Progress& progress);
-  absl::StatusOr<VerificationResult> CompareEncoder(const Model& candidate, const Extent& extent,
+  absl::StatusOr<VerificationResult> CompareDecoder(const Outputs& outputs, const Extent& extent,
+                                                    const Progress& progress);
+  absl::StatusOr<VerificationResult> CompareEncoder(const Outputs& outputs, const Extent& extent,
                                                     const Progress& progress);
   absl::Status CompareDecodePath(const Model& candidate, DType kv_dtype,
                                  VerificationResult& result);

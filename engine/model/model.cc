@@ -104,7 +104,8 @@ KvPool::Layout Model::kv_layout(DType dtype) const {
   bool any = false;
   for (const LinearSlot& slot : slots()) {
     const auto found = linears().find(slot.name);
-    const KeyParts* parts = found == linears().end() ? nullptr : found->second->keys();
+    const bool there = found != linears().end() && found->second != nullptr;
+    const KeyParts* parts = there ? found->second->keys() : nullptr;
     if (parts == nullptr || slot.layer < 0) continue;
     any = true;
     keys.int8_scores[slot.layer] = parts->int8_scores ? 1 : 0;
@@ -133,6 +134,31 @@ absl::StatusOr<std::unique_ptr<const Model>> BuildUniform(const Checkpoint& chec
     linears[slot.name] = std::make_shared<const QuantizedLinear>(*std::move(linear));
   }
   return family->build(spec, checkpoint, std::move(linears));
+}
+
+absl::StatusOr<std::unique_ptr<const Model>> BuildLayer(const ModelFamily& family,
+                                                        const ModelSpec& spec,
+                                                        const Checkpoint& checkpoint, int layer) {
+  ASSIGN_OR_RETURN(const QuantScheme* exact, FindScheme("f32"));
+  LinearMap linears;
+  for (const LinearSlot& slot : family.slots(spec)) {
+    const bool wanted = layer == spec.layers
+                            ? IsHead(spec, slot)
+                            : (slot.kind == LinearSlot::Kind::kLinear && slot.layer == layer) ||
+                                  (slot.kind == LinearSlot::Kind::kEmbedding && layer == 0);
+    std::shared_ptr<const QuantizedLinear>& linear = linears[slot.name];
+    if (!wanted) continue;
+    absl::StatusOr<QuantizedLinear> encoded = EncodeSlot(checkpoint, slot, *exact, {});
+    if (!encoded.ok()) return Annotate(encoded.status(), slot.name);
+    linear = std::make_shared<const QuantizedLinear>(*std::move(encoded));
+  }
+  return family.build(spec, checkpoint, std::move(linears));
+}
+
+bool IsHead(const ModelSpec& spec, const LinearSlot& slot) {
+  return slot.kind == LinearSlot::Kind::kHead ||
+         (slot.kind == LinearSlot::Kind::kEmbedding && spec.tied_head &&
+          spec.task == ModelTask::kGenerate);
 }
 
 }  // namespace assay

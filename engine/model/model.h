@@ -61,6 +61,9 @@ struct LinearSlot {
 };
 // Slot name -> linear. Shared, because the reference and several candidates use the same unchanged
 // layers.
+//
+// A null pointer in a map: that slot's layer is not there. A model of such a map runs passes over
+// parts of the stack that it has.
 using LinearMap = std::map<std::string, std::shared_ptr<const QuantizedLinear>, std::less<>>;
 
 // Sees the operands of every linear layer of a forward pass (calibration, per-layer verification).
@@ -93,7 +96,8 @@ class Model {
   virtual const std::vector<LinearSlot>& slots() const = 0;
   virtual const LinearMap& linears() const = 0;
   // InvalidArgument: a token id outside the vocabulary, a position beyond max_context, a part that
-  // is none or whose stream has another shape; Internal: scratch too small.
+  // is none or whose stream has another shape; FailedPrecondition: a part that this model lacks;
+  // Internal: scratch too small.
   virtual absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const = 0;
   // Scratch that Forward needs for batches of up to this size.
   virtual size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const = 0;
@@ -110,7 +114,7 @@ struct ModelFamily {  // one row per architecture family in engine/model/family_
   // Where channels may be rescaled without changing the function (engine/model/fold.h), in the
   // order of the layers.
   std::vector<FoldGroup> (*folds)(const ModelSpec&);
-  // `linears` holds every slot. Reads norms, position tables, ... from the checkpoint; keeps no
+  // `linears` names every slot. Reads norms, position tables, ... from the checkpoint; keeps no
   // reference to it.
   absl::StatusOr<std::unique_ptr<const Model>> (*build)(const ModelSpec&, const Checkpoint&,
                                                         LinearMap linears);
@@ -128,5 +132,14 @@ absl::StatusOr<Tensor> ReadSlotBias(const Checkpoint& checkpoint, const LinearSl
 absl::StatusOr<std::unique_ptr<const Model>> BuildUniform(const Checkpoint& checkpoint,
                                                           std::string_view scheme,
                                                           const LinearOptions& options);
+
+// One layer of the reference: its slots in f32, with layer 0 the embedding's as well; layer =
+// spec.layers: the output head of a decoder. The other slots are not there.
+absl::StatusOr<std::unique_ptr<const Model>> BuildLayer(const ModelFamily& family,
+                                                        const ModelSpec& spec,
+                                                        const Checkpoint& checkpoint, int layer);
+
+// Whether the slot's products are a decoder's logits: the head, or the table that it is tied to.
+bool IsHead(const ModelSpec& spec, const LinearSlot& slot);
 
 }  // namespace assay

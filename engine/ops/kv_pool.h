@@ -25,6 +25,7 @@ class KvPool {
     int layers = 0, kv_heads = 0, head_dim = 0;
     DType dtype = DType::kF16;  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h
     std::shared_ptr<const KvKeys> keys = nullptr;  // i8 and u4; null: keys as they are
+    int first_layer = 0;  // layers [first_layer, first_layer + layers) of a model, for parts of it
     int64_t row_bytes() const { return KvRowBytes(dtype, head_dim); }
     size_t block_bytes() const {  // K and V of all layers
       return static_cast<size_t>(int64_t{2} * layers * kv_heads * kBlockTokens * row_bytes());
@@ -53,7 +54,9 @@ class KvPool {
   std::byte* At(int layer, int block, int k_or_v, int head) {
     const auto tile = static_cast<size_t>(kBlockTokens * layout_.row_bytes());
     const size_t index =
-        ((static_cast<size_t>(block) * layout_.layers + layer) * 2 + k_or_v) * layout_.kv_heads +
+        ((static_cast<size_t>(block) * layout_.layers + (layer - layout_.first_layer)) * 2 +
+         k_or_v) *
+            layout_.kv_heads +
         head;
     return storage_.data<std::byte>() + index * tile;
   }

@@ -70,9 +70,11 @@ absl::Status Run(const std::string& path, CalibrationSize size, int threads) {
       .collectors = largest,
       .finish = [](std::shared_ptr<const Model> same,
                    const auto&) -> absl::StatusOr<std::shared_ptr<const Model>> { return same; }};
-  RETURN_IF_ERROR(Measure("layer by layer", [&] { return WalkLayers(model, run, steps); }));
+  const ModelFamily* family = FamilyOf(*checkpoint).value();
+  const StreamedLayers layers(*family, model->spec(), *checkpoint);
+  RETURN_IF_ERROR(Measure("layer by layer", [&] { return WalkLayers(layers, run, steps); }));
   steps.feed_quantized = true;
-  return Measure("layer by layer, fed twice", [&] { return WalkLayers(model, run, steps); });
+  return Measure("layer by layer, fed twice", [&] { return WalkLayers(layers, run, steps); });
 }
 
 }  // namespace

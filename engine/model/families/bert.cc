@@ -49,6 +49,7 @@ class BertModel final : public Model {
   absl::Status ReadHead(const Checkpoint& checkpoint);
 
   absl::Status CheckEncoderBatch(const ForwardArgs& args) const;
+  absl::Status CheckPart(const LayerPart& part) const;  // its linears are there
   void EmbedPositions(const Pass& pass, MutableView x) const;
   absl::Status Attend(const Pass& pass, const Layer& layer, MutableView x, MutableView sum) const;
   absl::Status Mlp(const Pass& pass, const Layer& layer, MutableView x, MutableView product) const;
@@ -169,9 +170,20 @@ absl::Status BertModel::CheckEncoderBatch(const ForwardArgs& args) const {
   return CheckOut(args.out, static_cast<int64_t>(batch.sequences.size()), out_width());
 }
 
+absl::Status BertModel::CheckPart(const LayerPart& part) const {
+  if (part.first == 0) RETURN_IF_ERROR(CheckThere({words_}));
+  for (int i = part.first; i < part.end; ++i) {
+    const Layer& layer = layers_[i];
+    RETURN_IF_ERROR(
+        CheckThere({layer.qkv, layer.attention_output, layer.intermediate, layer.output}));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status BertModel::Forward(const ForwardArgs& args, ComputeContext& context) const {
   RETURN_IF_ERROR(CheckEncoderBatch(args));
   ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
+  RETURN_IF_ERROR(CheckPart(part));
   const auto rows = static_cast<int64_t>(args.batch.tokens.size());
   if (rows == 0) return absl::OkStatus();
   const Arena::Scope scope(context.scratch);
@@ -311,12 +323,12 @@ size_t BertModel::scratch_bytes(int64_t rows, int64_t, int64_t context_tokens) c
       ops_.attention_scratch_bytes(rows, context_tokens, spec_.heads, spec_.head_dim);
   size_t mlp = 0, head = 0;
   for (const Layer& layer : layers_) {
-    attention = std::max({attention, LinearScratch(*layer.qkv.linear, rows),
-                          LinearScratch(*layer.attention_output.linear, rows)});
-    mlp = std::max({mlp, LinearScratch(*layer.intermediate.linear, rows),
-                    LinearScratch(*layer.output.linear, rows)});
+    attention = std::max({attention, LinearScratch(layer.qkv.linear, rows),
+                          LinearScratch(layer.attention_output.linear, rows)});
+    mlp = std::max({mlp, LinearScratch(layer.intermediate.linear, rows),
+                    LinearScratch(layer.output.linear, rows)});
   }
-  for (const QuantizedLinear& linear : head_) head = std::max(head, LinearScratch(linear, rows));
+  for (const QuantizedLinear& linear : head_) head = std::max(head, LinearScratch(&linear, rows));
   attention += Scratch::bytes(rows, int64_t{3} * spec_.hidden) + Scratch::bytes(rows, spec_.hidden);
   mlp += Scratch::bytes(rows, spec_.ffn);
   head += 2 * Scratch::bytes(rows, spec_.hidden);  // at most one sequence per row

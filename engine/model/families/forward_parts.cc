@@ -47,17 +47,21 @@ absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch) {
   return absl::OkStatus();
 }
 
-absl::Status CheckKv(const ModelSpec& spec, const ForwardBatch& batch, const KvPool* kv) {
+absl::Status CheckKv(const ModelSpec& spec, const ForwardArgs& args, const LayerPart& part) {
+  const KvPool* kv = args.kv;
   if (kv == nullptr) return absl::InvalidArgumentError("a decoder needs a KV pool");
   const KvPool::Layout& layout = kv->layout();
-  if (layout.layers != spec.layers || layout.kv_heads != spec.kv_heads ||
-      layout.head_dim != spec.head_dim) {
+  const bool has_layers =
+      part.first >= part.end ||
+      (layout.first_layer <= part.first && part.end <= layout.first_layer + layout.layers);
+  if (!has_layers || layout.first_layer + layout.layers > spec.layers ||
+      layout.kv_heads != spec.kv_heads || layout.head_dim != spec.head_dim) {
     return absl::InvalidArgumentError(
         absl::StrCat("KV pool of another model: layers=", layout.layers,
                      " kv_heads=", layout.kv_heads, " head_dim=", layout.head_dim,
                      " expected=", spec.layers, ",", spec.kv_heads, ",", spec.head_dim));
   }
-  for (const SequenceSpan& s : batch.sequences) {
+  for (const SequenceSpan& s : args.batch.sequences) {
     const int64_t positions = int64_t{s.start_position} + s.num_rows;
     const int64_t needed = (positions + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens;
     if (static_cast<int64_t>(s.blocks.size()) < needed) {
@@ -103,7 +107,7 @@ absl::StatusOr<LayerPart> PartOf(const ModelSpec& spec, const ForwardArgs& args)
 }
 
 absl::Status CheckKeys(const BoundLinear& l, const ModelSpec& spec) {
-  const KeyParts* keys = l.linear->keys();
+  const KeyParts* keys = l.linear == nullptr ? nullptr : l.linear->keys();
   const size_t width = static_cast<size_t>(spec.kv_heads) * static_cast<size_t>(spec.head_dim);
   if (keys == nullptr || keys->scale.empty() || keys->scale.size() == width)
     return absl::OkStatus();
@@ -114,15 +118,24 @@ absl::Status CheckKeys(const BoundLinear& l, const ModelSpec& spec) {
 
 absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears) {
   const auto found = linears.find(slot.name);
-  if (found == linears.end() || found->second == nullptr) {
+  if (found == linears.end()) {
     return absl::NotFoundError(absl::StrCat("no linear for slot ", slot.name));
   }
+  if (found->second == nullptr) return BoundLinear{&slot, nullptr};
   if (found->second->problem().shape != slot.shape) {
     return absl::InvalidArgumentError(absl::StrCat(
         "linear of another shape for slot ", slot.name,
         ": shape=", ToString(found->second->problem().shape), " expected=", ToString(slot.shape)));
   }
   return BoundLinear{&slot, found->second.get()};
+}
+
+absl::Status CheckThere(std::initializer_list<BoundLinear> linears) {
+  for (const BoundLinear& l : linears) {
+    if (l.linear != nullptr) continue;
+    return absl::FailedPreconditionError("the model has no weights of " + l.slot->name);
+  }
+  return absl::OkStatus();
 }
 
 MutableView Scratch::Matrix(int64_t rows, int64_t columns) {
@@ -190,21 +203,23 @@ void Pass::Embed(const QuantizedLinear& table, std::span<const int32_t> ids, Mut
   });
 }
 
-size_t LinearScratch(const QuantizedLinear& linear, int64_t rows) {
+size_t LinearScratch(const QuantizedLinear* linear, int64_t rows) {
+  if (linear == nullptr) return 0;
   // A kernel may take another path, with other scratch, for few rows.
   size_t most = 0;
-  for (int64_t m = 1; m < rows; m *= 2) most = std::max(most, linear.scratch_bytes(m));
-  return std::max(most, linear.scratch_bytes(std::max<int64_t>(1, rows))) + 64;
+  for (int64_t m = 1; m < rows; m *= 2) most = std::max(most, linear->scratch_bytes(m));
+  return std::max(most, linear->scratch_bytes(std::max<int64_t>(1, rows))) + 64;
 }
 
 absl::StatusOr<QuantizedLinear> EncodeSlot(const Checkpoint& checkpoint, const LinearSlot& slot,
                                            const QuantScheme& scheme,
                                            const LinearOptions& options) {
-  ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(checkpoint, slot));
+  ASSIGN_OR_RETURN(Tensor weight, ReadSlotWeight(checkpoint, slot));
   for (const std::string& name : slot.weights) checkpoint.DropResident(name);
   ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(checkpoint, slot));
   RETURN_IF_ERROR(scheme.Accepts(slot.shape));
   ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme.Encode(weight.view()));
+  weight = Tensor();  // never a third copy, which of an embedding table would be felt
   return QuantizedLinear::Create(codes, std::move(bias), options);
 }
 

@@ -2,6 +2,7 @@
 // layers with their observer, vectors read from a checkpoint.
 #pragma once
 #include <cstring>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,8 @@ namespace assay {
 // InvalidArgument: a token outside [0, vocab), a position outside [0, max_context), spans that do
 // not cover the rows in order, too few KV blocks or one outside the pool, logit rows out of order.
 absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch);
-absl::Status CheckKv(const ModelSpec& spec, const ForwardBatch& batch, const KvPool* kv);
+// ... of this part of the stack.
+absl::Status CheckKv(const ModelSpec& spec, const ForwardArgs& args, const LayerPart& part);
 // InvalidArgument: `out` is not f32 [rows, columns].
 absl::Status CheckOut(const MutableView& out, int64_t rows, int64_t columns);
 
@@ -24,10 +26,12 @@ absl::StatusOr<LayerPart> PartOf(const ModelSpec& spec, const ForwardArgs& args)
 // One slot of a built model.
 struct BoundLinear {
   const LinearSlot* slot = nullptr;
-  const QuantizedLinear* linear = nullptr;
+  const QuantizedLinear* linear = nullptr;  // null: not there
 };
 // NotFound names the slot; InvalidArgument: the linear has another shape.
 absl::StatusOr<BoundLinear> Bind(const LinearSlot& slot, const LinearMap& linears);
+// FailedPrecondition names the first that is not there.
+absl::Status CheckThere(std::initializer_list<BoundLinear> linears);
 
 // InvalidArgument: what the linear says of keys is of another width than kv_heads x head_dim.
 absl::Status CheckKeys(const BoundLinear& l, const ModelSpec& spec);
@@ -86,8 +90,8 @@ absl::Status RunLayers(const LayerPart& part, MutableView x, EmbedFn embed, Laye
   return absl::OkStatus();
 }
 
-// Scratch of one linear for any number of rows up to `rows`.
-size_t LinearScratch(const QuantizedLinear& linear, int64_t rows);
+// Scratch of one linear for any number of rows up to `rows`; none of one that is not there.
+size_t LinearScratch(const QuantizedLinear* linear, int64_t rows);
 
 // One slot of the checkpoint in one scheme, rounded to nearest. Whatever ReadSlotWeight,
 // QuantScheme and QuantizedLinear::Create return.

@@ -41,6 +41,7 @@ class LlamaModel final : public Model {
         ops_(ops) {}
 
   absl::Status BindLinears();
+  absl::Status CheckPart(const ForwardArgs& args, const LayerPart& part) const;  // all there
   absl::Status ReadNorms(const Checkpoint& checkpoint);
   absl::Status ReadRotation(const Checkpoint& checkpoint);
 
@@ -146,14 +147,25 @@ absl::StatusOr<std::unique_ptr<const Model>> LlamaModel::Build(const ModelSpec& 
   return std::unique_ptr<const Model>(std::move(model));
 }
 
+absl::Status LlamaModel::CheckPart(const ForwardArgs& args, const LayerPart& part) const {
+  if (part.first == 0) RETURN_IF_ERROR(CheckThere({embedding_}));
+  for (int i = part.first; i < part.end; ++i) {
+    const Layer& layer = layers_[i];
+    RETURN_IF_ERROR(CheckThere({layer.qkv, layer.o, layer.gate_up, layer.down}));
+  }
+  const bool logits = args.head_input.data == nullptr && !args.batch.logit_rows.empty();
+  return part.end == spec_.layers && logits ? CheckThere({head_}) : absl::OkStatus();
+}
+
 absl::Status LlamaModel::Forward(const ForwardArgs& args, ComputeContext& context) const {
   RETURN_IF_ERROR(CheckBatch(spec_, args.batch));
-  RETURN_IF_ERROR(CheckKv(spec_, args.batch, args.kv));
+  ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
+  RETURN_IF_ERROR(CheckKv(spec_, args, part));
+  RETURN_IF_ERROR(CheckPart(args, part));
   const bool logits = args.head_input.data == nullptr;
   RETURN_IF_ERROR(CheckOut(logits ? args.out : args.head_input,
                            static_cast<int64_t>(args.batch.logit_rows.size()),
                            logits ? spec_.vocab : spec_.hidden));
-  ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
   const auto rows = static_cast<int64_t>(args.batch.tokens.size());
   if (rows == 0) return absl::OkStatus();
 
@@ -273,15 +285,15 @@ size_t LlamaModel::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t conte
   size_t mlp = 0;
   for (const Layer& layer : layers_) {
     attention = std::max(
-        {attention, LinearScratch(*layer.qkv.linear, rows), LinearScratch(*layer.o.linear, rows)});
+        {attention, LinearScratch(layer.qkv.linear, rows), LinearScratch(layer.o.linear, rows)});
     mlp = std::max(
-        {mlp, LinearScratch(*layer.gate_up.linear, rows), LinearScratch(*layer.down.linear, rows)});
+        {mlp, LinearScratch(layer.gate_up.linear, rows), LinearScratch(layer.down.linear, rows)});
   }
   attention += Scratch::bytes(rows, qkv_width()) + Scratch::bytes(rows, q_width());
   mlp += Scratch::bytes(rows, int64_t{2} * spec_.ffn) + Scratch::bytes(rows, spec_.ffn);
   const size_t head = Scratch::bytes(logit_rows, spec_.hidden) +
                       Scratch::decode_rows_bytes(logit_rows) +
-                      LinearScratch(*head_.linear, logit_rows);
+                      LinearScratch(head_.linear, logit_rows);
   return 2 * Scratch::bytes(rows, spec_.hidden) + Scratch::decode_rows_bytes(rows) +
          2 * Scratch::bytes(rows, spec_.head_dim / 2) + std::max({attention, mlp, head});
 }

@@ -48,19 +48,19 @@ class CalibrateTest : public testing::Test {
     EXPECT_OK(CollectInputs(model, run(), KeepInto(inputs)));
     return inputs;
   }
-  // The linears of `from` with those of the named slots replaced by other ones of the checkpoint in
-  // `scheme`.
+  // `from` with the linears of the named slots in 8 bit, and of all that were named before.
   absl::StatusOr<std::shared_ptr<const Model>> Requantized(
       const Model& from, const std::vector<const LinearSlot*>& slots) {
-    LinearMap linears = from.linears();
     for (const LinearSlot* slot : slots) {
       ASSIGN_OR_RETURN(const Tensor weight, ReadSlotWeight(*checkpoint_, *slot));
       ASSIGN_OR_RETURN(const QuantizedTensor codes,
                        FindScheme("int8_channel").value()->Encode(weight.view()));
       ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(*checkpoint_, *slot));
       ASSIGN_OR_RETURN(QuantizedLinear linear, QuantizedLinear::Create(codes, std::move(bias), {}));
-      linears[slot->name] = std::make_shared<const QuantizedLinear>(std::move(linear));
+      requantized_[slot->name] = std::make_shared<const QuantizedLinear>(std::move(linear));
     }
+    LinearMap linears = from.linears();
+    for (const auto& [name, linear] : requantized_) linears[name] = linear;
     ASSIGN_OR_RETURN(const ModelFamily* family, FamilyOf(*checkpoint_));
     return family->build(from.spec(), *checkpoint_, std::move(linears));
   }
@@ -89,6 +89,7 @@ class CalibrateTest : public testing::Test {
   ThreadPool pool_{{.num_threads = 2}};
   std::unique_ptr<const Checkpoint> checkpoint_;
   std::shared_ptr<const Model> model_;
+  LinearMap requantized_;
   CalibrationSet set_;
 };
 
@@ -118,7 +119,7 @@ TEST_F(CalibrateTest, TheWalkSeesWhatOnePassSees) {
                                  order.push_back(slots.front()->name);
                                  return model;
                                }};
-    ASSERT_OK(WalkLayers(model_, run(), steps));
+    ASSERT_OK(WalkLayers(ResidentLayers(model_), run(), steps));
     EXPECT_EQ(inputs, Collected(*model_)) << path;
     const ModelSpec& spec = model_->spec();
     const bool head = spec.task == ModelTask::kGenerate;
@@ -141,7 +142,7 @@ TEST_F(CalibrateTest, QuantizedLayersFeedTheLayersAbove) {
         return last;
       },
       .feed_quantized = true};
-  ASSERT_OK(WalkLayers(model_, run(), steps));
+  ASSERT_OK(WalkLayers(ResidentLayers(model_), run(), steps));
   // The inputs of layer i are those that a model has whose layers below i are quantized and whose
   // own layer is not: for the first slot of a layer that is the fully quantized model.
   const Inputs quantized = Collected(*last), exact = Collected(*model_);
@@ -179,7 +180,7 @@ TEST_F(CalibrateTest, BothModelsGoUpSideBySide) {
       },
       .feed_quantized = true,
       .both_inputs = true};
-  ASSERT_OK(WalkLayers(model_, run(), steps));
+  ASSERT_OK(WalkLayers(ResidentLayers(model_), run(), steps));
   const Inputs quantized = Collected(*last), exact = Collected(*model_);
   for (const auto& [name, rows] : beside) EXPECT_EQ(rows, exact.at(name)) << name;
   EXPECT_EQ(inputs.at("model.layers.3.self_attn.qkv_proj"),
@@ -232,7 +233,7 @@ TEST_F(CalibrateTest, TheAsymmetricCorrectionLowersTheOutputError) {
       },
       .feed_quantized = true,
       .both_inputs = true};
-  ASSERT_OK(WalkLayers(model_, run(), steps));
+  ASSERT_OK(WalkLayers(ResidentLayers(model_), run(), steps));
   EXPECT_LT(error["gptq:act_order,asym,rows=0"], 0.99 * error["gptq:act_order,rows=0"]);
 }
 
@@ -243,7 +244,7 @@ TEST_F(CalibrateTest, WithoutFeedingTheLayersAboveSeeTheReference) {
                                            const std::vector<const LinearSlot*>& slots) {
                                return Requantized(*model, slots);
                              }};
-  ASSERT_OK(WalkLayers(model_, run(), steps));
+  ASSERT_OK(WalkLayers(ResidentLayers(model_), run(), steps));
   const Inputs exact = Collected(*model_);
   for (const auto& [name, rows] : inputs) EXPECT_EQ(rows, exact.at(name)) << name;
 }
@@ -262,7 +263,7 @@ TEST_F(CalibrateTest, OnlyWantedSlotsAreSeen) {
         finished.push_back(slots.size());
         return model;
       }};
-  ASSERT_OK(WalkLayers(model_, run(), steps));
+  ASSERT_OK(WalkLayers(ResidentLayers(model_), run(), steps));
   EXPECT_THAT(finished, ElementsAre(1, 1, 1, 1, 1));
   for (const auto& [name, rows] : walked) EXPECT_EQ(rows, all.at(name)) << name;
 }

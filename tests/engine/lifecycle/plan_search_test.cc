@@ -21,14 +21,14 @@ class PlanSearchTest : public testing::Test {
     ASSERT_OK_AND_ASSIGN(checkpoint_, OpenCheckpoint(Stories260k()));
     ASSERT_OK_AND_ASSIGN(family_, FamilyOf(*checkpoint_));
     ASSERT_OK_AND_ASSIGN(reference_, BuildUniform(*checkpoint_, "f32", {}));
+    source_ = std::make_unique<StreamedLayers>(*family_, reference_->spec(), *checkpoint_);
     set_.samples = RandomDocuments({.documents = 2, .tokens = 96}, reference_->spec().vocab, 3);
   }
   SearchInputs inputs() {
-    return {
-        *family_,   *checkpoint_,
-        reference_, set_,
-        pool_,      [](const LinearSlot& slot) { return slot.kind == LinearSlot::Kind::kLinear; },
-        nullptr};
+    return {*family_, *checkpoint_,
+            *source_, set_,
+            pool_,    [](const LinearSlot& slot) { return slot.kind == LinearSlot::Kind::kLinear; },
+            nullptr};
   }
   // Mean KL of the whole model in the chosen candidates, on the search's own samples.
   double MeasuredKl(const SearchTable& table, const std::vector<int>& choice) {
@@ -43,13 +43,14 @@ class PlanSearchTest : public testing::Test {
     }
     const auto model = family_->build(reference_->spec(), *checkpoint_, std::move(linears)).value();
     const EvaluationSet set{.documents = set_.samples};
-    const auto verifier = Verifier::Create(*reference_, set, pool_).value();
+    const auto verifier = Verifier::Create(*source_, set, pool_).value();
     return verifier->Compare(*model, DType::kF32, {.decode_path = false}, nullptr)->mean_kl.mean;
   }
   ThreadPool pool_{{.num_threads = 2}};
   std::unique_ptr<const Checkpoint> checkpoint_;
   const ModelFamily* family_ = nullptr;
   std::shared_ptr<const Model> reference_;
+  std::unique_ptr<const LayerSource> source_;
   CalibrationSet set_;
 };
 

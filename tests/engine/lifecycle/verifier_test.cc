@@ -19,10 +19,11 @@ class VerifierTest : public testing::Test {
     ASSERT_OK_AND_ASSIGN(checkpoint_, OpenCheckpoint(Stories260k()));
     ASSERT_OK_AND_ASSIGN(tokenizer_, MakeTokenizer(checkpoint_->tokenizer()));
     ASSERT_OK_AND_ASSIGN(reference_, BuildUniform(*checkpoint_, "f32", {}));
+    source_ = std::make_unique<ResidentLayers>(reference_);
     ASSERT_OK_AND_ASSIGN(set_,
                          MakeEvaluationSet(BundledEvaluationText(), "bundled", tokenizer_.get(),
                                            reference_->spec(), {.documents = 3, .window = 150}));
-    ASSERT_OK_AND_ASSIGN(verifier_, Verifier::Create(*reference_, set_, pool_));
+    ASSERT_OK_AND_ASSIGN(verifier_, Verifier::Create(*source_, set_, pool_));
   }
   std::unique_ptr<const Model> Int8() {
     return BuildUniform(*checkpoint_, "int8_channel", {.activation = ActivationMode::kA8Token})
@@ -42,7 +43,8 @@ class VerifierTest : public testing::Test {
   ThreadPool pool_{{.num_threads = 2}};
   std::unique_ptr<const Checkpoint> checkpoint_;
   std::unique_ptr<const Tokenizer> tokenizer_;
-  std::unique_ptr<const Model> reference_;
+  std::shared_ptr<const Model> reference_;
+  std::unique_ptr<const LayerSource> source_;
   EvaluationSet set_;
   std::unique_ptr<Verifier> verifier_;
 };
@@ -70,7 +72,7 @@ TEST_F(VerifierTest, WhatTheReferenceComputedOnceIsUsedAgain) {
   EXPECT_GT(first.mean_kl.mean, 0);
   EXPECT_EQ(first.mean_kl.mean, second.mean_kl.mean);
   EXPECT_EQ(first.perplexity_reference, second.perplexity_reference);
-  auto fresh = Verifier::Create(*reference_, set_, pool_).value();
+  auto fresh = Verifier::Create(*source_, set_, pool_).value();
   ASSERT_OK_AND_ASSIGN(const VerificationResult third,
                        fresh->Compare(*int8, DType::kF32, {}, nullptr));
   EXPECT_EQ(first.mean_kl.mean, third.mean_kl.mean);
@@ -78,8 +80,7 @@ TEST_F(VerifierTest, WhatTheReferenceComputedOnceIsUsedAgain) {
 
 TEST_F(VerifierTest, ADecodePathThatDiffersFromPrefillIsADefect) {
   for (const float bias : {0.1f, std::numeric_limits<float>::quiet_NaN()}) {
-    const OffInDecode off(std::shared_ptr<const Model>(reference_.get(), [](const Model*) {}),
-                          bias);
+    const OffInDecode off(reference_, bias);
     ASSERT_OK_AND_ASSIGN(const VerificationResult result,
                          verifier_->Compare(off, DType::kF32, {}, nullptr));
     EXPECT_LT(result.kl_max, 1e-12) << bias;  // prefill shows nothing
@@ -103,10 +104,9 @@ TEST_F(VerifierTest, SingleLayersCostLessThanAllOfThem) {
   const auto int8 = Int8();
   const ModelFamily* family = FamilyOf(*checkpoint_).value();
   ASSERT_OK_AND_ASSIGN(const auto sqnr, OutputSqnr(int8->linears()));
-  ASSERT_OK_AND_ASSIGN(const auto ranking,
-                       RankLayers({*family, reference_->spec(), *checkpoint_, reference_->linears(),
-                                   int8->linears(), sqnr},
-                                  *verifier_, 6, nullptr));
+  ASSERT_OK_AND_ASSIGN(const auto ranking, RankLayers({*family, reference_->spec(), *checkpoint_,
+                                                       *source_, int8->linears(), sqnr},
+                                                      *verifier_, 6, nullptr));
   ASSERT_THAT(ranking, SizeIs(6));
   ASSERT_OK_AND_ASSIGN(const VerificationResult all,
                        verifier_->Compare(*int8, DType::kF32, {}, nullptr));
@@ -229,7 +229,7 @@ TEST_F(VerifierTest, AHopelessCandidateStopsEarlyAndSaysSo) {
   ASSERT_OK_AND_ASSIGN(const EvaluationSet set,
                        MakeEvaluationSet(BundledEvaluationText(), "bundled", tokenizer_.get(),
                                          reference_->spec(), {.documents = 6, .window = 80}));
-  ASSERT_OK_AND_ASSIGN(const auto verifier, Verifier::Create(*reference_, set, pool_));
+  ASSERT_OK_AND_ASSIGN(const auto verifier, Verifier::Create(*source_, set, pool_));
   const auto int8 = Int8();
   ASSERT_OK_AND_ASSIGN(const VerificationResult whole,
                        verifier->Compare(*int8, DType::kF32, {}, nullptr));
