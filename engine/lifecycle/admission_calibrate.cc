@@ -204,26 +204,6 @@ bool NeedsCalibration(const Admission& a) {
                      [&](const LinearSlot& slot) { return NeedsInput(a, slot); });
 }
 
-uint64_t CalibrationBytes(const Admission& a) {
-  if (!NeedsCalibration(a) && a.transforms.empty()) return 0;
-  const CalibrationRecipe& calibration = a.recipe().calibration;
-  uint64_t widest = 0, largest = 0;
-  for (const LinearSlot& slot : a.slots) {
-    const auto n = static_cast<uint64_t>(slot.shape[0]), k = static_cast<uint64_t>(slot.shape[1]);
-    if (slot.kind == LinearSlot::Kind::kEmbedding) continue;
-    widest = std::max(widest, k);
-    largest = std::max(largest, n * k);
-  }
-  // The stream of every sample; a layer's Hessians in f32, their factors in f64; copies of a
-  // weight. Of both models, and their cross terms, where a method corrects for the input's error.
-  const uint64_t models = a.rounding->needs() == StatisticsNeed::kCross ? 2 : 1;
-  return models * (static_cast<uint64_t>(calibration.samples) *
-                       static_cast<uint64_t>(calibration.window) *
-                       static_cast<uint64_t>(a.spec.hidden) * sizeof(float) +
-                   8 * widest * widest * sizeof(float)) +
-         8 * largest * sizeof(float);
-}
-
 StreamedLayers ReferenceLayers(const Admission& a) {
   return StreamedLayers(*a.family, a.spec, a.weights());
 }

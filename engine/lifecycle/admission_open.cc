@@ -15,7 +15,7 @@
 #include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/ladder.h"
-#include "engine/ops/ops.h"
+#include "engine/lifecycle/memory_model.h"
 #include "quant/policy/recipe_list.h"
 
 namespace assay {
@@ -97,92 +97,22 @@ absl::Status TakeScheme(const std::string& scheme_name, PolicyDecision& decision
   return absl::OkStatus();
 }
 
-// Bits that a weight occupies once packed: kernels that decode at load hold f32.
-double ResidentBits(const LinearSlot& slot, const SlotPlan& plan) {
-  const absl::StatusOr<const QuantScheme*> scheme = FindScheme(plan.scheme);
-  if (!scheme.ok()) return 32;
-  const LinearProblem problem{slot.shape, *scheme, plan.activation};
-  for (const LinearKernel* kernel : AllLinearKernels()) {
-    if (!kernel->Supports(problem).ok()) continue;
-    return kernel->name() == "decoded_f32" ? 32 : (*scheme)->bits_per_weight(slot.shape);
-  }
-  return 32;
-}
-
-uint64_t WeightBytes(const Admission& a) {
-  double bytes = 0;
-  for (const LinearSlot& slot : a.slots) {
-    bytes += static_cast<double>(slot.shape.elements()) *
-             ResidentBits(slot, a.plan.find(slot.name)->second) / 8;
-  }
-  return static_cast<uint64_t>(bytes) + OtherElements(a) * 4;
-}
-
-// Scratch of one forward pass: activations, attention, and a quantized copy of the widest input.
-uint64_t ScratchBytes(const ModelSpec& spec, uint64_t rows, int context) {
-  const uint64_t heads =
-      static_cast<uint64_t>(spec.heads) + 2 * static_cast<uint64_t>(spec.kv_heads);
-  const uint64_t width = 3 * static_cast<uint64_t>(spec.hidden) +
-                         3 * static_cast<uint64_t>(spec.ffn) +
-                         (2 * heads + 1) * static_cast<uint64_t>(spec.head_dim);
-  uint64_t bytes = rows * width * sizeof(float) +
-                   2 * rows * static_cast<uint64_t>(std::max(spec.ffn, spec.hidden));
-  const absl::StatusOr<const Ops*> ops = OpsFor(CpuDevice());
-  if (ops.ok()) {
-    bytes += (*ops)->attention_scratch_bytes(static_cast<int64_t>(rows), context, spec.heads,
-                                             spec.head_dim);
-  }
-  return bytes;
-}
-
-// KV pool, scratch and logits of the engine that will serve.
-uint64_t EngineBytes(const Admission& a) {
-  const EngineOptions& engine = a.host.options.engine;
-  const ModelSpec& spec = a.spec;
-  const int context =
-      engine.max_context > 0 ? std::min(engine.max_context, spec.max_context) : spec.max_context;
-  if (spec.task != ModelTask::kGenerate) {
-    return ScratchBytes(spec, static_cast<uint64_t>(engine.max_batch_tokens), context);
-  }
-  const uint64_t logits = static_cast<uint64_t>(engine.max_sequences) *
-                          static_cast<uint64_t>(spec.vocab) * sizeof(float);
-  return ScratchBytes(spec, static_cast<uint64_t>(engine.max_step_tokens), context) + logits +
-         engine.kv_bytes;
-}
-
 bool HasIntegerKv(const Recipe& recipe) {
   return recipe.kv_dtype == DType::kI8 || recipe.kv_dtype == DType::kU4;
 }
 
-// Logits of one chunk under both models, twice the KV of one document.
-uint64_t VerificationBytes(const ModelSpec& spec, const Recipe& recipe) {
-  constexpr uint64_t kChunk = 128;
-  const EvaluationSize size;
-  const int longest = HasIntegerKv(recipe) ? size.long_window : size.window;
-  const auto window = static_cast<uint64_t>(std::min(longest, std::max(spec.max_context, 1)));
-  const uint64_t logits =
-      spec.task == ModelTask::kGenerate ? 3 * kChunk * static_cast<uint64_t>(spec.vocab) * 4 : 0;
-  const uint64_t kv = 2 * window * 2 * static_cast<uint64_t>(spec.layers) *
-                      static_cast<uint64_t>(spec.kv_heads) * static_cast<uint64_t>(spec.head_dim) *
-                      4;
-  return logits + (spec.task == ModelTask::kGenerate ? kv : 0);
-}
-
-// The largest moment of the admission. While quantizing: what is done so far and three copies of
-// the widest layer (read, encoded, packed). While verifying: candidate and reference. While
-// serving: candidate and engine.
-uint64_t EstimatePeak(const Admission& a) {
-  constexpr uint64_t kSmallBuffers = 256 << 10;  // of all the steps that have no term of their own
-  uint64_t widest = 0;
-  for (const LinearSlot& slot : a.slots) {
-    widest = std::max(widest, static_cast<uint64_t>(slot.shape.elements()) * 4);
-  }
-  const uint64_t weights = WeightBytes(a);
-  const uint64_t reference = a.report.bytes_f32;
-  return std::max(
-             {weights + 3 * widest, weights + reference + VerificationBytes(a.spec, a.recipe()),
-              weights + reference + 2 * widest + CalibrationBytes(a), weights + EngineBytes(a)}) +
-         kSmallBuffers;
+MemoryEstimate Estimate(const Admission& a) {
+  EngineOptions engine = a.host.options.engine;
+  engine.kv_dtype = a.recipe().kv_dtype;
+  return EstimateMemory({.spec = a.spec,
+                         .slots = a.slots,
+                         .plan = a.plan,
+                         .other_bytes = OtherElements(a) * 4,
+                         .engine = engine,
+                         .serves = !a.request.dry_run,
+                         .calibrated = NeedsCalibration(a),
+                         .long_context = HasIntegerKv(a.recipe()),
+                         .evaluation = a.host.hooks.evaluation.value_or(EvaluationSize{})});
 }
 
 uint64_t AvailableBytes(const AdmissionOptions& options) {
@@ -193,14 +123,15 @@ uint64_t AvailableBytes(const AdmissionOptions& options) {
 }
 
 absl::Status CheckFits(Admission& a) {
-  a.report.estimated_peak_bytes = EstimatePeak(a);
+  const MemoryEstimate estimate = Estimate(a);
+  a.report.estimated_peak_bytes = estimate.peak;
   const uint64_t available = AvailableBytes(a.host.options);
   if (a.report.estimated_peak_bytes <= available) return absl::OkStatus();
   const std::string reason = absl::StrFormat(
-      "does not fit: the admission needs up to %.1f MB (weights %.1f MB as %s, reference %.1f MB, "
+      "does not fit: the admission needs up to %.1f MB, while it is at %s (weights %.1f MB as %s, "
       "engine %.1f MB), %.1f MB are available",
-      a.report.estimated_peak_bytes / 1e6, WeightBytes(a) / 1e6, a.recipe().scheme,
-      a.report.bytes_f32 / 1e6, EngineBytes(a) / 1e6, available / 1e6);
+      estimate.peak / 1e6, estimate.moment, estimate.weights / 1e6, a.recipe().scheme,
+      estimate.engine / 1e6, available / 1e6);
   a.report.verdict = "rejected";
   a.report.reason = reason;
   return absl::ResourceExhaustedError(reason);

@@ -210,6 +210,7 @@ absl::Status WarmStage(Admission& a) {
   }
   const ModelPass::Span prefill{0, 0, tokens};
   RETURN_IF_ERROR(pass.Forward(std::span(&prefill, 1), /*logits=*/!decoder).status());
+  a.SamplePeak();
   a.note = absl::StrCat(steps, " batch sizes up to ", sequences, ", one chunk of ", chunk);
   return absl::OkStatus();
 }

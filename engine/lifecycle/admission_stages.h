@@ -176,8 +176,6 @@ absl::Status QuantizeSlots(Admission& admission);
 bool RoundedByMethod(const Admission& admission, const LinearSlot& slot);
 bool FeedsErrorsBack(const Admission& admission);  // GPTQ
 bool NeedsCalibration(const Admission& admission);
-// Memory that calibration takes besides the reference.
-uint64_t CalibrationBytes(const Admission& admission);
 // The model in f32, to be read layer by layer.
 StreamedLayers ReferenceLayers(const Admission& admission);
 // Rejects where reading it found NaN or infinity.

@@ -151,6 +151,7 @@ class FoldSearch {
     SharedInput shared{.input = &statistics_.find(group.slot)->second};
     for (const std::string& name : group.consumers) {
       ASSIGN_OR_RETURN(weights.emplace_back(), folded->ReadAll(name));
+      folded->DropResident(name);
     }
     for (const Tensor& weight : weights) shared.weights.push_back(weight.view());
     std::vector<int32_t> producer_channel;
