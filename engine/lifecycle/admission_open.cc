@@ -103,7 +103,7 @@ bool HasIntegerKv(const Recipe& recipe) {
 
 MemoryEstimate Estimate(const Admission& a) {
   EngineOptions engine = a.host.options.engine;
-  engine.kv_dtype = a.recipe().kv_dtype;
+  engine.kv_format = KvFormatOf(a.recipe());
   return EstimateMemory({.spec = a.spec,
                          .slots = a.slots,
                          .plan = a.plan,
@@ -267,6 +267,11 @@ absl::Status ProfileStage(Admission& a) {
   }
   RETURN_IF_ERROR(CheckNames(a, "keep", a.recipe().keep));
   RETURN_IF_ERROR(CheckNames(a, "rotate_inputs", a.recipe().rotate_inputs));
+  if (a.recipe().kv_window + a.recipe().kv_sinks > 0) {
+    a.report.decision.trace.push_back(
+        "rows of the KV cache in 16 bit belong to one sequence: the prefix cache is off for this "
+        "model");
+  }
   RETURN_IF_ERROR(FindMethods(a));
   a.plan = MakePlan(a.recipe(), a.slots, a.spec.tied_head);
   RETURN_IF_ERROR(CheckFits(a));

@@ -92,6 +92,10 @@ bool NeedsKeys(const Admission& a) {
          (recipe.kv_key_channels || recipe.int8_scores);
 }
 
+KvFormat KvFormatOf(const Recipe& recipe) {
+  return {recipe.kv_dtype, recipe.kv_window, recipe.kv_sinks};
+}
+
 bool NeedsWeights(const Admission& a) { return a.candidate == nullptr; }
 
 std::span<const AdmissionStage> AdmissionStages() {
@@ -195,7 +199,8 @@ absl::Status WarmStage(Admission& a) {
                                                       .context = chunk,
                                                       .rows = std::max(chunk, sequences),
                                                       .out_rows = sequences,
-                                                      .kv_dtype = a.recipe().kv_dtype},
+                                                      // Rows in 16 bit have nothing to warm.
+                                                      .kv_format = a.recipe().kv_dtype},
                                                      a.host.pool));
   a.SamplePeak();
   const std::vector<int32_t> tokens(static_cast<size_t>(chunk), 0);
@@ -235,7 +240,7 @@ absl::Status PublishStage(Admission& a) {
   servable->tokenizer = a.tokenizer;
   servable->metrics = a.metrics;
   EngineOptions options = a.host.options.engine;
-  options.kv_dtype = a.recipe().kv_dtype;
+  options.kv_format = KvFormatOf(a.recipe());
   const EngineHost host{a.host.pool, a.host.clock, a.metrics};
   if (a.spec.task == ModelTask::kGenerate) {
     ASSIGN_OR_RETURN(servable->generate,

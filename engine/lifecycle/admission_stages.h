@@ -145,6 +145,7 @@ absl::Status LookUpStage(Admission& admission);
 absl::Status LoadStage(Admission& admission);
 absl::Status CalibrateKeysStage(Admission& admission);
 bool NeedsKeys(const Admission& admission);  // that stage is to run
+KvFormat KvFormatOf(const Recipe& recipe);
 absl::Status QuantizeStage(Admission& admission);
 absl::Status StoreStage(Admission& admission);
 // admission_verify.cc

@@ -114,7 +114,7 @@ absl::Status MeasureSlices(Admission& a) {
     return a.progress(fraction, "comparing at long context");
   };
   SliceReport slice{.name = a.long_context.name};
-  ASSIGN_OR_RETURN(slice.result, a.long_verifier->Compare(*a.candidate, a.recipe().kv_dtype,
+  ASSIGN_OR_RETURN(slice.result, a.long_verifier->Compare(*a.candidate, KvFormatOf(a.recipe()),
                                                           {.decode_path = false}, progress));
   VerificationResult& whole = a.report.verification;
   whole.defects = slice.result.defects;
@@ -131,7 +131,7 @@ absl::Status Measure(Admission& a) {
   const Verifier::Extent extent{
       .early = Verifier::EarlyStop{.max_mean_kl = a.report.decision.budget.max_mean_kl}};
   ASSIGN_OR_RETURN(a.report.verification,
-                   a.verifier->Compare(*a.candidate, a.recipe().kv_dtype, extent, progress));
+                   a.verifier->Compare(*a.candidate, KvFormatOf(a.recipe()), extent, progress));
   VerificationResult& v = a.report.verification;
   if (v.defects.empty()) {
     v.failures = CheckBudget(v, a.report.decision.budget, a.spec.task);
@@ -376,9 +376,9 @@ absl::Status TasksStage(Admission& a) {
       MeasureTask(*a.reference, set, {*a.tokenizer, a.host.pool, DType::kF32, progress}));
   a.reference.reset();
   done = 0.5;
-  ASSIGN_OR_RETURN(
-      const std::vector<TaskFigure> served,
-      MeasureTask(*a.candidate, set, {*a.tokenizer, a.host.pool, a.recipe().kv_dtype, progress}));
+  ASSIGN_OR_RETURN(const std::vector<TaskFigure> served,
+                   MeasureTask(*a.candidate, set,
+                               {*a.tokenizer, a.host.pool, KvFormatOf(a.recipe()), progress}));
   a.report.labelled_set = set.name;
   a.report.labelled_hash = set.hash;
   a.report.tasks.clear();

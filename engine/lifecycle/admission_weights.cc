@@ -46,8 +46,8 @@ std::string ArtifactKey(const Admission& a) {
   nlohmann::json recipe = ToJson(a.report.decision.recipe);
   recipe.erase("name");
   recipe.erase("bits_per_weight");  // an estimate, not part of the result
-  recipe.erase("kv_dtype");         // the engine's business
-  recipe.erase("calibration");      // its content counts
+  for (const char* engines : {"kv_dtype", "kv_window", "kv_sinks"}) recipe.erase(engines);
+  recipe.erase("calibration");  // its content counts
   return Sha256Hex(absl::StrCat(a.report.source_hash, "\n", recipe.dump(), "\n", kQuantizer, "\n",
                                 CalibrationKey(a)));
 }
@@ -339,12 +339,15 @@ absl::Status BuildCandidate(Admission& a) {
 std::string CertificateKey(const Admission& a) {
   nlohmann::json kernels = nlohmann::json::object();
   for (const auto& [name, linear] : a.linears) kernels[name] = std::string(linear->kernel());
+  const Recipe& recipe = a.report.decision.recipe;
   const nlohmann::json what = {{"artifact", a.report.artifact_hash},
                                {"budget", ToJson(a.report.decision.budget)},
                                {"evaluation", a.evaluation.hash + a.long_context.hash},
                                {"kernels", kernels},
                                {"isa", a.host.hooks.host_isa.value_or(a.report.hardware.cpu_isa)},
-                               {"kv_dtype", std::string(Name(a.report.decision.recipe.kv_dtype))},
+                               {"kv_dtype", std::string(Name(recipe.kv_dtype))},
+                               {"kv_window", recipe.kv_window},
+                               {"kv_sinks", recipe.kv_sinks},
                                {"assay", ASSAY_VERSION}};
   return Sha256Hex(what.dump());
 }

@@ -4,7 +4,8 @@
 
 namespace assay {
 
-ModelPass::Size PassSize(const ModelSpec& spec, const EvaluationSet& set, DType kv_dtype) {
+ModelPass::Size PassSize(const ModelSpec& spec, const EvaluationSet& set,
+                         const KvFormat& kv_format) {
   size_t most = 1;
   for (const auto& document : set.documents) most = std::max(most, document.size());
   const auto longest = static_cast<int>(most);
@@ -13,13 +14,13 @@ ModelPass::Size PassSize(const ModelSpec& spec, const EvaluationSet& set, DType 
             .context = longest,
             .rows = std::min(kChunkRows, longest),
             .out_rows = std::min(kChunkRows, longest),
-            .kv_dtype = kv_dtype};
+            .kv_format = kv_format};
   }
   return {.sequences = kEncoderSequences,
           .context = longest,
           .rows = int64_t{kEncoderSequences} * longest,
           .out_rows = kEncoderSequences,
-          .kv_dtype = kv_dtype};
+          .kv_format = kv_format};
 }
 
 DocumentStreams::DocumentStreams(const ModelSpec& spec, const EvaluationSet& set,

@@ -17,7 +17,8 @@ inline constexpr int kChunkRows = 128;        // of one decoder pass: bounds the
 inline constexpr int kEncoderSequences = 16;  // of one encoder pass
 
 // A pass over the set's documents: one decoder document, or kEncoderSequences at once.
-ModelPass::Size PassSize(const ModelSpec& spec, const EvaluationSet& set, DType kv_dtype);
+ModelPass::Size PassSize(const ModelSpec& spec, const EvaluationSet& set,
+                         const KvFormat& kv_format);
 
 class DocumentStreams {
  public:

@@ -85,7 +85,7 @@ class TaskMeter {
     ASSIGN_OR_RETURN(
         ModelPass pass,
         ModelPass::Create(
-            model, {.context = context, .rows = rows, .out_rows = 1, .kv_dtype = run.kv_dtype},
+            model, {.context = context, .rows = rows, .out_rows = 1, .kv_format = run.kv_format},
             run.pool));
     return TaskMeter(run.tokenizer, std::move(pass), context);
   }

@@ -37,7 +37,7 @@ struct TaskFigure {
 struct TaskRun {
   const Tokenizer& tokenizer;
   ThreadPool& pool;
-  DType kv_dtype = DType::kF32;
+  KvFormat kv_format = DType::kF32;
   std::function<absl::Status(double fraction)> progress;  // or empty; an error ends the run
 };
 // InvalidArgument: an item that does not fit the model's context, by its number.

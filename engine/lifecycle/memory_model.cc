@@ -137,10 +137,20 @@ class MemoryModel {
   uint64_t Out(int64_t rows) const {
     return static_cast<uint64_t>(rows * columns()) * sizeof(float);
   }
-  uint64_t Kv(DType dtype, int layers, int64_t tokens, int64_t sequences) const {
+  KvPool::Layout KvLayout(const KvFormat& format, int layers) const {
+    return {.layers = layers,
+            .kv_heads = spec_.kv_heads,
+            .head_dim = spec_.head_dim,
+            .dtype = format.dtype,
+            .window = format.window,
+            .sinks = format.sinks};
+  }
+  uint64_t Kv(const KvFormat& format, int layers, int64_t tokens, int64_t sequences) const {
     if (!decoder()) return 0;
-    const KvPool::Layout layout{layers, spec_.kv_heads, spec_.head_dim, dtype};
-    return layout.block_bytes() * static_cast<uint64_t>(KvCache::BlocksFor(tokens) * sequences);
+    const KvPool::Layout layout = KvLayout(format, layers);
+    return (layout.block_bytes() * static_cast<uint64_t>(KvCache::BlocksFor(tokens)) +
+            layout.slot_bytes()) *
+           static_cast<uint64_t>(sequences);
   }
 
   int Context() const {
@@ -152,11 +162,18 @@ class MemoryModel {
     const EngineOptions& o = in_.engine;
     if (!decoder())
       return Pass(served_, o.max_batch_tokens, o.max_sequences) + Out(o.max_sequences);
-    const int64_t sequences = std::min(o.max_sequences, o.max_step_tokens);
-    const uint64_t block = Kv(o.kv_dtype, spec_.layers, KvCache::kBlockTokens, 1);
+    int64_t sequences = std::min(o.max_sequences, o.max_step_tokens);
+    const KvPool::Layout layout = KvLayout(o.kv_format, spec_.layers);
+    uint64_t slots = 0;
+    if (layout.has_slots()) {  // up to half of the pool
+      const auto room = static_cast<int64_t>(o.kv_bytes / 2 / layout.slot_bytes());
+      sequences = std::clamp<int64_t>(room, 1, sequences);
+      slots = static_cast<uint64_t>(sequences) * layout.slot_bytes();
+    }
+    const uint64_t block = layout.block_bytes(), left = o.kv_bytes - std::min(slots, o.kv_bytes);
     const uint64_t useful = static_cast<uint64_t>(sequences * KvCache::BlocksFor(Context()));
-    const uint64_t blocks = std::min<uint64_t>(useful, o.kv_bytes / std::max<uint64_t>(1, block));
-    return blocks * block + Pass(served_, o.max_step_tokens, sequences) + Out(sequences);
+    const uint64_t blocks = std::min<uint64_t>(useful, left / std::max<uint64_t>(1, block));
+    return slots + blocks * block + Pass(served_, o.max_step_tokens, sequences) + Out(sequences);
   }
 
   // The longest document, in rows of a pass.
@@ -222,7 +239,7 @@ class MemoryModel {
     const int64_t tokens =
         in_.long_context ? std::min(in_.evaluation.long_window, spec_.max_context) : Longest();
     const uint64_t compare =
-        Pass(served_, rows, out) + Out(out) + Kv(in_.engine.kv_dtype, spec_.layers, tokens, 1);
+        Pass(served_, rows, out) + Out(out) + Kv(in_.engine.kv_format, spec_.layers, tokens, 1);
     return std::max(original, compare);
   }
   uint64_t Warm() const {
@@ -233,7 +250,7 @@ class MemoryModel {
                               std::max(spec_.max_context, 1));
     const int chunk = std::min(step, kWarmRows);
     return Pass(served_, std::max(chunk, sequences), sequences) + Out(sequences) +
-           Kv(o.kv_dtype, spec_.layers, chunk, sequences);
+           Kv(o.kv_format.dtype, spec_.layers, chunk, sequences);
   }
 
   const MemoryInputs& in_;

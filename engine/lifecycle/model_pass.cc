@@ -40,13 +40,13 @@ absl::StatusOr<ModelPass> ModelPass::Create(const Model& model, const Size& size
 
 absl::Status ModelPass::MakeKv() {
   const int per_sequence = (size_.context + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens;
-  KvPool::Layout layout = model_.kv_layout(size_.kv_dtype);
+  KvPool::Layout layout = model_.kv_layout(size_.kv_format);
   if (size_.layers > 0) {
     layout.first_layer = size_.first_layer;
     layout.layers = size_.layers;
   }
-  ASSIGN_OR_RETURN(KvPool kv,
-                   KvPool::Create(CpuDevice(), std::move(layout), size_.sequences * per_sequence));
+  ASSIGN_OR_RETURN(KvPool kv, KvPool::Create(CpuDevice(), std::move(layout),
+                                             size_.sequences * per_sequence, size_.sequences));
   kv_.emplace(std::move(kv));
   blocks_.resize(static_cast<size_t>(size_.sequences));
   int32_t next = 0;
@@ -70,6 +70,7 @@ std::vector<SequenceSpan> ModelPass::Gather(std::span<const Span> spans, bool lo
       const int end = span.start + sequence.num_rows;
       const auto used =
           static_cast<size_t>((end + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens);
+      sequence.slot = span.sequence;
       sequence.blocks = std::span(blocks_[static_cast<size_t>(span.sequence)]).first(used);
     }
     sequences.push_back(sequence);

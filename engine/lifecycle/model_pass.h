@@ -18,7 +18,7 @@ class ModelPass {
     int context = 0;       // tokens of a sequence
     int64_t rows = 0;      // of one forward pass
     int64_t out_rows = 0;  // logits, or pooled sequences
-    DType kv_dtype = DType::kF32;
+    KvFormat kv_format = DType::kF32;
     // Decoders: of the layers that passes go through; 0 = all. Part of a stack only in f32 and f16.
     int first_layer = 0, layers = 0;
   };

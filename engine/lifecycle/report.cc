@@ -163,6 +163,8 @@ void ReadRecipe(const json& object, const std::string& path, Recipe& recipe, abs
   f.Get("rotate_inputs", recipe.rotate_inputs);
   f.GetInt("low_rank", recipe.low_rank);
   std::string keys, attention;
+  f.GetInt("kv_window", recipe.kv_window);
+  f.GetInt("kv_sinks", recipe.kv_sinks);
   f.Get("kv_keys", keys);
   f.Get("attention", attention);
   recipe.kv_key_channels = keys == "channel";

@@ -208,6 +208,13 @@ std::string Extras(const Recipe& recipe) {
   return text;
 }
 
+// What the KV cache holds in 16 bit beside its codes.
+std::string RecentRows(const Recipe& recipe) {
+  if (recipe.kv_window + recipe.kv_sinks == 0) return "";
+  return absl::StrCat(" (f16 in the last ", recipe.kv_window, " and the first ", recipe.kv_sinks,
+                      " positions; no prefix cache)");
+}
+
 void DecisionSection(Page& page, const AdmissionReport& r) {
   const Recipe& recipe = r.decision.recipe;
   page.Heading("Decision");
@@ -219,7 +226,7 @@ void DecisionSection(Page& page, const AdmissionReport& r) {
       recipe.transforms.empty() ? "" : ", after " + absl::StrJoin(recipe.transforms, ", "),
       Extras(recipe), ", embeddings ", recipe.embedding_scheme, ", KV cache ",
       std::string(Name(recipe.kv_dtype)), recipe.kv_key_channels ? " with channels of keys" : "",
-      recipe.int8_scores ? " multiplied in INT8" : "", ", at most ",
+      recipe.int8_scores ? " multiplied in INT8" : "", RecentRows(recipe), ", at most ",
       absl::StrFormat("%.0f %%", 100 * recipe.max_fallback_fraction), " of the layers in ",
       recipe.fallback_scheme));
 }

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kLookRows = 128;  // of the pass that looks for numbers that are not finite
 
-// The decode path: so many documents side by side, after a prefix, step by step.
-constexpr int kDecodeDocuments = 4, kDecodePrefix = 16, kDecodeSteps = 16;
+// The decode path: documents side by side, after a prefix, step by step.
+constexpr int kDecodePrefix = 16, kDecodeSteps = 16;
 // Kernels are batch-invariant, so the two paths agree bit for bit; what is allowed for is a backend
 // that sums in another order: logits off by 1e-4 give KL of about (1e-4)^2 / 2.
 constexpr double kMaxDecodeKl = 1e-6;
@@ -58,6 +58,29 @@ void Fill(const DivergenceMeter::Summary& summary, VerificationResult& result) {
   result.perplexity_ratio = summary.perplexity_ratio;
 }
 
+// Tokens before the decode path's first step: where near keys are read in another form than far
+// ones, enough for both, as far as documents and kChunkRows allow.
+int DecodePrefix(const EvaluationSet& set, const KvFormat& kv_format) {
+  size_t longest = 0;
+  for (const std::vector<int32_t>& document : set.documents)
+    longest = std::max(longest, document.size());
+  const int most = std::min(kChunkRows, static_cast<int>(longest)) - kDecodeSteps;
+  return std::max(kDecodePrefix,
+                  std::min(kDecodePrefix + kv_format.window + kv_format.sinks, most));
+}
+
+// The beginnings of as many documents as one pass has rows for.
+std::vector<std::span<const int32_t>> DecodeDocuments(const EvaluationSet& set, int prefix) {
+  const auto context = static_cast<size_t>(prefix + kDecodeSteps);
+  std::vector<std::span<const int32_t>> documents;
+  for (const std::vector<int32_t>& document : set.documents) {
+    if (document.size() < static_cast<size_t>(prefix) + 2) continue;
+    documents.push_back(std::span(document).first(std::min(document.size(), context)));
+    if ((documents.size() + 1) * context > kChunkRows) break;
+  }
+  return documents;
+}
+
 // ", after 2 of 8 documents", when the comparison stopped there.
 std::string WhereStopped(const VerificationResult& result) {
   if (result.documents >= result.documents_in_set) return "";
@@ -75,14 +98,16 @@ absl::StatusOr<std::unique_ptr<Verifier>> Verifier::Create(const LayerSource& re
   return std::unique_ptr<Verifier>(new Verifier(std::move(outputs), set, pool));
 }
 
-absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate, DType kv_dtype,
+absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate,
+                                                     const KvFormat& kv_format,
                                                      const Extent& extent,
                                                      const Progress& progress) {
   const bool decoder = reference_.spec().task == ModelTask::kGenerate;
   ASSIGN_OR_RETURN(
       std::optional<ModelPass> pass,
-      ModelPass::Create(candidate,
-                        PassSize(candidate.spec(), set_, decoder ? kv_dtype : DType::kF32), pool_));
+      ModelPass::Create(
+          candidate, PassSize(candidate.spec(), set_, decoder ? kv_format : KvFormat(DType::kF32)),
+          pool_));
   const Outputs outputs = [&](size_t document, int start, int count) {
     std::vector<ModelPass::Span> spans;
     if (decoder) {
@@ -99,7 +124,7 @@ absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate, DTy
   if (!decoder) return result;
   const bool whole = result.documents == result.documents_in_set;
   if (extent.decode_path && whole && result.defects.empty()) {
-    RETURN_IF_ERROR(CompareDecodePath(candidate, kv_dtype, result));
+    RETURN_IF_ERROR(CompareDecodePath(candidate, kv_format, result));
   }
   return result;
 }
@@ -158,22 +183,18 @@ absl::StatusOr<VerificationResult> Verifier::CompareDecoder(const Outputs& outpu
   return result;
 }
 
-absl::Status Verifier::CompareDecodePath(const Model& candidate, DType kv_dtype,
+absl::Status Verifier::CompareDecodePath(const Model& candidate, const KvFormat& kv_format,
                                          VerificationResult& result) {
-  std::vector<std::span<const int32_t>> documents;
-  for (const std::vector<int32_t>& document : set_.documents) {
-    if (document.size() < kDecodePrefix + 2 || documents.size() == kDecodeDocuments) continue;
-    const size_t length = std::min(document.size(), size_t{kDecodePrefix + kDecodeSteps});
-    documents.push_back(std::span(document).first(length));
-  }
+  const int prefix = DecodePrefix(set_, kv_format), context = prefix + kDecodeSteps;
+  const std::vector<std::span<const int32_t>> documents = DecodeDocuments(set_, prefix);
   if (documents.empty()) return absl::OkStatus();
   const int64_t vocab = candidate.spec().vocab;
   const auto count = static_cast<int>(documents.size());
   const ModelPass::Size size{.sequences = count,
-                             .context = kDecodePrefix + kDecodeSteps,
-                             .rows = int64_t{count} * (kDecodePrefix + kDecodeSteps),
-                             .out_rows = int64_t{count} * (kDecodePrefix + kDecodeSteps),
-                             .kv_dtype = kv_dtype};
+                             .context = context,
+                             .rows = int64_t{count} * context,
+                             .out_rows = int64_t{count} * context,
+                             .kv_format = kv_format};
   ASSIGN_OR_RETURN(ModelPass prefill, ModelPass::Create(candidate, size, pool_));
   ModelPass::Size steps = size;
   steps.out_rows = count;
@@ -184,13 +205,13 @@ absl::Status Verifier::CompareDecodePath(const Model& candidate, DType kv_dtype,
   for (int d = 0; d < count; ++d) {
     const std::span<const int32_t> tokens = documents[static_cast<size_t>(d)];
     whole.push_back({d, 0, tokens});
-    prefixes.push_back({d, 0, tokens.first(kDecodePrefix)});
+    prefixes.push_back({d, 0, tokens.first(static_cast<size_t>(prefix))});
     first_row.push_back(rows);
     rows += static_cast<int64_t>(tokens.size());
   }
   ASSIGN_OR_RETURN(const std::span<const float> expected, prefill.Forward(whole));
   RETURN_IF_ERROR(decode.Forward(prefixes, /*logits=*/false).status());
-  for (int step = kDecodePrefix; step < kDecodePrefix + kDecodeSteps; ++step) {
+  for (int step = prefix; step < context; ++step) {
     std::vector<ModelPass::Span> spans;  // one token of every document that goes on
     for (int d = 0; d < count; ++d) {
       const std::span<const int32_t> tokens = documents[static_cast<size_t>(d)];

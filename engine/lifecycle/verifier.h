@@ -54,7 +54,7 @@ class Verifier {
   ThreadPool& pool() const { return pool_; }
   // All figures of the model's task; non-finite results and a decode path that disagrees with
   // prefill become defects. `failures` stays empty: see CheckBudget.
-  absl::StatusOr<VerificationResult> Compare(const Model& candidate, DType kv_dtype,
+  absl::StatusOr<VerificationResult> Compare(const Model& candidate, const KvFormat& kv_format,
                                              const Extent& extent, const Progress& progress);
   // What a candidate computes. Decoders: logits [count, vocab] of `count` tokens from `start` on,
   // count <= kChunkRows; encoders: rows of `count` documents from `document` on. Valid until the
@@ -76,7 +76,7 @@ class Verifier {
                                                     const Progress& progress);
   absl::StatusOr<VerificationResult> CompareEncoder(const Outputs& outputs, const Extent& extent,
                                                     const Progress& progress);
-  absl::Status CompareDecodePath(const Model& candidate, DType kv_dtype,
+  absl::Status CompareDecodePath(const Model& candidate, const KvFormat& kv_format,
                                  VerificationResult& result);
 
   ReferenceOutputs reference_;

@@ -92,9 +92,14 @@ absl::StatusOr<Tensor> ReadSlotBias(const Checkpoint& checkpoint, const LinearSl
   return bias;
 }
 
-KvPool::Layout Model::kv_layout(DType dtype) const {
-  KvPool::Layout layout = {spec().layers, spec().kv_heads, spec().head_dim, dtype};
-  if (dtype != DType::kI8 && dtype != DType::kU4) return layout;
+KvPool::Layout Model::kv_layout(const KvFormat& format) const {
+  KvPool::Layout layout = {.layers = spec().layers,
+                           .kv_heads = spec().kv_heads,
+                           .head_dim = spec().head_dim,
+                           .dtype = format.dtype,
+                           .window = format.window,
+                           .sinks = format.sinks};
+  if (format.dtype != DType::kI8 && format.dtype != DType::kU4) return layout;
   const size_t width = static_cast<size_t>(layout.kv_heads) * layout.head_dim;
   const size_t channels = width * static_cast<size_t>(layout.layers);
   KvKeys keys = {.mean = std::vector<float>(channels, 0.0f),

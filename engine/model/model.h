@@ -102,8 +102,8 @@ class Model {
   // Scratch that Forward needs for batches of up to this size.
   virtual size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const = 0;
   virtual size_t other_weight_bytes() const = 0;  // norms, position tables, biases outside linears
-  // With what the linears say of keys, where `dtype` has integer codes.
-  KvPool::Layout kv_layout(DType dtype) const;
+  // With what the linears say of keys, where the format has integer codes.
+  KvPool::Layout kv_layout(const KvFormat& format) const;
 };
 
 struct ModelFamily {  // one row per architecture family in engine/model/family_list.cc

@@ -14,7 +14,8 @@ struct SequenceSpan {
   // (its prompt's length), not of how its rows are batched.
   int32_t first_decode_position = INT32_MAX;
   std::span<const int32_t>
-      blocks;  // KV blocks that cover [0, start_position + num_rows); empty for encoders
+      blocks;         // KV blocks that cover [0, start_position + num_rows); empty for encoders
+  int32_t slot = -1;  // of the sequence, where the KV pool has slots (engine/ops/kv_pool.h)
 };
 
 struct ForwardBatch {

@@ -1,6 +1,11 @@
-// Storage of the paged KV cache: one allocation, blocks of kBlockTokens positions. Who owns which
-// block is decided above (engine/runtime/kv_cache.h); attention reads and writes through block
-// numbers.
+// Storage of the paged KV cache: blocks of kBlockTokens positions. Who owns which block is decided
+// above (engine/runtime/kv_cache.h); attention reads and writes through block numbers.
+//
+// Beside blocks of integer codes a recipe may ask for rows in 16 bit (KvFormat): a query at
+// position p reads key and value j in f16 where j > p - window or j < sinks, in codes elsewhere.
+// That depends on positions alone, so on no chunk and no batch. The blocks hold codes of every
+// position; the f16 rows lie in a slot that a sequence has while it runs, `sinks` rows followed by
+// a ring of `window`: position j of the last `window` in row sinks + j % window.
 #pragma once
 #include <memory>
 #include <vector>
@@ -18,6 +23,17 @@ struct KvKeys {
   std::vector<uint8_t> int8_scores;  // [layers] of 0 or 1: queries too are quantized (i8 pools)
 };
 
+// What of the cache a recipe chooses.
+struct KvFormat {
+  DType dtype = DType::kF16;  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h
+  int window = 0, sinks = 0;  // positions in 16 bit, of i8 and u4 pools: see above
+
+  KvFormat() = default;
+  // NOLINTNEXTLINE(google-explicit-constructor): a type alone is a format
+  KvFormat(DType type, int window_tokens = 0, int sink_tokens = 0)
+      : dtype(type), window(window_tokens), sinks(sink_tokens) {}
+};
+
 class KvPool {
  public:
   static constexpr int kBlockTokens = 16;
@@ -26,17 +42,25 @@ class KvPool {
     DType dtype = DType::kF16;  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h
     std::shared_ptr<const KvKeys> keys = nullptr;  // i8 and u4; null: keys as they are
     int first_layer = 0;  // layers [first_layer, first_layer + layers) of a model, for parts of it
+    int window = 0, sinks = 0;  // i8 and u4: KvFormat
     int64_t row_bytes() const { return KvRowBytes(dtype, head_dim); }
     size_t block_bytes() const {  // K and V of all layers
       return static_cast<size_t>(int64_t{2} * layers * kv_heads * kBlockTokens * row_bytes());
     }
+    bool has_slots() const { return window + sinks > 0; }
+    size_t slot_bytes() const {  // K and V of all layers, f16
+      return static_cast<size_t>(int64_t{2} * layers * kv_heads * (sinks + window) * head_dim * 2);
+    }
   };
-  // ResourceExhausted; InvalidArgument: sizes, an element type or keys that do not fit.
-  static absl::StatusOr<KvPool> Create(Device& device, Layout layout, int num_blocks);
+  // `num_slots`: sequences that run at once; only has_slots() asks for any. ResourceExhausted;
+  // InvalidArgument: sizes, an element type or keys that do not fit.
+  static absl::StatusOr<KvPool> Create(Device& device, Layout layout, int num_blocks,
+                                       int num_slots = 0);
 
   const Layout& layout() const { return layout_; }
   int num_blocks() const { return num_blocks_; }
-  size_t bytes() const { return storage_.bytes(); }
+  int num_slots() const { return num_slots_; }
+  size_t bytes() const { return storage_.bytes() + slots_.bytes(); }
   // Keys of one layer and head in one block: kBlockTokens rows of row_bytes(). Values likewise.
   std::byte* keys(int layer, int block, int head) { return At(layer, block, 0, head); }
   std::byte* values(int layer, int block, int head) { return At(layer, block, 1, head); }
@@ -46,10 +70,19 @@ class KvPool {
   const std::byte* values(int layer, int block, int head) const {
     return const_cast<KvPool*>(this)->At(layer, block, 1, head);
   }
+  // [sinks + window, head_dim] f16: what one layer and head keeps in a slot.
+  uint16_t* slot_keys(int layer, int slot, int head) { return InSlot(layer, slot, 0, head); }
+  uint16_t* slot_values(int layer, int slot, int head) { return InSlot(layer, slot, 1, head); }
+  const uint16_t* slot_keys(int layer, int slot, int head) const {
+    return const_cast<KvPool*>(this)->InSlot(layer, slot, 0, head);
+  }
+  const uint16_t* slot_values(int layer, int slot, int head) const {
+    return const_cast<KvPool*>(this)->InSlot(layer, slot, 1, head);
+  }
 
  private:
-  KvPool(Tensor storage, Layout layout, int num_blocks)
-      : storage_(std::move(storage)), layout_(layout), num_blocks_(num_blocks) {}
+  KvPool(Tensor storage, Tensor slots, Layout layout)
+      : storage_(std::move(storage)), slots_(std::move(slots)), layout_(std::move(layout)) {}
   // storage_: [num_blocks, layers, 2, kv_heads, kBlockTokens, row_bytes]
   std::byte* At(int layer, int block, int k_or_v, int head) {
     const auto tile = static_cast<size_t>(kBlockTokens * layout_.row_bytes());
@@ -60,9 +93,19 @@ class KvPool {
         head;
     return storage_.data<std::byte>() + index * tile;
   }
-  Tensor storage_;
+  // slots_: [num_slots, layers, 2, kv_heads, sinks + window, head_dim]
+  uint16_t* InSlot(int layer, int slot, int k_or_v, int head) {
+    const auto tile = static_cast<size_t>(layout_.sinks + layout_.window) * layout_.head_dim;
+    const size_t index =
+        ((static_cast<size_t>(slot) * layout_.layers + (layer - layout_.first_layer)) * 2 +
+         k_or_v) *
+            layout_.kv_heads +
+        head;
+    return slots_.data<uint16_t>() + index * tile;
+  }
+  Tensor storage_, slots_;
   Layout layout_;
-  int num_blocks_ = 0;
+  int num_blocks_ = 0, num_slots_ = 0;
 };
 
 }  // namespace assay

@@ -26,6 +26,8 @@ struct StridedRows {
 
 struct AttentionArgs {
   StridedRows q;  // [rows, heads * head_dim], already rotated
+  // [rows, kv_heads * head_dim], as StoreKv had them: only pools with slots look at them.
+  StridedRows k, v;
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;         // 1 / sqrt(head_dim) unless the model says otherwise
   int sliding_window = 0;  // positions a row can look back, itself included; 0 = all
@@ -52,9 +54,14 @@ class Ops {
   // Writes k, v [rows, kv_heads * head_dim] of the batch's rows into the pool at their positions.
   virtual void StoreKv(StridedRows k, StridedRows v, const ForwardBatch& batch, int layer,
                        KvPool& kv, ComputeContext& c) const = 0;
-  // Causal attention of the batch's rows over the pool (which holds them already).
+  // Causal attention of the batch's rows over the pool, whose blocks hold them already, but whose
+  // slots do not yet: what the batch itself has in 16 bit comes from args.k and args.v.
   virtual void PagedAttention(const AttentionArgs& args, const ForwardBatch& batch, int layer,
                               const KvPool& kv, ComputeContext& c) const = 0;
+  // Writes the batch's rows that later ones read in 16 bit into the slots: behind PagedAttention.
+  // Nothing to do for pools without slots.
+  virtual void StoreRecent(StridedRows k, StridedRows v, const ForwardBatch& batch, int layer,
+                           KvPool& kv, ComputeContext& c) const = 0;
   // Bidirectional attention inside each sequence; k, v [rows, kv_heads * head_dim].
   virtual void SelfAttention(const AttentionArgs& args, StridedRows k, StridedRows v,
                              const ForwardBatch& batch, ComputeContext& c) const = 0;

@@ -19,14 +19,16 @@
 namespace assay {
 
 struct EngineOptions {
-  int max_sequences = 64;               // running at once; bounded by max_step_tokens
+  // Running at once; bounded by max_step_tokens, and so that slots of the KV pool take up to half
+  // of kv_bytes.
+  int max_sequences = 64;
   int max_step_tokens = 512;            // rows of one forward pass
   int max_queue = 256;                  // waiting requests; beyond that ResourceExhausted
-  size_t kv_bytes = size_t{256} << 20;  // bound of the KV pool
+  size_t kv_bytes = size_t{256} << 20;  // bound of the KV pool, blocks and slots
   int max_context =
       0;  // 0 = the model's, or what kv_bytes holds if that is less; never more than the model's
-  bool prefix_cache = true;
-  DType kv_dtype = DType::kF16;
+  bool prefix_cache = true;  // without effect where the KV format has rows in 16 bit
+  KvFormat kv_format;
   // encoders
   int max_batch_tokens = 4096;
   absl::Duration max_delay = absl::ZeroDuration();  // how long a batch may wait for company

@@ -22,6 +22,7 @@ struct Sizes {
   int max_step_tokens = 0;
   int max_context = 0;
   int num_blocks = 0;
+  int num_slots = 0;  // of the KV pool
 };
 
 absl::Status CheckAtLeastOne(const char* name, int64_t value) {
@@ -37,9 +38,9 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   RETURN_IF_ERROR(CheckAtLeastOne("max_sequences", options.max_sequences));
   RETURN_IF_ERROR(CheckAtLeastOne("max_step_tokens", options.max_step_tokens));
   RETURN_IF_ERROR(CheckAtLeastOne("max_queue", options.max_queue));
-  if (!IsKvDType(options.kv_dtype))
-    return absl::InvalidArgumentError(absl::StrCat("kv_dtype must be f32, f16, i8 or u4: kv_dtype=",
-                                                   std::string(Name(options.kv_dtype))));
+  if (!IsKvDType(options.kv_format.dtype))
+    return absl::InvalidArgumentError(absl::StrCat("the KV cache is f32, f16, i8 or u4: kv_dtype=",
+                                                   std::string(Name(options.kv_format.dtype))));
   if (options.max_context < 0)
     return absl::InvalidArgumentError(
         absl::StrCat("max_context must not be negative: max_context=", options.max_context));
@@ -48,15 +49,25 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   sizes.max_step_tokens = options.max_step_tokens;
   sizes.max_context =
       options.max_context > 0 ? std::min(options.max_context, spec.max_context) : spec.max_context;
-  const size_t block_bytes = model.kv_layout(options.kv_dtype).block_bytes();
+  const KvPool::Layout layout = model.kv_layout(options.kv_format);
+  size_t kv_bytes = options.kv_bytes;
+  if (layout.has_slots()) {
+    const auto room = static_cast<int64_t>(kv_bytes / 2 / layout.slot_bytes());
+    sizes.max_sequences =
+        static_cast<int>(std::clamp<int64_t>(room, 1, int64_t{sizes.max_sequences}));
+    sizes.num_slots = sizes.max_sequences;
+    kv_bytes -= std::min(kv_bytes, sizes.num_slots * layout.slot_bytes());
+  }
+  const size_t block_bytes = layout.block_bytes();
   const int64_t useful = int64_t{sizes.max_sequences} * KvCache::BlocksFor(sizes.max_context);
-  sizes.num_blocks = static_cast<int>(
-      std::min<int64_t>(useful, static_cast<int64_t>(options.kv_bytes / block_bytes)));
+  sizes.num_blocks =
+      static_cast<int>(std::min<int64_t>(useful, static_cast<int64_t>(kv_bytes / block_bytes)));
   const int64_t positions = int64_t{sizes.num_blocks} * KvCache::kBlockTokens;
   if (positions == 0 || (options.max_context > 0 && positions < options.max_context))
     return absl::InvalidArgumentError(absl::StrCat(
-        "kv_bytes is too small for one sequence: kv_bytes=", options.kv_bytes, " max_context=",
-        sizes.max_context, " bytes needed=", block_bytes * KvCache::BlocksFor(sizes.max_context)));
+        "kv_bytes is too small for one sequence: kv_bytes=", options.kv_bytes,
+        " max_context=", sizes.max_context, " bytes needed=",
+        block_bytes * KvCache::BlocksFor(sizes.max_context) + options.kv_bytes - kv_bytes));
   sizes.max_context = static_cast<int>(std::min<int64_t>(sizes.max_context, positions));
   return sizes;
 }
@@ -137,7 +148,7 @@ GenerateLoop::GenerateLoop(Parts parts, const EngineOptions& options, EngineHost
       kv_pool_(std::move(parts.kv_pool)),
       scratch_(std::move(parts.scratch)),
       logits_(std::move(parts.logits)),
-      kv_(sizes_.num_blocks, options.prefix_cache),
+      kv_(sizes_.num_blocks, options.prefix_cache, sizes_.num_slots),
       scheduler_({sizes_.max_sequences, sizes_.max_step_tokens, DependsOnPhase(*model_)}, kv_) {
   tokens_.reserve(sizes_.max_step_tokens);
   logit_rows_.reserve(sizes_.max_sequences);
@@ -283,7 +294,8 @@ void GenerateLoop::BuildBatch(const StepPlan& plan) {
                       .num_rows = rows.num_rows,
                       .start_position = s.num_computed,
                       .first_decode_position = s.num_prompt,
-                      .blocks = std::span(s.kv.blocks).first(KvCache::BlocksFor(end))});
+                      .blocks = std::span(s.kv.blocks).first(KvCache::BlocksFor(end)),
+                      .slot = s.kv.slot});
     tokens_.insert(tokens_.end(), s.tokens.begin() + s.num_computed, s.tokens.begin() + end);
     if (!rows.sample) continue;
     logit_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
@@ -401,8 +413,8 @@ absl::StatusOr<std::unique_ptr<GenerateEngine>> GenerateEngine::Start(
     const EngineOptions& options, EngineHost host) {
   ASSIGN_OR_RETURN(const Sizes sizes, WorkOut(*model, options));
   Device& device = CpuDevice();
-  ASSIGN_OR_RETURN(KvPool kv_pool,
-                   KvPool::Create(device, model->kv_layout(options.kv_dtype), sizes.num_blocks));
+  ASSIGN_OR_RETURN(KvPool kv_pool, KvPool::Create(device, model->kv_layout(options.kv_format),
+                                                  sizes.num_blocks, sizes.num_slots));
   ASSIGN_OR_RETURN(Arena scratch, Arena::Create(device, model->scratch_bytes(sizes.max_step_tokens,
                                                                              sizes.max_sequences,
                                                                              sizes.max_context)));

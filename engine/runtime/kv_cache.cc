@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <numeric>
+#include <utility>
 
 namespace assay {
 namespace {
@@ -16,8 +17,10 @@ uint64_t Mix(uint64_t x) {
 
 }  // namespace
 
-KvCache::KvCache(int num_blocks, bool prefix_cache)
-    : num_blocks_(num_blocks), prefix_cache_(prefix_cache) {
+KvCache::KvCache(int num_blocks, bool prefix_cache, int num_slots)
+    : num_blocks_(num_blocks),
+      prefix_cache_(prefix_cache && num_slots == 0),
+      has_slots_(num_slots > 0) {
   blocks_.resize(static_cast<size_t>(num_blocks) + 1);
   Block& sentinel = blocks_.back();
   sentinel.older = sentinel.newer = num_blocks;
@@ -25,6 +28,8 @@ KvCache::KvCache(int num_blocks, bool prefix_cache)
   buckets_.assign(std::bit_ceil(static_cast<size_t>(num_blocks) * 2 + 1), -1);
   free_.resize(num_blocks);
   std::iota(free_.rbegin(), free_.rend(), 0);  // low numbers are handed out first
+  free_slots_.resize(num_slots);
+  std::iota(free_slots_.rbegin(), free_slots_.rend(), 0);
 }
 
 int KvCache::Attach(std::span<const int32_t> tokens, KvTable& table) {
@@ -43,7 +48,12 @@ int KvCache::Attach(std::span<const int32_t> tokens, KvTable& table) {
 
 bool KvCache::Reserve(KvTable& table, int64_t tokens) {
   const int missing = BlocksFor(tokens) - static_cast<int>(table.blocks.size());
-  if (missing > available_blocks()) return false;
+  const bool needs_slot = has_slots_ && table.slot < 0;
+  if (missing > available_blocks() || (needs_slot && free_slots_.empty())) return false;
+  if (needs_slot) {
+    table.slot = free_slots_.back();
+    free_slots_.pop_back();
+  }
   for (int i = 0; i < missing; ++i) table.blocks.push_back(Allocate());
   return true;
 }
@@ -72,6 +82,7 @@ void KvCache::Release(KvTable& table) {
   for (auto block = table.blocks.rbegin(); block != table.blocks.rend(); ++block) Return(*block);
   table.blocks.clear();
   table.num_registered = 0;
+  if (table.slot >= 0) free_slots_.push_back(std::exchange(table.slot, -1));
 }
 
 size_t KvCache::BucketOf(uint64_t parent, BlockTokens tokens) const {

@@ -8,6 +8,10 @@
 // is always indexed too, and equal prefixes are stored once. Cached blocks are evicted least
 // recently used first, the end of a sequence before its beginning.
 //
+// Where the pool keeps rows in 16 bit too (KvFormat), a table holds one of its slots from its first
+// Reserve to its Release. The slot has rows of the sequence's own computing alone, so such a cache
+// finds no prefixes: blocks would come without them.
+//
 // Thread rule: loop thread only. After construction nothing allocates, apart from the growth of
 // KvTable::blocks, which callers reserve.
 #pragma once
@@ -23,6 +27,7 @@ namespace assay {
 struct KvTable {
   std::vector<int32_t> blocks;
   int32_t num_registered = 0;  // leading blocks that are in the prefix index
+  int32_t slot = -1;           // of the pool, where it has any
 };
 
 class KvCache {
@@ -32,14 +37,15 @@ class KvCache {
     return static_cast<int>((tokens + kBlockTokens - 1) / kBlockTokens);
   }
 
-  KvCache(int num_blocks, bool prefix_cache);
+  // `num_slots`: of the pool; with any, `prefix_cache` has no effect.
+  KvCache(int num_blocks, bool prefix_cache, int num_slots = 0);
 
   // Lets an empty `table` hold the longest indexed prefix of `tokens`, in whole blocks and short of
   // the last token (its logits are needed, so it is always computed). Returns the number of
   // positions covered.
   int Attach(std::span<const int32_t> tokens, KvTable& table);
   // Grows `table` to cover `tokens` positions, evicting cached blocks where no free one is left.
-  // False: not enough blocks, nothing changed.
+  // False: not enough blocks, or no slot, nothing changed.
   bool Reserve(KvTable& table, int64_t tokens);
   // Says that the keys and values of `computed` (all tokens of the sequence so far) are in place:
   // indexes the blocks that became full. Entries of table.blocks may change.
@@ -80,6 +86,8 @@ class KvCache {
   std::vector<int32_t> tokens_;  // [num_blocks, kBlockTokens], of indexed blocks
   std::vector<int32_t> buckets_;
   std::vector<int32_t> free_;  // a stack
+  const bool has_slots_;
+  std::vector<int32_t> free_slots_;  // a stack
   int num_cached_ = 0;
   uint64_t next_content_ = 1;  // never reused
 };

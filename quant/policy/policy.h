@@ -73,6 +73,9 @@ struct Recipe {
   int low_rank = 0;                        // of the 16-bit branch beside each linear's codes
   bool kv_key_channels = false;  // `kv_keys: channel`: calibrated means and scales of keys
   bool int8_scores = false;      // `attention: int8`: queries times keys in INT8
+  // `kv_window`, `kv_sinks`: a query reads keys and values of so many latest positions (itself
+  // included) and of the first ones in 16 bit, where `kv_dtype` has integer codes.
+  int kv_window = 0, kv_sinks = 0;
 };
 // Recipes from cheap to accurate: the first that the gate lets through serves.
 struct RecipeLadder {

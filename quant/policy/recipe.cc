@@ -37,6 +37,14 @@ absl::Status ReadFallback(YamlSection& section, Recipe& recipe) {
   return fallback.Finish();
 }
 
+absl::Status ReadPositions(YamlSection& section, const char* key, int& value) {
+  constexpr int kMost = 4096;
+  ASSIGN_OR_RETURN(const std::optional<int> given, section.Integer(key));
+  value = given.value_or(0);
+  if (value <= kMost) return absl::OkStatus();
+  return section.Error(key, absl::StrCat("expected at most ", kMost, ": ", value));
+}
+
 absl::Status ReadKv(YamlSection& section, Recipe& recipe) {
   ASSIGN_OR_RETURN(const std::optional<std::string> kv, section.Text("kv"));
   if (kv.has_value()) {
@@ -49,8 +57,15 @@ absl::Status ReadKv(YamlSection& section, Recipe& recipe) {
   if (keys.has_value() && *keys != "token" && *keys != "channel")
     return section.Error("kv_keys", absl::StrCat("expected token or channel: ", *keys));
   recipe.kv_key_channels = keys == "channel";
-  if (recipe.kv_key_channels && recipe.kv_dtype != DType::kI8 && recipe.kv_dtype != DType::kU4)
+  const bool codes = recipe.kv_dtype == DType::kI8 || recipe.kv_dtype == DType::kU4;
+  if (recipe.kv_key_channels && !codes)
     return section.Error("kv_keys", "channels of keys are for kv: i8 and kv: u4");
+  for (const auto& [key, value] : {std::pair<const char*, int*>{"kv_window", &recipe.kv_window},
+                                   {"kv_sinks", &recipe.kv_sinks}}) {
+    RETURN_IF_ERROR(ReadPositions(section, key, *value));
+    if (*value > 0 && !codes)
+      return section.Error(key, "positions in 16 bit are for kv: i8 and kv: u4");
+  }
   ASSIGN_OR_RETURN(const std::optional<std::string> attention, section.Text("attention"));
   if (attention.has_value() && *attention != "f32" && *attention != "int8")
     return section.Error("attention", absl::StrCat("expected f32 or int8: ", *attention));
@@ -252,6 +267,8 @@ nlohmann::json ToJson(const Recipe& recipe) {
           {"kv_dtype", std::string(Name(recipe.kv_dtype))},
           {"rotate_inputs", recipe.rotate_inputs},
           {"low_rank", recipe.low_rank},
+          {"kv_window", recipe.kv_window},
+          {"kv_sinks", recipe.kv_sinks},
           {"kv_keys", recipe.kv_key_channels ? "channel" : "token"},
           {"attention", recipe.int8_scores ? "int8" : "f32"}};
 }

@@ -62,6 +62,10 @@ absl::Status CheckKv(const ModelSpec& spec, const ForwardArgs& args, const Layer
                      " expected=", spec.layers, ",", spec.kv_heads, ",", spec.head_dim));
   }
   for (const SequenceSpan& s : args.batch.sequences) {
+    if (layout.has_slots() && (s.slot < 0 || s.slot >= kv->num_slots())) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "sequence without a slot of the KV pool: slot=", s.slot, " slots=", kv->num_slots()));
+    }
     const int64_t positions = int64_t{s.start_position} + s.num_rows;
     const int64_t needed = (positions + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens;
     if (static_cast<int64_t>(s.blocks.size()) < needed) {

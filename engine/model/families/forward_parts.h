@@ -12,7 +12,8 @@
 namespace assay {
 
 // InvalidArgument: a token outside [0, vocab), a position outside [0, max_context), spans that do
-// not cover the rows in order, too few KV blocks or one outside the pool, logit rows out of order.
+// not cover the rows in order, too few KV blocks or one outside the pool, a slot that the pool does
+// not have, logit rows out of order.
 absl::Status CheckBatch(const ModelSpec& spec, const ForwardBatch& batch);
 // ... of this part of the stack.
 absl::Status CheckKv(const ModelSpec& spec, const ForwardArgs& args, const LayerPart& part);

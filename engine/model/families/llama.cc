@@ -225,6 +225,8 @@ absl::Status LlamaModel::Attend(const Pass& pass, int index, const Work& work) c
   ops_.StoreKv({k, stride}, {v, stride}, batch, index, *pass.args.kv, context);
   const AttentionArgs attention{
       .q = {q, stride},
+      .k = {k, stride},
+      .v = {v, stride},
       .heads = spec_.heads,
       .kv_heads = spec_.kv_heads,
       .head_dim = spec_.head_dim,
@@ -232,6 +234,7 @@ absl::Status LlamaModel::Attend(const Pass& pass, int index, const Work& work) c
       .sliding_window = index >= spec_.window_first_layer ? spec_.sliding_window : 0,
       .y = attended};
   ops_.PagedAttention(attention, batch, index, *pass.args.kv, context);
+  ops_.StoreRecent({k, stride}, {v, stride}, batch, index, *pass.args.kv, context);
   RETURN_IF_ERROR(pass.LinearAdd(layer.o, attended, x, normed));
   return absl::OkStatus();
 }

@@ -5,6 +5,12 @@
 // over the lanes; an output adds p v over the keys one by one, ascending; both with MulAdd. Keys
 // that a row may not see have weight exactly 0, and a tile of only such keys leaves the row's state
 // as it was, so rows of different reach can share a tile.
+//
+// Where rows are read in 16 bit by near queries (RecentRows), a chunk of keys that some queries of
+// the tile read so and others as codes is scored both ways, each row takes its own, and its values
+// are added in up to three passes (first positions, codes, window), whose weights are 0 where a row
+// reads the other form. The passes follow the keys of every single row upwards, so its sum is the
+// same whichever rows share its tile.
 #pragma once
 #include "engine/ops/cpu/kernels_impl.h"
 
@@ -68,26 +74,121 @@ class AttentionKernel {
   // Keys [first, last) of the tile that begins at `key`.
   void Step(int key, int first, int last) {
     const int begin = first / kKeyChunk * kKeyChunk;
-    for (int at = begin; at < last; at += kKeyChunk) {
-      float* scores = s_ + (at - key);
-      if (t_.source.int8_scores) {
-        IntegerScores(at, scores);
-        continue;
-      }
-      const Chunk chunk = Locate(t_.source.keys, t_.source.key_stride, at, last);
-      chunk.half ? Scores(static_cast<const uint16_t*>(chunk.data), chunk.stride, scores)
-                 : Scores(static_cast<const float*>(chunk.data), chunk.stride, scores);
-    }
+    for (int at = begin; at < last; at += kKeyChunk) ScoreChunk(at, last, s_ + (at - key));
     const int end = (last + kKeyChunk - 1) / kKeyChunk * kKeyChunk;
     for (int m = 0; m < vectors_; ++m) Softmax(m, key, begin - key, end - key);
     for (int at = begin; at < last; at += kKeyChunk) {
-      const Chunk chunk = Locate(t_.source.values, t_.source.value_stride, at, last);
       const int from = first > at ? first - at : 0;
       const int to = last - at < kKeyChunk ? last - at : kKeyChunk;
-      const float* weights = s_ + (at - key);
-      chunk.half
-          ? Outputs(static_cast<const uint16_t*>(chunk.data), chunk.stride, weights, from, to)
-          : Outputs(static_cast<const float*>(chunk.data), chunk.stride, weights, from, to);
+      AddChunk(at, from, to, s_ + (at - key));
+    }
+  }
+
+  // How the queries of the tile read the 16 keys from `at` on.
+  bool ReadsHalves(int at) const {
+    const RecentRows& recent = t_.source.recent;
+    return at < recent.sinks ||
+           (recent.window > 0 && at + kKeyChunk - 1 > t_.first_position - recent.window);
+  }
+  bool ReadsCodes(int at) const {
+    const RecentRows& recent = t_.source.recent;
+    return at + kKeyChunk > recent.sinks && at <= t_.first_position + t_.rows - 1 - recent.window;
+  }
+
+  // Scores of keys [at, last), of up to one chunk.
+  void ScoreChunk(int at, int last, float* scores) {
+    if (!ReadsHalves(at)) return ScoreStored(at, last, scores);
+    GatherHalves(at, last, /*keys=*/true);
+    Scores(chunk_, width_, scores);
+    if (!ReadsCodes(at)) return;
+    for (int m = 0; m < vectors_; ++m)
+      __builtin_memcpy(both_ + m * kKeyChunk, scores + m * kKeyTile, kKeyChunk * sizeof(float));
+    ScoreStored(at, last, scores);
+    for (int m = 0; m < vectors_; ++m) {
+      for (int j = 0; j < kKeyChunk; ++j) {
+        if (t_.source.recent.Has(at + j, t_.first_position + m / t_.heads))
+          scores[m * kKeyTile + j] = both_[m * kKeyChunk + j];
+      }
+    }
+  }
+  void ScoreStored(int at, int last, float* scores) {
+    if (t_.source.int8_scores) return IntegerScores(at, scores);
+    const Chunk chunk = Locate(t_.source.keys, t_.source.key_stride, at, last);
+    chunk.half ? Scores(static_cast<const uint16_t*>(chunk.data), chunk.stride, scores)
+               : Scores(static_cast<const float*>(chunk.data), chunk.stride, scores);
+  }
+
+  // Adds the values of keys [at + from, at + to) with these weights.
+  void AddChunk(int at, int from, int to, float* weights) {
+    if (!ReadsHalves(at)) return AddStored(at, from, to, weights);
+    const bool codes = ReadsCodes(at);
+    if (codes) {
+      for (int m = 0; m < vectors_; ++m)
+        __builtin_memcpy(both_ + m * kKeyChunk, weights + m * kKeyTile, kKeyChunk * sizeof(float));
+      if (at < t_.source.recent.sinks) {
+        Keep(Part::kSinks, at, weights);
+        AddHalves(at, from, to, weights);
+      }
+      Keep(Part::kCodes, at, weights);
+      AddStored(at, from, to, weights);
+      Keep(Part::kWindow, at, weights);
+    }
+    AddHalves(at, from, to, weights);
+  }
+  void AddStored(int at, int from, int to, const float* weights) {
+    const Chunk chunk = Locate(t_.source.values, t_.source.value_stride, at, at + to);
+    chunk.half ? Outputs(static_cast<const uint16_t*>(chunk.data), chunk.stride, weights, from, to)
+               : Outputs(static_cast<const float*>(chunk.data), chunk.stride, weights, from, to);
+  }
+  void AddHalves(int at, int from, int to, const float* weights) {
+    GatherHalves(at, at + to, /*keys=*/false);
+    Outputs(chunk_, width_, weights, from, to);
+  }
+  // Takes from both_ the weights of one of the three kinds of keys, 0 elsewhere.
+  enum class Part { kSinks, kCodes, kWindow };
+  void Keep(Part part, int at, float* weights) const {
+    const RecentRows& recent = t_.source.recent;
+    for (int m = 0; m < vectors_; ++m) {
+      const int position = t_.first_position + m / t_.heads;
+      for (int j = 0; j < kKeyChunk; ++j) {
+        const Part mine = at + j < recent.sinks          ? Part::kSinks
+                          : recent.Has(at + j, position) ? Part::kWindow
+                                                         : Part::kCodes;
+        weights[m * kKeyTile + j] = mine == part ? both_[m * kKeyChunk + j] : 0;
+      }
+    }
+  }
+
+  // Copies the keys or values [at, last) that any row of the tile reads in f16 to chunk_, as f32;
+  // zeros in place of the others.
+  void GatherHalves(int at, int last, bool keys) {
+    const RecentRows& recent = t_.source.recent;
+    const uint16_t* slot = keys ? recent.slot_keys : recent.slot_values;
+    const float* batch = keys ? recent.keys : recent.values;
+    for (int j = at; j < last && j < at + kKeyChunk; ++j) {
+      float* to = chunk_ + (j - at) * width_;
+      if (!recent.Has(j, t_.first_position)) {
+        for (int i = 0; i < width_; ++i) to[i] = 0;
+      } else if (j < recent.first_position) {
+        const int row = j < recent.sinks ? j : recent.sinks + j % recent.window;
+        Unpack(slot + int64_t{row} * t_.head_dim, to);
+      } else {
+        RoundToHalf(batch + (j - recent.first_position) * recent.stride, keys, to);
+      }
+    }
+  }
+  // A row of the batch as the slot would give it back: CpuOps::StoreRecent.
+  void RoundToHalf(const float* row, bool key, float* to) const {
+    const float* mean = t_.source.recent.key_mean;
+    for (int i = 0; i < width_; ++i) to[i] = i < t_.head_dim ? row[i] : 0;
+    if (key && mean != nullptr) {
+      for (int i = 0; i < t_.head_dim; ++i)
+        to[i] = (to[i] - mean[i]) * t_.source.recent.key_inverse_scale[i];
+    }
+    alignas(32) uint16_t half[8];
+    for (int i = 0; i < width_; i += 8) {
+      V::Load(to + i).Store(half);
+      V::Load(half).Store(to + i);
     }
   }
 
@@ -279,7 +380,8 @@ class AttentionKernel {
   alignas(64) float o_[kMaxTileFloats];               // [vectors, width]
   alignas(64) float s_[kMaxTileVectors * kKeyTile];   // scores, then weights
   alignas(64) float chunk_[kKeyChunk * kMaxHeadDim];  // [kKeyChunk, width]
-  alignas(64) float sum_[kMaxTileVectors * 8];        // by lane
+  alignas(64) float both_[kMaxTileVectors * kKeyChunk];  // of a chunk that is read both ways
+  alignas(64) float sum_[kMaxTileVectors * 8];           // by lane
   float max_[kMaxTileVectors];
   alignas(
       64) std::byte codes_[kMaxTileFloats + 8 * kMaxTileVectors];  // [vectors, QueryCodeBytes()]

@@ -81,6 +81,37 @@ AttentionTile QueryTile(const AttentionArgs& args, int64_t row, int head) {
   return tile;
 }
 
+// A key as the pool holds it, [head_dim]: `from`, or what its channels make of it in `smoothed`.
+const float* SmoothKey(const KvPool::Layout& layout, int layer, int head, const float* from,
+                       float* smoothed) {
+  const KvKeys* keys = layout.keys.get();
+  if (keys == nullptr) return from;
+  const int64_t at = (int64_t{layer} * layout.kv_heads + head) * layout.head_dim;
+  for (int64_t i = 0; i < layout.head_dim; ++i)
+    smoothed[i] = (from[i] - keys->mean[at + i]) * keys->inverse_scale[at + i];
+  return smoothed;
+}
+
+// What queries of this sequence may read in 16 bit.
+RecentRows Recent(const AttentionArgs& args, const SequenceSpan& s, int layer, int head,
+                  const KvPool& kv) {
+  const int64_t column = int64_t{head} * args.head_dim;
+  RecentRows recent = {.window = kv.layout().window,
+                       .sinks = kv.layout().sinks,
+                       .first_position = s.start_position,
+                       .keys = args.k.data + s.first_row * args.k.row_stride + column,
+                       .values = args.v.data + s.first_row * args.v.row_stride + column,
+                       .stride = args.k.row_stride,
+                       .slot_keys = kv.slot_keys(layer, s.slot, head),
+                       .slot_values = kv.slot_values(layer, s.slot, head)};
+  if (const KvKeys* keys = kv.layout().keys.get(); keys != nullptr) {
+    const int64_t channel = (int64_t{layer} * args.kv_heads + head) * args.head_dim;
+    recent.key_mean = keys->mean.data() + channel;
+    recent.key_inverse_scale = keys->inverse_scale.data() + channel;
+  }
+  return recent;
+}
+
 }  // namespace
 
 void CpuOps::RmsNorm(TensorView x, TensorView gain, float eps, MutableView y,
@@ -137,22 +168,16 @@ void CpuOps::StoreKv(StridedRows k, StridedRows v, const ForwardBatch& batch, in
   const auto store = [&](const float* from, std::byte* tile, int64_t slot) {
     k_.store_kv(layout.dtype, from, d, tile + slot * layout.row_bytes());
   };
-  const KvKeys* keys = layout.keys.get();
-  const auto store_key = [&](const float* from, int head, std::byte* tile, int64_t slot) {
-    if (keys == nullptr) return store(from, tile, slot);
-    const int64_t at = (int64_t{layer} * layout.kv_heads + head) * d;
-    float smoothed[kMaxHeadDim];
-    for (int64_t i = 0; i < d; ++i)
-      smoothed[i] = (from[i] - keys->mean[at + i]) * keys->inverse_scale[at + i];
-    store(smoothed, tile, slot);
-  };
   const auto rows = static_cast<int64_t>(batch.tokens.size());
   c.pool.ParallelFor(rows, RowGrain(2 * d * layout.kv_heads), [&](int64_t begin, int64_t end) {
     ForRows(batch, begin, end, [&](const SequenceSpan& s, int64_t row, int64_t position) {
       const int block = s.blocks[position / KvPool::kBlockTokens];
       const int64_t slot = position % KvPool::kBlockTokens;
       for (int h = 0; h < layout.kv_heads; ++h) {
-        store_key(k.data + row * k.row_stride + h * d, h, kv.keys(layer, block, h), slot);
+        float smoothed[kMaxHeadDim];
+        const float* key =
+            SmoothKey(layout, layer, h, k.data + row * k.row_stride + h * d, smoothed);
+        store(key, kv.keys(layer, block, h), slot);
         store(v.data + row * v.row_stride + h * d, kv.values(layer, block, h), slot);
       }
     });
@@ -180,16 +205,44 @@ void CpuOps::PagedAttention(const AttentionArgs& args, const ForwardBatch& batch
                             .value_stride = kv.layout().row_bytes(),
                             .blocks = s.blocks.data(),
                             .block_stride = static_cast<int64_t>(kv.layout().block_bytes())};
+             const int64_t channel = (int64_t{layer} * args.kv_heads + head) * args.head_dim;
              if (kv_keys != nullptr) {
-               const int64_t at = int64_t{layer} * args.kv_heads + head;
-               tile.source.key_scale = kv_keys->scale.data() + at * args.head_dim;
+               tile.source.key_scale = kv_keys->scale.data() + channel;
                tile.source.int8_scores =
                    kv.layout().dtype == DType::kI8 && kv_keys->int8_scores[layer] != 0;
              }
+             if (kv.layout().has_slots()) tile.source.recent = Recent(args, s, layer, head, kv);
              tile.first_position = s.start_position + row;
              tile.window = args.sliding_window;
              k_.attention(tile);
            });
+}
+
+void CpuOps::StoreRecent(StridedRows k, StridedRows v, const ForwardBatch& batch, int layer,
+                         KvPool& kv, ComputeContext& c) const {
+  const KvPool::Layout& layout = kv.layout();
+  if (!layout.has_slots()) return;
+  const int64_t d = layout.head_dim;
+  const auto store = [&](const float* from, uint16_t* slot, int64_t row) {
+    k_.store_kv(DType::kF16, from, d, reinterpret_cast<std::byte*>(slot + row * d));
+  };
+  const auto rows = static_cast<int64_t>(batch.tokens.size());
+  c.pool.ParallelFor(rows, RowGrain(2 * d * layout.kv_heads), [&](int64_t begin, int64_t end) {
+    ForRows(batch, begin, end, [&](const SequenceSpan& s, int64_t row, int64_t position) {
+      // Of two rows with one place in the ring only the later is stored: the pool's threads share
+      // the rows in no order.
+      const bool sink = position < layout.sinks;
+      if (!sink && position < int64_t{s.start_position} + s.num_rows - layout.window) return;
+      const int64_t place = sink ? position : layout.sinks + position % layout.window;
+      for (int h = 0; h < layout.kv_heads; ++h) {
+        float smoothed[kMaxHeadDim];
+        const float* key =
+            SmoothKey(layout, layer, h, k.data + row * k.row_stride + h * d, smoothed);
+        store(key, kv.slot_keys(layer, s.slot, h), place);
+        store(v.data + row * v.row_stride + h * d, kv.slot_values(layer, s.slot, h), place);
+      }
+    });
+  });
 }
 
 void CpuOps::SelfAttention(const AttentionArgs& args, StridedRows k, StridedRows v,

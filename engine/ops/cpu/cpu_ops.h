@@ -21,6 +21,8 @@ class CpuOps final : public Ops {
                ComputeContext& c) const override;
   void PagedAttention(const AttentionArgs& args, const ForwardBatch& batch, int layer,
                       const KvPool& kv, ComputeContext& c) const override;
+  void StoreRecent(StridedRows k, StridedRows v, const ForwardBatch& batch, int layer, KvPool& kv,
+                   ComputeContext& c) const override;
   void SelfAttention(const AttentionArgs& args, StridedRows k, StridedRows v,
                      const ForwardBatch& batch, ComputeContext& c) const override;
   void GatedActivation(Activation act, TensorView x, MutableView y,

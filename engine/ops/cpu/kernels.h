@@ -23,6 +23,24 @@ inline constexpr int kMaxHeadDim = 512;
 inline constexpr int kMaxTileVectors = 48;
 inline constexpr int kMaxTileFloats = 8192;  // tile vectors x head_dim rounded up to 8
 
+// Rows of one kv head that are read in f16 where a query is near enough (KvFormat in
+// engine/ops/kv_pool.h): those of the batch itself, rounded as they are read, and those of the
+// sequence's slot.
+struct RecentRows {
+  int window = 0, sinks = 0;
+  int first_position = 0;       // of the batch's rows; earlier ones are in the slot
+  const float* keys = nullptr;  // of the batch: row 0, `stride` floats from row to row
+  const float* values = nullptr;
+  int64_t stride = 0;
+  const uint16_t* slot_keys = nullptr;  // [sinks + window, head_dim]
+  const uint16_t* slot_values = nullptr;
+  const float* key_mean = nullptr;  // [head_dim] each, or null: KvKeys
+  const float* key_inverse_scale = nullptr;
+
+  // Whether a query at `position` reads key and value `at` in 16 bit.
+  bool Has(int at, int position) const { return at < sinks || at > position - window; }
+};
+
 // Keys and values of one kv head, in chunks of kKeyChunk rows: paged when `blocks` is set, else
 // consecutive rows of a matrix.
 struct KeySource {
@@ -35,6 +53,7 @@ struct KeySource {
   int64_t block_stride = 0;          // bytes
   const float* key_scale = nullptr;  // [head_dim] queries are multiplied by, or null: KvKeys
   bool int8_scores = false;          // i8 rows: the product of queries and keys is one of integers
+  RecentRows recent;                 // of tiles that are causal
 };
 
 // Query rows of one sequence times query heads of one kv head.

@@ -132,6 +132,32 @@ TEST_F(RecipesTest, IntegerCachesWithChannelsOfKeysAreMeasuredAndServed) {
   EXPECT_EQ(quantized_, 0);
 }
 
+// What is read in 16 bit belongs to the engine, not to the weights; figures are of one window.
+TEST_F(RecipesTest, RowsInSixteenBitPayBesideFourBitCodes) {
+  AdmissionOptions options = Cached();
+  ASSERT_OK_AND_ASSIGN(options.policy, Policy::Parse(kWideBudget, "test"));
+  Start(std::move(options));
+  const double channel = MeanKl("w8a16_kv4_channel"), window = MeanKl("w8a16_kv4_window");
+  std::cout << "mean KL: kv4_channel " << channel << ", kv4_window " << window << "\n";
+  EXPECT_GT(window, 0);
+  EXPECT_LT(2 * window, channel);
+  const std::string base = absl::StrCat("scheme: int8_channel\nactivation: a16\nkv: i8\n",
+                                        "fallback: {max_fraction: 0}\n");
+  const AdmissionProgress plain = AdmitWith(Write("plain", base));
+  const AdmissionProgress near = AdmitWith(Write("near", base + "kv_window: 64\nkv_sinks: 4\n"));
+  ASSERT_OK(plain.status);
+  ASSERT_OK(near.status);
+  EXPECT_TRUE(near.report->artifact_cache_hit);
+  EXPECT_FALSE(near.report->certificate_hit) << "the proof of one is none of the other";
+  EXPECT_LT(near.report->verification.mean_kl.mean, plain.report->verification.mean_kl.mean);
+  EXPECT_THAT(near.report->decision.trace,
+              testing::Contains(HasSubstr("the prefix cache is off for this model")));
+  EXPECT_THAT(ToTerminalText(*near.report, 400),
+              HasSubstr("f16 in the last 64 and the first 4 positions"));
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire("stories"));
+  EXPECT_LE(servable->generate->kv_bytes(), size_t{1} << 20) << "slots are inside engine.kv_bytes";
+}
+
 // Artifacts are found by what their recipe does: whatever changes what is stored is part of the
 // key.
 TEST_F(RecipesTest, RecipesThatDifferInOneKeyShareNoArtifact) {

@@ -120,6 +120,8 @@ TEST(ReportTest, WhatStandsBesideTheCodesIsSaid) {
   recipe.low_rank = 16;
   recipe.kv_dtype = DType::kI8;
   recipe.kv_key_channels = recipe.int8_scores = true;
+  recipe.kv_window = 64;
+  recipe.kv_sinks = 4;
   LayerReport& layer = report.layers.front();
   layer.rotates_input = layer.key_channels = layer.int8_scores = true;
   layer.low_rank = 16;

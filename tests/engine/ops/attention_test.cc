@@ -20,12 +20,14 @@ struct Problem {
   DType dtype = DType::kF32;
   bool keys = false;  // means and scales of channels
   bool int8_scores = false;
+  int recent = 0, sinks = 0;  // in 16 bit, beside codes
 };
 std::string Describe(const Problem& p) {
   return "heads=" + std::to_string(p.heads) + " kv_heads=" + std::to_string(p.kv_heads) +
          " head_dim=" + std::to_string(p.head_dim) + " window=" + std::to_string(p.window) + " " +
          std::string(Name(p.dtype)) + (p.keys ? " keys" : "") +
-         (p.int8_scores ? " int8_scores" : "");
+         (p.int8_scores ? " int8_scores" : "") + " recent=" + std::to_string(p.recent) +
+         " sinks=" + std::to_string(p.sinks);
 }
 const Problem kProblems[] = {
     {3, 1, 64},
@@ -50,6 +52,15 @@ const Problem kProblems[] = {
     {5, 1, 100, 7, DType::kI8, false, true},
     {2, 2, 12, 33, DType::kI8, true, true},  // shorter than one vector of codes
     {64, 1, 128, 0, DType::kI8, true, true},
+    {9, 3, 64, 0, DType::kU4, false, false, 64, 4},
+    {9, 3, 64, 0, DType::kU4, true, false, 33, 1},
+    {4, 2, 32, 0, DType::kU4, true, false, 1, 0},     // a row itself
+    {3, 1, 27, 0, DType::kU4, true, false, 5, 20},    // first, coded and near keys in one chunk
+    {4, 2, 16, 0, DType::kU4, true, false, 0, 3},     // no window
+    {2, 1, 12, 0, DType::kI8, true, true, 18, 2},     // INT8 scores of codes alone
+    {5, 1, 100, 40, DType::kI8, false, false, 7, 9},  // a sliding window that leaves the first out
+    {64, 1, 16, 0, DType::kU4, false, false, 16, 1},
+    {2, 2, 8, 0, DType::kU4, false, false, 500, 0},  // nothing is read as codes
 };
 
 // What calibration may have found for layer 1 of 2; the other layer's would spoil everything.
@@ -79,10 +90,16 @@ Sequence MakeSequence(const Problem& p, int length, uint64_t seed) {
   return {length, RandomNormal(length * Stride(p), seed)};
 }
 
-// A row of K or V as the cache gives it back; as it is where there is no cache. The integer rows'
-// own rounding is tested in kv_pool_test.cc; here they are taken as the kernels' input.
+// Whether a query at `position` reads key and value `at` in 16 bit although the pool holds codes.
+bool InHalves(const Problem& p, int at, int position) {
+  return at < p.sinks || at + p.recent > position;
+}
+
+// A row of K or V as the cache gives it back, in 16 bit or as it is stored; as it is where there is
+// no cache. The integer rows' own rounding is tested in kv_pool_test.cc; here they are taken as the
+// kernels' input.
 std::vector<float> CachedRow(const Problem& p, const Sequence& s, int at, int column, bool causal,
-                             const KvKeys* keys) {
+                             bool half, const KvKeys* keys) {
   const int d = p.head_dim;
   const float* from = s.qkv.data() + at * Stride(p) + column;
   std::vector<float> row(from, from + d), smoothed = row;
@@ -94,7 +111,8 @@ std::vector<float> CachedRow(const Problem& p, const Sequence& s, int at, int co
   }
   std::vector<std::byte> stored(static_cast<size_t>(KvRowBytes(p.dtype, d)));
   if (!causal) return row;
-  if (p.dtype == DType::kF16) {
+  if (p.dtype == DType::kF16 || half) {
+    if (half) row = smoothed;
     for (float& v : row) v = F16ToF32(F32ToF16(v));
   } else if (p.dtype == DType::kI8) {
     EncodeKvI8(smoothed.data(), d, stored.data());
@@ -113,26 +131,27 @@ std::vector<double> Exact(const Problem& p, const Sequence& s, int row, int head
   const int first = causal && p.window > 0 ? std::max(0, row + 1 - p.window) : 0;
   const std::shared_ptr<const KvKeys> keys = causal ? KeysOf(p) : nullptr;
   const auto cached_row = [&](int at, int column) {
-    return CachedRow(p, s, at, column, causal, keys.get());
+    const bool half = causal && InHalves(p, at, row);
+    return CachedRow(p, s, at, column, causal, half, keys.get());
   };
   const int k = (p.heads + head / group) * d, v = k + p.kv_heads * d;
   const size_t channel = static_cast<size_t>(p.kv_heads + head / group) * d;  // of layer 1
   std::vector<float> query(s.qkv.begin() + row * Stride(p) + head * d,
                            s.qkv.begin() + row * Stride(p) + (head + 1) * d);
   for (float& q : query) q *= 1.0f / std::sqrt(static_cast<float>(d));
-  if (keys != nullptr) {
-    for (int i = 0; i < d; ++i) query[i] *= keys->scale[channel + i];
+  for (int i = 0; keys != nullptr && i < d; ++i) query[i] *= keys->scale[channel + i];
+  std::vector<float> coded = query;
+  if (p.int8_scores && causal) {
     std::vector<std::byte> stored(static_cast<size_t>(KvRowBytes(DType::kI8, d)));
-    if (p.int8_scores) {
-      EncodeKvI8(query.data(), d, stored.data());
-      DecodeKvI8(stored.data(), d, query.data());
-    }
+    EncodeKvI8(query.data(), d, stored.data());
+    DecodeKvI8(stored.data(), d, coded.data());
   }
   std::vector<double> scores;
   for (int j = first; j <= last; ++j) {
     double dot = 0;
     const std::vector<float> key = cached_row(j, k);
-    for (int i = 0; i < d; ++i) dot += double{query[i]} * key[i];
+    const std::vector<float>& q = InHalves(p, j, row) ? query : coded;
+    for (int i = 0; i < d; ++i) dot += double{q[i]} * key[i];
     scores.push_back(dot);
   }
   const double top = *std::max_element(scores.begin(), scores.end());
@@ -181,14 +200,18 @@ class AttentionTest : public OpsVariant {
     const Sequence* sequence;
     int start, rows;
     std::span<const int32_t> blocks;
+    int slot = 0;
   };
   std::vector<float> Paged(const Problem& p, const std::vector<Chunk>& chunks, KvPool& kv) {
     std::vector<float> qkv;
     std::vector<SequenceSpan> spans;
     int rows = 0;
     for (const Chunk& c : chunks) {
-      spans.push_back(
-          {.first_row = rows, .num_rows = c.rows, .start_position = c.start, .blocks = c.blocks});
+      spans.push_back({.first_row = rows,
+                       .num_rows = c.rows,
+                       .start_position = c.start,
+                       .blocks = c.blocks,
+                       .slot = c.slot});
       const auto begin = c.sequence->qkv.begin() + c.start * Stride(p);
       qkv.insert(qkv.end(), begin, begin + c.rows * Stride(p));
       rows += c.rows;
@@ -197,16 +220,23 @@ class AttentionTest : public OpsVariant {
     const ForwardBatch batch{.tokens = tokens, .sequences = spans};
     std::vector<float> y(int64_t{rows} * p.heads * p.head_dim, NAN);
     ops.StoreKv(Keys(p, qkv.data()), Values(p, qkv.data()), batch, 1, kv, context);
-    ops.PagedAttention(Args(p, qkv.data(), ViewOf(y, {rows, p.heads * p.head_dim})), batch, 1, kv,
-                       context);
+    AttentionArgs args = Args(p, qkv.data(), ViewOf(y, {rows, p.heads * p.head_dim}));
+    args.k = Keys(p, qkv.data());
+    args.v = Values(p, qkv.data());
+    ops.PagedAttention(args, batch, 1, kv, context);
+    ops.StoreRecent(args.k, args.v, batch, 1, kv, context);
     return y;
   }
 
+  static constexpr int kSlots = 3;
   // A pool full of NaN: whatever is read without having been written shows.
   static KvPool PoisonedPool(const Problem& p, int blocks) {
-    KvPool kv =
-        *KvPool::Create(CpuDevice(), {2, p.kv_heads, p.head_dim, p.dtype, KeysOf(p)}, blocks);
-    std::fill_n(kv.keys(0, 0, 0), kv.bytes(), std::byte{0xff});
+    const KvPool::Layout layout = {2,         p.kv_heads, p.head_dim, p.dtype,
+                                   KeysOf(p), p.recent,   p.sinks};
+    KvPool kv = *KvPool::Create(CpuDevice(), layout, blocks, kSlots);
+    std::fill_n(kv.keys(0, 0, 0), blocks * layout.block_bytes(), std::byte{0xff});
+    if (layout.has_slots())
+      std::fill_n(kv.slot_keys(0, 0, 0), kSlots * layout.slot_bytes() / 2, uint16_t{0xffff});
     return kv;
   }
 
@@ -249,6 +279,35 @@ TEST_P(AttentionTest, PagedDetectsAWindowThatIsOneTooLong) {
   EXPECT_GT(WorstError(p, s, y.data(), true), 100 * Tolerance(p, 70));
 }
 
+// Sibling: as are the limits of what is read in 16 bit. Codes of 4 bits leave errors of about
+// absmax / 30 in every row.
+TEST_P(AttentionTest, PagedDetectsAWindowInSixteenBitsThatIsOneOff) {
+  for (const bool sinks : {false, true}) {
+    for (const int off : {-1, 1}) {
+      Problem p{6, 2, 16, 0, DType::kU4, true, false, 33, 4};
+      const Sequence s = MakeSequence(p, 70, 1);
+      KvPool kv = PoisonedPool(p, 15);
+      const auto y = Paged(p, {{&s, 0, 70, kBlocksA}}, kv);
+      EXPECT_LT(WorstError(p, s, y.data(), true), Tolerance(p, 70));
+      (sinks ? p.sinks : p.recent) += off;
+      EXPECT_GT(WorstError(p, s, y.data(), true), 20 * Tolerance(p, 70));
+    }
+  }
+}
+
+// What a later batch reads in 16 bit comes from its own sequence's slot: NaN where nobody stored
+// it.
+TEST_P(AttentionTest, PagedReadsEarlierRowsFromTheSlotOfTheSequence) {
+  const Problem p{6, 2, 16, 0, DType::kU4, true, false, 33, 4};
+  const Sequence s = MakeSequence(p, 70, 1);
+  for (const int slot : {1, 2}) {
+    KvPool kv = PoisonedPool(p, 15);
+    (void)Paged(p, {{&s, 0, 69, kBlocksA, 1}}, kv);
+    const auto y = Paged(p, {{&s, 69, 1, kBlocksA, slot}}, kv);
+    EXPECT_EQ(std::isnan(y[0]), slot == 2);
+  }
+}
+
 // Sibling: the comparison sees scales that are not those the keys went in with.
 TEST_P(AttentionTest, PagedDetectsKeysOfAnotherLayer) {
   for (const bool int8_scores : {false, true}) {
@@ -286,11 +345,11 @@ TEST_P(AttentionTest, PagedIsTheSameBitForBitHoweverRowsAreChunkedAndBatched) {
     };
     // Ragged batches with another sequence, chunks that end inside blocks and tiles, single steps,
     // and other block numbers than in `whole`.
-    take(Paged(p, {{&a, 0, 9, kBlocksB}}, kv), 9);  // kBlocksB has room for 96 rows only
-    take(Paged(p, {{&a, 9, 40, kBlocksB}, {&b, 0, 80, kBlocksA}}, kv), 40);
-    take(Paged(p, {{&a, 49, 1, kBlocksB}, {&b, 80, 1, kBlocksA}}, kv), 1);
-    take(Paged(p, {{&a, 50, 1, kBlocksB}}, kv), 1);
-    take(Paged(p, {{&a, 51, 45, kBlocksB}}, kv), 45);
+    take(Paged(p, {{&a, 0, 9, kBlocksB, 2}}, kv), 9);  // kBlocksB has room for 96 rows only
+    take(Paged(p, {{&a, 9, 40, kBlocksB, 2}, {&b, 0, 80, kBlocksA, 1}}, kv), 40);
+    take(Paged(p, {{&a, 49, 1, kBlocksB, 2}, {&b, 80, 1, kBlocksA, 1}}, kv), 1);
+    take(Paged(p, {{&a, 50, 1, kBlocksB, 2}}, kv), 1);
+    take(Paged(p, {{&a, 51, 45, kBlocksB, 2}}, kv), 45);
     ASSERT_EQ(chunked.size(), 96u * width);
     EXPECT_TRUE(std::equal(chunked.begin(), chunked.end(), whole.begin()));
   }

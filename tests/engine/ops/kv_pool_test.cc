@@ -31,6 +31,22 @@ TEST(KvPoolTest, RefusesKeysOfAnotherModel) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("means=7 expected=8")));
 }
 
+TEST(KvPoolTest, RowsInSixteenBitLieInSlotsBesideCodes) {
+  KvPool::Layout layout{.layers = 3, .kv_heads = 2, .head_dim = 10, .dtype = DType::kU4};
+  layout.window = 7;
+  layout.sinks = 2;
+  ASSERT_OK_AND_ASSIGN(KvPool kv, KvPool::Create(CpuDevice(), layout, 5, 4));
+  EXPECT_EQ(layout.slot_bytes(), 2u * 3 * 2 * (7 + 2) * 10 * 2);
+  EXPECT_EQ(kv.bytes(), 5 * layout.block_bytes() + 4 * layout.slot_bytes());
+  EXPECT_EQ(kv.slot_values(2, 3, 1) + (7 + 2) * 10,
+            kv.slot_keys(0, 0, 0) + 4 * layout.slot_bytes() / sizeof(uint16_t));
+  EXPECT_THAT(KvPool::Create(CpuDevice(), layout, 5),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("slots=0")));
+  layout.dtype = DType::kF16;
+  EXPECT_THAT(KvPool::Create(CpuDevice(), layout, 5, 4),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("dtype=f16")));
+}
+
 TEST(KvPoolTest, RefusesMoreThanTheHostHas) {
   EXPECT_THAT(KvPool::Create(CpuDevice(), {.layers = 1 << 10, .kv_heads = 1 << 10, .head_dim = 512},
                              1 << 24),

@@ -116,7 +116,7 @@ TEST_F(GenerateEngineTest, RefusesOptionsThatCannotWork) {
   setup.engine.max_context = 65;
   EXPECT_THAT(StartStatus(setup), StatusIs(Code::kInvalidArgument, HasSubstr("bytes needed=1280")));
   setup = {};
-  setup.engine.kv_dtype = DType::kBf16;
+  setup.engine.kv_format = DType::kBf16;
   EXPECT_THAT(StartStatus(setup), StatusIs(Code::kInvalidArgument, HasSubstr("kv_dtype=bf16")));
   setup = {};
   setup.model.task = ModelTask::kEmbed;

@@ -47,6 +47,33 @@ TEST(KvCacheTest, FailedReserveChangesNothing) {
   EXPECT_EQ(kv.free_blocks(), 1);
 }
 
+TEST(KvCacheTest, ASlotIsHeldFromReserveToRelease) {
+  KvCache kv(8, true, 2);
+  KvTable a, b, c;
+  ASSERT_TRUE(kv.Reserve(a, 20));
+  ASSERT_TRUE(kv.Reserve(b, 20));
+  EXPECT_EQ(a.slot, 0);
+  EXPECT_EQ(b.slot, 1);
+  EXPECT_FALSE(kv.Reserve(c, 1));
+  EXPECT_EQ(c.slot, -1);
+  EXPECT_THAT(c.blocks, ElementsAre());
+  ASSERT_TRUE(kv.Reserve(a, 40));  // keeps its own
+  EXPECT_EQ(a.slot, 0);
+  kv.Release(a);
+  EXPECT_EQ(a.slot, -1);
+  ASSERT_TRUE(kv.Reserve(c, 1));
+  EXPECT_EQ(c.slot, 0);
+}
+
+// Blocks without the rows in 16 bit that lie beside them are no prefix.
+TEST(KvCacheTest, WithSlotsNoPrefixIsFound) {
+  KvCache kv(8, true, 2);
+  RunThrough(kv, Tokens(40));
+  EXPECT_EQ(kv.cached_blocks(), 0);
+  KvTable table;
+  EXPECT_EQ(kv.Attach(Tokens(64), table), 0);
+}
+
 TEST(KvCacheTest, FindsThePrefixOfAnEarlierSequence) {
   KvCache kv(8, true);
   RunThrough(kv, Tokens(40));

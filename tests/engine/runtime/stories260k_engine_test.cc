@@ -36,7 +36,7 @@ class Stories260kEngineTest : public testing::Test {
     ASSERT_EQ(goldens_.size(), 3u);
   }
   std::unique_ptr<GenerateEngine> Start(EngineOptions options) {
-    options.kv_dtype = DType::kF32;
+    options.kv_format = kv_format_;
     metrics_ = std::make_shared<FakeModelMetrics>();
     auto engine =
         GenerateEngine::Start(model_, tokenizer_, options, {pool_, RealClock(), metrics_});
@@ -56,6 +56,7 @@ class Stories260kEngineTest : public testing::Test {
   }
 
   ThreadPool pool_{{.num_threads = 2}};
+  KvFormat kv_format_ = DType::kF32;
   std::shared_ptr<const Model> model_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::shared_ptr<FakeModelMetrics> metrics_;
@@ -150,6 +151,38 @@ TEST_F(Stories260kEngineTest, AStopStringEndsTheStoryBeforeIt) {
   const auto stopped = recorder.WaitForAll()[1];
   EXPECT_EQ(stopped.end.reason, FinishReason::kStop);
   EXPECT_EQ(stopped.text, whole.substr(0, whole.find(request.sampling.stop[0])));
+}
+
+// 4-bit rows, the latest and the first in 16 bit: tokens do not depend on chunks, company,
+// preemption, or on who had the slot before.
+TEST_F(Stories260kEngineTest, RowsInSixteenBitAreOneSequencesOwn) {
+  kv_format_ = {DType::kU4, 10, 2};
+  const std::vector<size_t> given = {0, 30, 17, 55, 40, 8, 20, 3, 33};
+  std::vector<std::vector<int32_t>> expected;
+  for (size_t i = 0; i < given.size(); ++i) {
+    auto engine = Start({});
+    StreamRecorder recorder;
+    ASSERT_OK(engine->Submit(Continue(goldens_[i % 3], given[i]), recorder.NewSink()));
+    expected.push_back(recorder.WaitForAll()[0].tokens);
+  }
+  const KvPool::Layout layout = model_->kv_layout(kv_format_);
+  for (const int max_step_tokens : {7, 64}) {
+    // Eight at once, in blocks for little more than one.
+    const size_t bytes = 8 * layout.slot_bytes() + 9 * layout.block_bytes();
+    auto engine =
+        Start({.max_sequences = 8, .max_step_tokens = max_step_tokens, .kv_bytes = bytes});
+    StreamRecorder recorder;
+    for (size_t i = 0; i < given.size(); ++i)
+      ASSERT_OK(engine->Submit(Continue(goldens_[i % 3], given[i]), recorder.NewSink()));
+    const auto streams = recorder.WaitForAll();
+    for (size_t i = 0; i < streams.size(); ++i) {
+      EXPECT_OK(streams[i].end.status);
+      EXPECT_EQ(streams[i].tokens, expected[i]) << "request " << i;
+      EXPECT_EQ(streams[i].end.usage.cached_tokens, 0);
+    }
+    EXPECT_EQ(engine->kv_bytes(), bytes);
+    EXPECT_GT(metrics_->preempted, 0);
+  }
 }
 
 struct Company {

@@ -38,6 +38,16 @@ TEST(RecipeListTest, NamesMeanWhatTheySay) {
   EXPECT_EQ(dynamic.activation, ActivationMode::kA8Token);
 }
 
+TEST(RecipeListTest, PositionsInSixteenBitBelongToCachesOfCodes) {
+  ASSERT_OK_AND_ASSIGN(const Recipe recipe, FindRecipe("w8a16_kv4_window"));
+  EXPECT_EQ(recipe.kv_dtype, DType::kU4);
+  EXPECT_TRUE(recipe.kv_key_channels);
+  EXPECT_EQ(recipe.kv_window, 64);
+  EXPECT_EQ(recipe.kv_sinks, 4);
+  ASSERT_OK_AND_ASSIGN(const Recipe none, FindRecipe("w8a16_kv4"));
+  EXPECT_EQ(none.kv_window + none.kv_sinks, 0);
+}
+
 TEST(RecipeListTest, MethodsAreReadAndSpelledCanonically) {
   ASSERT_OK_AND_ASSIGN(
       const Recipe recipe,
@@ -57,6 +67,9 @@ TEST(RecipeListTest, MethodsAreReadAndSpelledCanonically) {
   EXPECT_EQ(file.calibration.path, "mine.txt");
   for (const auto& [yaml, what] : std::map<std::string, std::string>{
            {"rounding: gptqq\n", "gptqq"},
+           {"kv: f16\nkv_window: 64\n", "positions in 16 bit are for kv: i8 and kv: u4"},
+           {"kv: u4\nkv_sinks: -1\n", "expected a whole number from 0"},
+           {"kv: u4\nkv_window: 4097\n", "expected at most 4096: 4097"},
            {"rounding: \"gptq:dampp=1\"\n", "dampp"},
            {"transforms: [smooth]\n", "no transform of this name: smooth"},
            {"transforms: [\"awq:grid=0\"]\n", "grid=0"},

@@ -169,10 +169,9 @@ TEST_P(GoldenDecoderTest, TokenByToken) {
   }
 }
 
-TEST_P(GoldenDecoderTest, ChunksOfTwoSequencesSideBySideAreBitExactWithOnePass) {
-  const auto whole = Runner().Forward({Whole(2)});
-  const std::vector<int32_t>&a = sequences_[2].tokens, &b = sequences_[1].tokens;
-  ModelRunner runner = Runner();
+// The logits of sequence 2 in chunks, beside sequence 1.
+std::vector<std::vector<float>> InChunks(ModelRunner runner, const std::vector<int32_t>& a,
+                                         const std::vector<int32_t>& b) {
   std::vector<std::vector<float>> logits;
   const auto keep = [&](std::vector<std::vector<float>> part, int rows) {
     logits.insert(logits.end(), part.begin(), part.begin() + rows);
@@ -185,8 +184,33 @@ TEST_P(GoldenDecoderTest, ChunksOfTwoSequencesSideBySideAreBitExactWithOnePass) 
                        {.sequence = 1, .start = 22, .tokens = Slice(b, 22, 23)}}),
        1);
   keep(runner.Forward({{.sequence = 2, .start = 19, .tokens = Slice(a, 19, 42)}}), 23);
+  return logits;
+}
+
+TEST_P(GoldenDecoderTest, ChunksOfTwoSequencesSideBySideAreBitExactWithOnePass) {
+  const auto logits = InChunks(Runner(), sequences_[2].tokens, sequences_[1].tokens);
   EXPECT_LT(Worst(logits, sequences_[2].outputs), kTolerance);
-  EXPECT_EQ(logits, whole);
+  EXPECT_EQ(logits, Runner().Forward({Whole(2)}));
+}
+
+// So they are where near queries read another form of a row than far ones; what that form is shows
+// in the distance from the golden output: codes of 4 bits alone are the farthest, a window over
+// everything leaves the rounding of f16.
+TEST_P(GoldenDecoderTest, ChunksAreBitExactWithRowsInSixteenBitBesideCodes) {
+  const auto runner = [&](int window, int sinks) {
+    return ModelRunner(*model_, 3, 48, KvFormat(DType::kU4, window, sinks));
+  };
+  for (const auto& [window, sinks] : {std::pair{7, 2}, {16, 0}, {0, 3}, {1, 0}}) {
+    const auto logits = InChunks(runner(window, sinks), sequences_[2].tokens, sequences_[1].tokens);
+    EXPECT_EQ(logits, runner(window, sinks).Forward({Whole(2)}))
+        << "window=" << window << " sinks=" << sinks;
+    if (model_->spec().sliding_window > 0) continue;  // may see no more than this window
+    EXPECT_NE(logits, runner(window + 1, sinks).Forward({Whole(2)}));
+    EXPECT_NE(logits, runner(window, sinks + 1).Forward({Whole(2)}));
+  }
+  const double none = Worst(runner(0, 0).Forward({Whole(2)}), sequences_[2].outputs);
+  const double all = Worst(runner(48, 0).Forward({Whole(2)}), sequences_[2].outputs);
+  EXPECT_LT(20 * all, none);
 }
 
 TEST_P(GoldenDecoderTest, OnlyTheRowsAskedForHaveLogits) {

@@ -10,13 +10,17 @@
 
 namespace assay {
 
-ModelRunner::ModelRunner(const Model& model, int sequences, int positions, DType kv)
+ModelRunner::ModelRunner(const Model& model, int sequences, int positions, const KvFormat& kv)
     : model_(model), blocks_(sequences) {
   if (model.spec().task != ModelTask::kGenerate) return;
   const int per_sequence = (positions + KvPool::kBlockTokens - 1) / KvPool::kBlockTokens;
+  const KvPool::Layout layout = model.kv_layout(kv);
   kv_ = std::make_unique<KvPool>(
-      *KvPool::Create(CpuDevice(), model.kv_layout(kv), sequences * per_sequence));
-  std::fill_n(kv_->keys(0, 0, 0), kv_->bytes(), std::byte{0xff});  // NaN until written
+      *KvPool::Create(CpuDevice(), layout, sequences * per_sequence, sequences));
+  // NaN until written
+  std::fill_n(kv_->keys(0, 0, 0), kv_->num_blocks() * layout.block_bytes(), std::byte{0xff});
+  if (layout.has_slots())
+    std::fill_n(kv_->slot_keys(0, 0, 0), sequences * layout.slot_bytes() / 2, uint16_t{0xffff});
   std::vector<int32_t> order(sequences * per_sequence);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), std::mt19937(7));
@@ -35,7 +39,8 @@ absl::StatusOr<std::vector<std::vector<float>>> ModelRunner::TryForward(
     spans.push_back({.first_row = static_cast<int32_t>(tokens.size()),
                      .num_rows = rows,
                      .start_position = c.start,
-                     .blocks = blocks_[c.sequence]});
+                     .blocks = blocks_[c.sequence],
+                     .slot = c.sequence});
     tokens.insert(tokens.end(), c.tokens.begin(), c.tokens.end());
     types.insert(types.end(), c.token_types.begin(), c.token_types.end());
     for (int32_t r = c.all_logits ? 0 : rows - 1; r < rows; ++r) {

@@ -15,7 +15,7 @@ namespace assay {
 class ModelRunner {
  public:
   // Room for `sequences` sequences of up to `positions` tokens.
-  ModelRunner(const Model& model, int sequences, int positions, DType kv = DType::kF32);
+  ModelRunner(const Model& model, int sequences, int positions, const KvFormat& kv = DType::kF32);
 
   struct Chunk {
     int sequence = 0;
