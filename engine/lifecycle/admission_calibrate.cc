@@ -162,7 +162,9 @@ class CalibratedQuantization {
   absl::StatusOr<std::shared_ptr<const Model>> Finish(std::shared_ptr<const Model> model,
                                                       const std::vector<const LinearSlot*>& slots) {
     LinearMap linears = model->linears();
+    model.reset();
     for (const LinearSlot* slot : slots) {
+      linears[slot->name].reset();  // in f32: its quantized one takes its place
       const auto input = statistics_.find(slot->name);
       const absl::Status status = QuantizeSlot(a_, *slot, {&input->second, Deadline(*slot)});
       if (!status.ok()) return a_.report.verdict.empty() ? Annotate(status, slot->name) : status;

@@ -212,18 +212,20 @@ class MemoryModel {
     };
     for (size_t i = 0; i < in_.slots.size(); ++i) {
       if (!in_.calibrated || in_.slots[i].kind == LinearSlot::Kind::kLinear)
-        take(i, in_.calibrated ? LayerInF32(in_.slots[i].layer) + in_.other_bytes : 0);
+        take(i, in_.calibrated ? LayerBeside(i) : 0);
     }
     for (size_t i = 0; i < in_.slots.size(); ++i) {
       if (in_.calibrated && in_.slots[i].kind != LinearSlot::Kind::kLinear) take(i, 0);
     }
     return most + Head();
   }
-  uint64_t LayerInF32(int layer) const {
+  // In f32, while a slot of a calibrated layer is quantized: those of the layer that come after it.
+  uint64_t LayerBeside(size_t slot) const {
+    const int layer = in_.slots[slot].layer;
     uint64_t bytes = 0;
     for (size_t i = 0; i < in_.slots.size(); ++i) {
       const bool table = in_.slots[i].kind == LinearSlot::Kind::kEmbedding && layer == 0;
-      if (table || in_.slots[i].layer == layer) bytes += exact_[i]->packed;
+      if (table || (i > slot && in_.slots[i].layer == layer)) bytes += exact_[i]->packed;
     }
     return bytes;
   }

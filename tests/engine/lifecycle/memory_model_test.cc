@@ -24,6 +24,7 @@ class MemoryModelTest : public AdmissionFixture {
     Start(options);
   }
   AdmissionReport Report(const AdmissionRequest& request) {
+    registry_.WaitForRetirements();  // what they free would be taken off what this one takes
     const AdmissionProgress end = Admit(request);
     EXPECT_OK(end.status);
     return end.report == nullptr ? AdmissionReport() : *end.report;
@@ -88,9 +89,12 @@ TEST_F(MemoryModelTest, ThePeakOfAnAdmissionIsPredicted) {
   const std::string gptq =
       "scheme: int4_group:g32,asym\nactivation: a16\nembedding: int8_channel\n"
       "rounding: gptq:act_order\ncalibration: {samples: 16, window: 256}\n";
+  // Decoded to f32, the head calibrated, too.
+  const std::string outliers =
+      "scheme: int8_channel\nactivation: int8_outlier\ncalibration: {samples: 16, window: 256}\n";
   for (const std::string& recipe :
        {std::string("scheme: int8_channel\nactivation: a16\n"),
-        std::string("scheme: int8_group:g32\nactivation: a16\n"), gptq}) {
+        std::string("scheme: int8_group:g32\nactivation: a16\n"), gptq, outliers}) {
     for (const bool dry_run : {false, true}) {
       AdmissionRequest request = Stories(recipe);
       request.dry_run = dry_run;
