@@ -92,10 +92,14 @@ absl::StatusOr<EvaluationSet> MakeLongContextSet(std::string_view text, const st
                                                  const Tokenizer* tokenizer, const ModelSpec& spec,
                                                  const EvaluationSize& size) {
   EvaluationSet set;
-  const int window = std::min(spec.max_context, size.long_window);
-  if (tokenizer == nullptr || window <= std::min(size.window, spec.max_context)) return set;
+  const int most = std::min(spec.max_context, size.long_window);
+  if (tokenizer == nullptr || most <= size.window) return set;
   ASSIGN_OR_RETURN(const TokenDocument ids, tokenizer->Encode(text, true, false));
-  const size_t length = static_cast<size_t>(window), windows = ids.size() / length;
+  const size_t length =
+      std::min(static_cast<size_t>(most), ids.size() / static_cast<size_t>(size.long_documents));
+  const auto window = static_cast<int>(length);
+  if (window <= size.window) return set;
+  const size_t windows = ids.size() / length;
   for (const size_t i : SpreadIndices(windows, static_cast<size_t>(size.long_documents))) {
     const auto begin = ids.begin() + static_cast<ptrdiff_t>(i * length);
     set.documents.emplace_back(begin, begin + window);

@@ -15,7 +15,7 @@ namespace assay {
 struct EvaluationSize {
   int documents = 8, window = 512;
   int sentences = 96, sentence_tokens = 128;
-  int long_documents = 2, long_window = 2048;  // MakeLongContextSet
+  int long_documents = 2, long_window = 4096;  // MakeLongContextSet
 };
 
 struct EvaluationSet {
@@ -35,9 +35,9 @@ absl::StatusOr<EvaluationSet> MakeEvaluationSet(std::string_view text, const std
                                                 const EvaluationSize& size);
 
 // Windows of a decoder's whole context, up to size.long_window tokens, across the articles of the
-// text: what a quantized KV cache does to positions that look far back. Empty (no documents): the
-// model has no tokenizer, the windows of `size` are as long already, or the text is shorter than
-// one. InvalidArgument: not UTF-8.
+// text, shorter where the text has less for so many: what a quantized KV cache does to positions
+// that look far back. Empty (no documents): the model has no tokenizer, or the windows of `size`
+// are as long already. InvalidArgument: not UTF-8.
 absl::StatusOr<EvaluationSet> MakeLongContextSet(std::string_view text, const std::string& origin,
                                                  const Tokenizer* tokenizer, const ModelSpec& spec,
                                                  const EvaluationSize& size);

@@ -48,7 +48,15 @@ TEST_F(EvaluationTest, LongContextIsWhatTheOtherWindowsDoNotReach) {
   EXPECT_THAT(make(512, BundledEvaluationText()).documents, SizeIs(0));  // the model's context
   EXPECT_THAT(make(128, "Too short for one.").documents, SizeIs(0));
   spec_.max_context = 8192;
-  EXPECT_THAT(make(512, BundledEvaluationText()).documents[0], SizeIs(2048));
+  EXPECT_THAT(make(512, BundledEvaluationText()).documents[0], SizeIs(4096));
+  // A text with less for two windows: all of it, in halves.
+  const std::string_view part = BundledEvaluationText().substr(0, 8000);
+  ASSERT_OK_AND_ASSIGN(const TokenDocument ids, tokenizer_->Encode(part, true, false));
+  ASSERT_LT(ids.size(), 2 * 4096u);
+  const EvaluationSet halves = make(512, part);
+  ASSERT_THAT(halves.documents, SizeIs(2));
+  EXPECT_THAT(halves.documents[1], SizeIs(ids.size() / 2));
+  EXPECT_THAT(make(static_cast<int>(ids.size() / 2), part).documents, SizeIs(0));
 }
 
 TEST_F(EvaluationTest, TheSameInputGivesTheSameHashAndAnotherTextAnother) {

@@ -152,6 +152,7 @@ TEST_F(RecipesTest, RowsInSixteenBitPayBesideFourBitCodes) {
   EXPECT_LT(near.report->verification.mean_kl.mean, plain.report->verification.mean_kl.mean);
   EXPECT_THAT(near.report->decision.trace,
               testing::Contains(HasSubstr("the prefix cache is off for this model")));
+  EXPECT_LE(near.report->measured_peak_bytes, near.report->estimated_peak_bytes);
   EXPECT_THAT(ToTerminalText(*near.report, 400),
               HasSubstr("f16 in the last 64 and the first 4 positions"));
   ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire("stories"));
