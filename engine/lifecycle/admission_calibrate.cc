@@ -94,12 +94,13 @@ CollectorFactory AsMultiplied(const Recipe& recipe, CollectorFactory collectors)
   return [&recipe, collectors = std::move(collectors)](
              const LinearSlot& slot) -> absl::StatusOr<InputCollector> {
     ASSIGN_OR_RETURN(InputCollector collector, collectors(slot));
+    if (!collector) return collector;
     ASSIGN_OR_RETURN(const std::optional<HadamardRotation> rotation, InputRotation(recipe, slot));
-    if (!collector || !rotation.has_value()) return collector;
+    if (!rotation.has_value()) return collector;
     return InputCollector([collector = std::move(collector), rotation = *rotation](
                               TensorView x, TensorView x_full) -> absl::Status {
       ASSIGN_OR_RETURN(const Tensor rotated, RotatedRows(rotation, x));
-      if (x_full.shape.elements() == 0) return collector(rotated.view(), x_full);
+      if (x_full.empty()) return collector(rotated.view(), x_full);
       ASSIGN_OR_RETURN(const Tensor full, RotatedRows(rotation, x_full));
       return collector(rotated.view(), full.view());
     });

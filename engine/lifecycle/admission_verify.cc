@@ -21,6 +21,9 @@ namespace {
 // the loss has the 39th lowest SQNR of 120). Of models above this size only the least accurate.
 constexpr uint64_t kMeasureAllBytes = uint64_t{4} << 30;  // at f32
 constexpr int kExactLayers = 12;
+// Budgets that the lower bound must exceed to end a comparison early where a better recipe waits:
+// no fallback would mend this one.
+constexpr double kHopelessOnLadder = 2;
 constexpr int kFirstByRange = 2;      // layers kept at first, then twice as many each time
 constexpr double kFallbackAim = 0.7;  // of the budget: a plan that barely passes is not one
 
@@ -129,7 +132,9 @@ absl::Status Measure(Admission& a) {
     return a.progress(fraction, "comparing with the reference");
   };
   const Verifier::Extent extent{
-      .early = Verifier::EarlyStop{.max_mean_kl = a.report.decision.budget.max_mean_kl}};
+      .early = Verifier::EarlyStop{
+          .max_mean_kl = a.report.decision.budget.max_mean_kl,
+          .hopeless = HasNextRung(a) ? kHopelessOnLadder : Verifier::kHopeless}};
   ASSIGN_OR_RETURN(a.report.verification,
                    a.verifier->Compare(*a.candidate, KvFormatOf(a.recipe()), extent, progress));
   VerificationResult& v = a.report.verification;

@@ -58,6 +58,17 @@ std::vector<Window> CutWindows(const CalibrationSource& source, bool decoder, si
   return windows;
 }
 
+// Encoders see sentences, a fraction of a window each: as many more of them as make up half of the
+// tokens that so many windows would have (a Hessian of k channels wants 4 k rows).
+size_t Wanted(const std::vector<Window>& windows, bool decoder, const CalibrationSize& size) {
+  const auto samples = static_cast<size_t>(size.samples);
+  if (decoder || windows.empty()) return samples;
+  size_t tokens = 0;
+  for (const Window& window : windows) tokens += window.end - window.begin;
+  const size_t budget = samples * static_cast<size_t>(size.window) / 2;
+  return std::max(samples, budget * windows.size() / std::max<size_t>(tokens, 1));
+}
+
 TokenDocument SampleOf(const SourceDocument& document, const Window& window,
                        const TokenDocument& leading, size_t limit) {
   TokenDocument sample;
@@ -120,7 +131,7 @@ absl::StatusOr<CalibrationSet> FromSource(const CalibrationSource& source,
   CalibrationSet set{.kind = source.kind};
   DescribeSource(source, LeastTokens(source.kind, decoder), &set.coverage);
   const std::vector<Window> windows = CutWindows(source, decoder, window, leading.size());
-  for (const size_t i : SpreadIndices(windows.size(), static_cast<size_t>(size.samples))) {
+  for (const size_t i : SpreadIndices(windows.size(), Wanted(windows, decoder, size))) {
     const SourceDocument& document = source.documents[windows[i].document];
     set.samples.push_back(SampleOf(document, windows[i], leading, window));
     if (!decoder) {  // the closing special token stays

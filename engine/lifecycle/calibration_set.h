@@ -12,6 +12,7 @@
 namespace assay {
 
 // At most `samples` windows of up to `window` tokens (less where the model's context is shorter).
+// Of an encoder's sentences, which are shorter than that, more: up to samples * window / 2 tokens.
 struct CalibrationSize {
   int samples = 64, window = 512;
 };

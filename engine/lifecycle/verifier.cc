@@ -299,8 +299,7 @@ absl::StatusOr<std::string> Verifier::FindNotFinite(const Model& model) {
 bool DecidesEarly(const Verifier::EarlyStop& early, const Estimate& mean_kl, int done, int all) {
   constexpr int kFewestToReject = 2, kFewestToAccept = 4;
   if (done >= all) return false;
-  if (early.reject && done >= kFewestToReject &&
-      mean_kl.low > Verifier::kHopeless * early.max_mean_kl) {
+  if (early.reject && done >= kFewestToReject && mean_kl.low > early.hopeless * early.max_mean_kl) {
     return true;
   }
   const bool look = done >= kFewestToAccept && (done == all / 4 || done == all / 2);

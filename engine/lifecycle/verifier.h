@@ -33,6 +33,7 @@ class Verifier {
   struct EarlyStop {
     double max_mean_kl = 0;
     bool accept = false, reject = true;
+    double hopeless = kHopeless;  // budgets; less where another recipe waits to be tried
   };
   struct Extent {  // how much of the set is used
     int documents = 1 << 20;

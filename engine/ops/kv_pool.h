@@ -41,8 +41,8 @@ class KvPool {
     int layers = 0, kv_heads = 0, head_dim = 0;
     DType dtype = DType::kF16;  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h
     std::shared_ptr<const KvKeys> keys = nullptr;  // i8 and u4; null: keys as they are
+    int window = 0, sinks = 0;                     // i8 and u4: KvFormat
     int first_layer = 0;  // layers [first_layer, first_layer + layers) of a model, for parts of it
-    int window = 0, sinks = 0;  // i8 and u4: KvFormat
     int64_t row_bytes() const { return KvRowBytes(dtype, head_dim); }
     size_t block_bytes() const {  // K and V of all layers
       return static_cast<size_t>(int64_t{2} * layers * kv_heads * kBlockTokens * row_bytes());

@@ -78,6 +78,8 @@ def row(name, report, took, peak):
     if "error" in report:
         return f"| {name} | {report['error'][:110]} |"
     v = report["verification"]
+    if v["documents"] == 0:  # refused before anything was measured
+        return f"| {name} | {report['reason'][:150]} |"
     linear = [l for l in report["layers"]]
     bits = 8 * sum(l["bytes_stored"] for l in linear) / max(1, sum(l["n"] * l["k"] for l in linear))
     cells = [name, inside(report), f"{bits:.2f}", f"{report['bytes_stored'] / 1e6:.1f}", f"{report['bytes'] / 1e6:.1f}"]
@@ -165,6 +167,23 @@ def peer_rows(gguf, windows):
     exact.close()
 
 
+def figure(report):
+    """The one number of a row, for the table of recipes."""
+    if "error" in report or report["verification"]["documents"] == 0:
+        return "refused"
+    v, megabytes = report["verification"], report["bytes_stored"] / 1e6
+    if report["task"] == "generate":
+        return f"{v['mean_kl']['mean']:.4f}, {100 * v['top1_agreement']['mean']:.1f} %, {megabytes:.1f} MB"
+    return f"{v['cosine']['mean']:.5f}, {megabytes:.1f} MB"
+
+
+def print_recipes(models, results):
+    """Every recipe with what it reached on every model: docs/quantization.md."""
+    print("\n### Recipes\n\n| recipe | " + " | ".join(models) + " |\n|---|" + "---|" * len(models))
+    for recipe in dict.fromkeys(recipe for _, recipe in results):
+        print(f"| `{pathlib.Path(recipe).stem}` | " + " | ".join(results.get((m, recipe), "") for m in models) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, required=True)
@@ -179,6 +198,7 @@ def main():
     beside = sorted(str(p) for p in (pathlib.Path(__file__).parent / "recipes").glob("*.yaml"))  # what theory compares them with
     listed = [line.split()[0] for line in listed if "the first that passes" not in line]
     recipes = args.recipes.split(",") if args.recipes else listed + beside
+    results = {}
     for name, path in (model.split("=", 1) for model in args.model):
         print(f"\n### {name}\n", flush=True)
         headed = False
@@ -191,6 +211,7 @@ def main():
                 print(head + "\n|" + "---|" * (head.count("|") - 1))
                 headed = True
             print(row(pathlib.Path(recipe).stem, report, took, peak), flush=True)
+            results[name, recipe] = figure(report)
             if args.json:
                 with args.json.open("a") as out:
                     out.write(json.dumps({"model": name, "recipe": recipe, "seconds": took, "peak_bytes": peak, "report": report}) + "\n")
@@ -199,6 +220,7 @@ def main():
             windows = json.loads(subprocess.run([tool, "evaluation", path, "-"], check=True, capture_output=True, text=True).stdout)
             for _, line in peer_rows(path, windows):
                 print(line, flush=True)
+    print_recipes([model.split("=", 1)[0] for model in args.model], results)
 
 
 if __name__ == "__main__":

@@ -149,10 +149,13 @@ TEST_F(AdmissionTest, ThePreviousVersionKeepsServingWhenTheNewOneIsRejected) {
 }
 
 TEST_F(AdmissionTest, AStreamThatDoesNotEndHoldsUpNeitherAdmissionsNorTheirMemoryCheck) {
+  const auto admit = [&](const std::string& name) {  // one recipe: a ladder's next may need less
+    return Admit({.name = name, .path = Stories260k(), .recipe = "w8a16"});
+  };
   const size_t before = CpuDevice().allocated_bytes();
   std::latch streams(1), ends(1);
   Start(Cached());
-  ASSERT_OK(AdmitStories().status);
+  ASSERT_OK(admit("stories").status);
   const size_t v1_bytes = CpuDevice().allocated_bytes() - before;
   bool first = true;
   ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> v1, registry_.Acquire("stories"));
@@ -164,9 +167,9 @@ TEST_F(AdmissionTest, AStreamThatDoesNotEndHoldsUpNeitherAdmissionsNorTheirMemor
       }));
   v1.reset();
   streams.wait();
-  EXPECT_OK(AdmitStories().status);
+  EXPECT_OK(admit("stories").status);
   EXPECT_EQ(registry_.Find("stories", 2)->state, VersionState::kServing);
-  const AdmissionProgress other = Admit({.name = "other", .path = Stories260k()});
+  const AdmissionProgress other = admit("other");
   EXPECT_OK(other.status);
   EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kDraining);
   // Room for one more admission, but for what version 1 still holds.
@@ -174,13 +177,12 @@ TEST_F(AdmissionTest, AStreamThatDoesNotEndHoldsUpNeitherAdmissionsNorTheirMemor
   tight.memory_limit_bytes = CpuDevice().allocated_bytes() - v1_bytes / 2 +
                              (other.report == nullptr ? 0 : other.report->estimated_peak_bytes);
   Start(tight);
-  const AdmissionRequest third{.name = "third", .path = Stories260k()};
-  EXPECT_THAT(Admit(third).status, StatusIs(StatusCode::kResourceExhausted));
+  EXPECT_THAT(admit("third").status, StatusIs(StatusCode::kResourceExhausted));
   ends.count_down();
   registry_.WaitForRetirements();
   EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kRetired);
   EXPECT_EQ(CpuDevice().allocated_bytes(), before + 2 * v1_bytes);
-  EXPECT_OK(Admit(third).status);
+  EXPECT_OK(admit("third").status);
 }
 
 TEST_F(AdmissionTest, RefusesBadRequestsAtOnce) {

@@ -206,6 +206,19 @@ TEST_F(CalibrationSetTest, EncodersKeepTheClosingToken) {
   EXPECT_THAT(set.samples, ElementsAre(ElementsAre(1, 2, 5)));
 }
 
+// Sentences of 5 tokens where windows of 20 were asked for: half of 4 x 20 tokens are 8 sentences.
+TEST_F(CalibrationSetTest, EncodersTakeMoreSentencesThanDecodersTakeWindows) {
+  std::string lines;
+  for (int i = 0; i < 100; ++i) lines += "[1, 2, 3, 4, 5]\n";
+  const CalibrationSize size{.samples = 4, .window = 20};
+  ASSERT_OK_AND_ASSIGN(const CalibrationSet windows, Make(lines, "ids", size));
+  EXPECT_EQ(windows.samples.size(), 4u);
+  spec_.task = ModelTask::kEmbed;
+  ASSERT_OK_AND_ASSIGN(const CalibrationSet sentences, Make(lines, "ids", size));
+  EXPECT_EQ(sentences.samples.size(), 8u);
+  EXPECT_EQ(sentences.coverage.sample_tokens, 40);
+}
+
 TEST_F(CalibrationSetTest, LengthsAreBinnedByPowersOfTwo) {
   ASSERT_OK_AND_ASSIGN(const CalibrationSet set,
                        Make("[1,2]\n[1,2,3]\n[1,2,3,4]\n[1,2,3,4,5]\n", "ids"));

@@ -225,6 +225,13 @@ TEST(EarlyStopTest, RejectsTheHopelessAndAcceptsTheEvident) {
   EXPECT_FALSE(DecidesEarly(both, {nan, nan, nan}, 4, 8));
 }
 
+TEST(EarlyStopTest, ALadderGivesUpSooner) {
+  const Estimate twice = {0.03, 0.021, 0.039}, near = {0.02, 0.019, 0.021};
+  EXPECT_FALSE(DecidesEarly({.max_mean_kl = 0.01}, twice, 3, 8));
+  EXPECT_TRUE(DecidesEarly({.max_mean_kl = 0.01, .hopeless = 2}, twice, 3, 8));
+  EXPECT_FALSE(DecidesEarly({.max_mean_kl = 0.01, .hopeless = 2}, near, 3, 8));
+}
+
 TEST_F(VerifierTest, AHopelessCandidateStopsEarlyAndSaysSo) {
   ASSERT_OK_AND_ASSIGN(const EvaluationSet set,
                        MakeEvaluationSet(BundledEvaluationText(), "bundled", tokenizer_.get(),
