@@ -1,6 +1,7 @@
 """How fast each recipe serves next to the f32 reference, in one run, alternating: no mode may take more than twice its time.
 
-usage: compare_recipes.py --bench build/bench/loadtest/engine_bench --model smollm2.gguf [--recipes a,b] [--rounds 3] [--threads 2]
+usage: compare_recipes.py --bench build/bench/loadtest/engine_bench --model smollm2.gguf [--recipes a,b] [--rounds 3]
+                          [--threads 2] [--evaluation short.txt]
 
 Each round runs `--scheme f32` and then every recipe, admitted with budgets out of the way. The table has medians over the
 rounds: tokens/s of a 256-token prefill and of one decode stream, their ratio to f32's in the same run, and the kernels that ran.
@@ -10,13 +11,16 @@ import json
 import statistics
 import subprocess
 
-RECIPES = ("w8a16 w8a16_channel w8a16_kv8 w8a16_kv8_int8 w8a16_kv4 w8a16_kv4_channel w8a8_dynamic w8a8_static w8a8_mix llm_int8 "
-           "int8_sparse w4a8 w4a16 w4a16_hqq w4a4_rotated w4a4_svdquant nf4_double mxfp4 nvfp4 fp8_dynamic fp8_static fp8_block")
+RECIPES = ("w8a16 w8a16_channel w8a16_kv8 w8a16_kv8_int8 w8a16_kv4 w8a16_kv4_channel w8a16_kv4_window w8a8_dynamic w8a8_static "
+           "w8a8_mix llm_int8 int8_sparse w4a8 w4a16 w4a16_hqq w4a4_rotated w4a4_svdquant nf4_double mxfp4 nvfp4 fp8_dynamic fp8_static "
+           "fp8_block")
 
 
 def run(bench, options, arguments):
     command = [bench, "--model", arguments.model, "--threads", str(arguments.threads), "--streams", "1", "--prompt", "256",
                "--generate", "32", "--repeat", "2", *options]
+    if arguments.evaluation:
+        command += ["--evaluation", arguments.evaluation]
     figures, kernels = {"prefill": [], "decode": []}, ""
     for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
         entry = json.loads(line)
@@ -32,6 +36,7 @@ def main():
     parser.add_argument("--bench", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--recipes", default=RECIPES.replace(" ", ","))
+    parser.add_argument("--evaluation", help="a short text saves time: the accuracy is not looked at")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -26,7 +26,7 @@ namespace assay {
 namespace {
 
 struct Options {
-  std::string model, scheme = "int8_channel", activation = "a8_token", kernel, recipe;
+  std::string model, scheme = "int8_channel", activation = "a8_token", kernel, recipe, evaluation;
   int threads = 0, prompt = 512, generate = 64, repeat = 3;
   std::vector<int> streams = {1, 8, 32};
 };
@@ -175,6 +175,7 @@ absl::StatusOr<std::shared_ptr<Servable>> Admit(const Options& options, ThreadPo
   AdmissionOptions pipeline_options;
   ASSIGN_OR_RETURN(pipeline_options.policy, Policy::Parse(kMeasure, "engine_bench"));
   pipeline_options.engine.prefix_cache = false;
+  pipeline_options.evaluation_path = options.evaluation;
   Mutex mu;
   CondVar ended;
   std::optional<absl::Status> outcome;
@@ -252,6 +253,7 @@ int main(int argc, char** argv) {
   app.add_option("--scheme", options.scheme, "scheme of every linear layer")->capture_default_str();
   app.add_option("--activation", options.activation, "activation mode")->capture_default_str();
   app.add_option("--recipe", options.recipe, "admit by this recipe instead of scheme and mode");
+  app.add_option("--evaluation", options.evaluation, "text that the recipe is verified on");
   app.add_option("--kernel", options.kernel, "pin one kernel by name");
   app.add_option("--threads", options.threads, "compute threads, 0 = all cores")
       ->capture_default_str();

@@ -107,23 +107,36 @@ absl::Status CheckWeights(Admission& a) {
   return Reject(a, "defect in " + defects.front());
 }
 
-// What a quantized KV cache does far back, where the rest passed.
-absl::Status MeasureSlices(Admission& a) {
-  a.report.slices.clear();
-  if (a.long_context.documents.empty() || !a.report.verification.failures.empty())
-    return absl::OkStatus();
+absl::Status MeasureSlice(Admission& a, Verifier& verifier, const std::string& name,
+                          const Verifier::Extent& extent) {
+  VerificationResult& whole = a.report.verification;
+  if (!whole.failures.empty() || !whole.defects.empty()) return absl::OkStatus();
   const auto progress = [&](double fraction) {
     a.SamplePeak();
-    return a.progress(fraction, "comparing at long context");
+    return a.progress(fraction, "comparing: " + name);
   };
-  SliceReport slice{.name = a.long_context.name};
-  ASSIGN_OR_RETURN(slice.result, a.long_verifier->Compare(*a.candidate, KvFormatOf(a.recipe()),
-                                                          {.decode_path = false}, progress));
-  VerificationResult& whole = a.report.verification;
+  SliceReport slice{.name = name};
+  ASSIGN_OR_RETURN(slice.result,
+                   verifier.Compare(*a.candidate, KvFormatOf(a.recipe()), extent, progress));
   whole.defects = slice.result.defects;
   whole.failures = CheckSlice(slice, a.report.decision.budget);
   a.report.slices.push_back(std::move(slice));
   return absl::OkStatus();
+}
+
+// Where the rest passed: decode steps that compute otherwise than prefill does, and what a
+// quantized KV cache does far back.
+absl::Status MeasureSlices(Admission& a) {
+  a.report.slices.clear();
+  const bool phases = std::any_of(a.plan.begin(), a.plan.end(), [](const auto& slot) {
+    return slot.second.activation == ActivationMode::kA8Mix;
+  });
+  if (phases && a.spec.task == ModelTask::kGenerate) {
+    RETURN_IF_ERROR(MeasureSlice(a, *a.verifier, a.evaluation.name + ", every row a decode step",
+                                 {.decode_path = false, .decode_phase = true}));
+  }
+  if (a.long_context.documents.empty()) return absl::OkStatus();
+  return MeasureSlice(a, *a.long_verifier, a.long_context.name, {.decode_path = false});
 }
 
 absl::Status Measure(Admission& a) {

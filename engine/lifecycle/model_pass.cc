@@ -66,6 +66,7 @@ std::vector<SequenceSpan> ModelPass::Gather(std::span<const Span> spans, bool lo
     sequence.first_row = static_cast<int32_t>(tokens_.size());
     sequence.num_rows = static_cast<int32_t>(span.tokens.size());
     sequence.start_position = span.start;
+    sequence.first_decode_position = span.first_decode;
     if (kv_.has_value()) {
       const int end = span.start + sequence.num_rows;
       const auto used =

@@ -29,6 +29,7 @@ class ModelPass {
     int sequence = 0;
     int start = 0;
     std::span<const int32_t> tokens;
+    int32_t first_decode = INT32_MAX;  // rows at or behind this position are decode steps
   };
   // One forward pass. Decoders: logits of every row into `out` [rows, vocab] when `logits`, else
   // nothing is computed above the last layer; encoders: one row per span. `out` is ours and valid

@@ -112,8 +112,9 @@ absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate,
     std::vector<ModelPass::Span> spans;
     if (decoder) {
       const std::span<const int32_t> tokens = set_.documents[document];
-      spans.push_back(
-          {0, start, tokens.subspan(static_cast<size_t>(start), static_cast<size_t>(count))});
+      spans.push_back({0, start,
+                       tokens.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+                       extent.decode_phase ? 0 : INT32_MAX});
     }
     for (int i = 0; !decoder && i < count; ++i)
       spans.push_back({i, 0, set_.documents[document + static_cast<size_t>(i)]});

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "absl/strings/str_replace.h"
 #include "engine/lifecycle/report.h"
 #include "gmock/gmock.h"
 #include "nlohmann/json.hpp"
@@ -191,6 +192,37 @@ TEST_F(CalibratedAdmissionTest, ASaturatedStaticRangeIsRejected) {
   EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition,
                                    HasSubstr(std::string("least accurate layer ") + kVictim)));
   EXPECT_EQ(end.report->verdict, "rejected");
+}
+
+// Prefill of a8_mix has a scale per token: it says nothing of the static range that decodes.
+TEST_F(CalibratedAdmissionTest, DecodeStepsOfTheMixedModeAreProvenToo) {
+  constexpr char kMix[] =
+      "scheme: int8_channel\nactivation: a8_mix\nfallback: {max_fraction: 0, activation: a8_mix}\n";
+  AdmissionOptions options;
+  options.policy =
+      Policy::Parse(absl::StrReplaceAll(kLoosePolicy, {{"mean_kl: 2", "mean_kl: 0.1"}}), "test")
+          .value();
+  Start(options);
+  const AdmissionProgress end = Admit(Request(kMix));
+  ASSERT_OK(end.status);
+  ASSERT_EQ(end.report->slices.size(), 1u);
+  const SliceReport& decode = end.report->slices.front();
+  EXPECT_THAT(decode.name, HasSubstr("every row a decode step"));
+  EXPECT_EQ(decode.result.tokens, end.report->verification.tokens);
+  EXPECT_GT(decode.result.mean_kl.mean, end.report->verification.mean_kl.mean);
+  EXPECT_THAT(ToTerminalText(*end.report, 200), HasSubstr("every row a decode step"));
+
+  AdmissionHooks hooks;
+  hooks.after_quantize = [](const LinearSlot& slot, QuantizedTensor& tensor) {
+    if (slot.name == kVictim) tensor.extra.at("x_scale").data<float>()[0] /= 30;
+  };
+  Start(options, hooks);
+  const AdmissionProgress saturated = Admit(Request(kMix));
+  EXPECT_THAT(saturated.status,
+              StatusIs(StatusCode::kFailedPrecondition, HasSubstr("every row a decode step")));
+  EXPECT_LT(saturated.report->attempts.empty() ? saturated.report->verification.mean_kl.mean
+                                               : saturated.report->attempts.front().mean_kl.mean,
+            0.1);
 }
 
 TEST_F(CalibratedAdmissionTest, AWrongScaleIsFoundUnderARoundingMethodToo) {
