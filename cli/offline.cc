@@ -1,9 +1,13 @@
 // Admission without a server: the same pipeline, in this process, that ends before serving.
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
@@ -49,6 +53,26 @@ class Outcome {
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
   AdmissionProgress progress_ ABSL_GUARDED_BY(mutex_);
 };
+
+// "90MB" -> 90000000; without a unit: bytes.
+std::optional<uint64_t> ParseBytes(const std::string& text) {
+  static constexpr std::pair<const char*, double> kUnits[] = {
+      {"KiB", 1024}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"kB", 1e3},
+      {"KB", 1e3},   {"MB", 1e6},      {"GB", 1e9},      {"B", 1}};
+  std::string number = text;
+  double unit = 1;
+  for (const auto& [name, size] : kUnits) {
+    if (!absl::EndsWith(text, name)) continue;
+    number = text.substr(0, text.size() - std::string(name).size());
+    unit = size;
+    break;
+  }
+  double value = 0;
+  if (!absl::SimpleAtod(number, &value) || !(value * unit >= 1) || !(value * unit < 1e18)) {
+    return std::nullopt;
+  }
+  return static_cast<uint64_t>(value * unit);
+}
 
 absl::StatusOr<AdmissionOptions> PipelineOptions(const OfflineOptions& options) {
   AdmissionOptions pipeline;
@@ -105,8 +129,29 @@ absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
   return end;
 }
 
+// An artifact that cannot be kept is no use: said before the work, not after it.
+absl::Status CheckOutput(const std::string& output) {
+  if (output.empty()) return absl::OkStatus();
+  std::error_code error;
+  std::filesystem::create_directories(output, error);
+  if (!error && access(output.c_str(), W_OK | X_OK) == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("cannot write to this folder: output=", output,
+                   " error=", error ? error.message() : "no permission"));
+}
+
+// Why the artifact was not kept; empty when it was, or was not to be.
+std::string NotStored(const AdmissionReport& report) {
+  for (const StageReport& stage : report.stages) {
+    if (stage.stage == "store" && stage.note.rfind("not stored", 0) == 0) return stage.note;
+  }
+  return "";
+}
+
 int RunOffline(const OfflineOptions& options) {
   ConfigureLog(LogLevel::kError, LogFormat::kText);
+  if (const absl::Status output = CheckOutput(options.output); !output.ok())
+    return FailLocally(output);
   const absl::StatusOr<AdmissionProgress> end = Admit(options);
   if (!end.ok()) return FailLocally(end.status());
   if (end->report == nullptr) return FailLocally(end->status);
@@ -115,6 +160,10 @@ int RunOffline(const OfflineOptions& options) {
   std::fputs(text.c_str(), stdout);
   if (!options.html.empty()) {
     if (const int code = SaveReportPage(*end->report, options.html); code != kExitOk) return code;
+  }
+  if (const std::string problem = NotStored(*end->report);
+      end->status.ok() && !options.output.empty() && !problem.empty()) {
+    return FailLocally(absl::InternalError(problem + ": output=" + options.output));
   }
   if (end->status.ok()) return kExitOk;
   FailLocally(end->status);
@@ -192,13 +241,27 @@ void AddPlan(CLI::App& app, CommandLine& line) {
   options->recipe = "auto";
   AddCommon(command, *options);
   command
-      ->add_option("--budget-bytes", options->search.max_bytes,
-                   "Most bytes of the layers' weights: 90MB, 1.5GiB")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+      ->add_option_function<std::string>(
+          "--budget-bytes",
+          [options](const std::string& text) {
+            const std::optional<uint64_t> bytes = ParseBytes(text);
+            if (!bytes.has_value()) {
+              throw CLI::ValidationError(
+                  "--budget-bytes", "expected a positive size such as 90MB or 1.5GiB: " + text);
+            }
+            options->search.max_bytes = *bytes;
+          },
+          "Most bytes of the layers' weights: 90MB, 1.5GiB")
+      ->type_name("SIZE");
   command
       ->add_option("--budget-kl", options->budget_kl,
                    "Most mean KL in nats (encoders: 1 - cosine), instead of the policy's budget")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::PositiveNumber)
+      ->check([](const std::string& text) {
+        double value = 0;
+        return absl::SimpleAtod(text, &value) && std::isfinite(value) ? std::string()
+                                                                      : "not a number: " + text;
+      });
   command->add_option("--candidates", options->search.candidates,
                       "What a layer may get: scheme, or scheme/activation [the recipe's]");
   command->add_option("--output", options->output, "Keep the artifact in this folder")

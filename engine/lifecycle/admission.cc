@@ -242,7 +242,8 @@ void Pipeline::Work() {
 void Pipeline::Run(Job job, const std::pair<std::string, int64_t>& version) {
   AdmissionProgress outcome;
   {
-    auto admission = std::make_unique<Admission>(host_, std::move(job.request));
+    auto admission =
+        std::make_unique<Admission>(Admission{.host = host_, .request = std::move(job.request)});
     admission->metrics = metrics_.ForModel(version.first, version.second);
     admission->allocated_before = CpuDevice().allocated_bytes();
     admission->climb_began = host_.clock.Now();

@@ -264,6 +264,11 @@ absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& a, const LinearSlot& s
     return absl::FailedPreconditionError(
         absl::StrCat("calibration: ", encoded.status().message(), " (", a.calibration.name, ")"));
   }
+  // The method is for the recipe's scheme; what fell back may have one that it cannot round.
+  if (absl::IsInvalidArgument(encoded.status()) && plan.scheme != a.recipe().scheme) {
+    ASSIGN_OR_RETURN(const Rounding* nearest, FindRounding("nearest"));
+    encoded = nearest->Quantize(weight.view(), *scheme, nullptr, context);
+  }
   RETURN_IF_ERROR(encoded.status());
   if (!NeedsParams(plan.activation) || !IsMultiplied(a, slot)) return encoded;
   if (input.statistics != nullptr) {

@@ -170,7 +170,8 @@ absl::Status ChooseRecipe(Admission& a) {
   if (!a.request.scheme.empty()) RETURN_IF_ERROR(TakeScheme(a.request.scheme, decision));
   if (!a.request.recipe.empty()) {
     ASSIGN_OR_RETURN(decision.ladder, FindLadder(a.request.recipe));
-    decision.trace.push_back("the request asks for recipe " + a.request.recipe);
+    decision.reason = "the request asks for recipe " + a.request.recipe;
+    decision.trace.push_back(decision.reason);
   }
   if (a.request.budget.has_value()) {
     decision.budget = *a.request.budget;
@@ -259,6 +260,12 @@ absl::Status OpenStage(Admission& a) {
 absl::Status ProfileStage(Admission& a) {
   RETURN_IF_ERROR(ChooseRecipe(a));
   OverrideSearch(a.request.search, a.recipe().search);
+  const SearchRecipe& search = a.recipe().search;
+  if (search.candidates.empty() && (search.max_bytes > 0 || search.max_loss > 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a limit of bytes or loss is for recipes that search: recipe=", a.recipe().name,
+        " max_bytes=", search.max_bytes));
+  }
   const DType kv = a.recipe().kv_dtype;
   if (!IsKvDType(kv)) {
     return absl::InvalidArgumentError(

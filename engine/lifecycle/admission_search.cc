@@ -33,7 +33,12 @@ PlanLimits Limits(const Admission& a, double max_error) {
   const SearchRecipe& search = a.recipe().search;
   PlanLimits limits{.max_error = max_error,
                     .max_fallback = MaxFallbackLayers(a.slots, a.recipe().max_fallback_fraction)};
-  if (search.max_bytes > 0) limits.max_bytes = search.max_bytes;
+  if (search.max_bytes == 0) return limits;
+  uint64_t folds = 0;  // scales of transforms lie beside the codes
+  for (const FoldGroup& group : a.family->folds(a.spec)) {
+    if (!a.transforms.empty()) folds += static_cast<uint64_t>(group.channels) * sizeof(float);
+  }
+  limits.max_bytes = search.max_bytes - std::min(search.max_bytes, folds);
   return limits;
 }
 

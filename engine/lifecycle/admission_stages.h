@@ -148,6 +148,8 @@ bool NeedsKeys(const Admission& admission);  // that stage is to run
 KvFormat KvFormatOf(const Recipe& recipe);
 absl::Status QuantizeStage(Admission& admission);
 absl::Status StoreStage(Admission& admission);
+// From now on the artifact is one of this budget: a fallback or a search decides by it.
+void UseBudgetKey(Admission& admission);
 // admission_verify.cc
 absl::Status ReferenceStage(Admission& admission);
 absl::Status VerifyStage(Admission& admission);

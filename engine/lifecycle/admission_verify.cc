@@ -269,6 +269,7 @@ absl::StatusOr<std::vector<LayerImpact>> LossesOfLayers(Admission& a, int limit)
 absl::StatusOr<std::vector<LayerImpact>> RangesOfLayers(Admission& a) {
   ASSIGN_OR_RETURN(const std::vector<LayerScore> scores, RankByRange(a));
   std::vector<LayerImpact> ranking;
+  ranking.reserve(scores.size());
   for (const LayerScore& score : scores) ranking.push_back({score.layer, score.score});
   return ranking;
 }
@@ -364,6 +365,7 @@ absl::Status VerifyStage(Admission& a) {
 }
 
 absl::Status FallBackStage(Admission& a) {
+  UseBudgetKey(a);  // what happens from here on depends on what is allowed
   RETURN_IF_ERROR(StartNewArtifact(a));
   RETURN_IF_ERROR(SearchFurther(a));
   // Wider layers would break a limit of bytes; a better recipe comes before them.

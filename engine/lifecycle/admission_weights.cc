@@ -42,14 +42,19 @@ std::string CalibrationKey(const Admission& a) {
   return absl::StrCat(content, " ", calibration.samples, " ", calibration.window);
 }
 
-std::string ArtifactKey(const Admission& a) {
+// Of a recipe's plan as it is written, or of what a budget made of it (a search, a fallback).
+enum class KeyOf { kRecipe, kBudget };
+
+std::string ArtifactKey(const Admission& a, KeyOf what) {
   nlohmann::json recipe = ToJson(a.report.decision.recipe);
   recipe.erase("name");
   recipe.erase("bits_per_weight");  // an estimate, not part of the result
   for (const char* engines : {"kv_dtype", "kv_window", "kv_sinks"}) recipe.erase(engines);
   recipe.erase("calibration");  // its content counts
+  const std::string budget =
+      what == KeyOf::kBudget ? ToJson(a.report.decision.budget).dump() : std::string();
   return Sha256Hex(absl::StrCat(a.report.source_hash, "\n", recipe.dump(), "\n", kQuantizer, "\n",
-                                CalibrationKey(a)));
+                                CalibrationKey(a), "\n", budget));
 }
 
 // The rest of the model: norms, biases, tables. NaN there poisons everything behind it.
@@ -170,12 +175,16 @@ absl::Status ScanCheckpoint(Admission& a) {
 }
 
 absl::Status LookUpStage(Admission& a) {
-  a.artifact_key = ArtifactKey(a);
+  a.artifact_key = ArtifactKey(a, KeyOf::kBudget);
   if (!a.host.cache.enabled()) {
     a.note = "no cache directory";
     return absl::OkStatus();
   }
   absl::StatusOr<std::unique_ptr<ArtifactReader>> found = a.host.cache.Find(a.artifact_key);
+  if (found.ok() && *found == nullptr && a.recipe().search.candidates.empty()) {
+    a.artifact_key = ArtifactKey(a, KeyOf::kRecipe);
+    found = a.host.cache.Find(a.artifact_key);
+  }
   if (!found.ok()) {
     MoveToQuarantine(a, found.status());
     a.note = absl::StrCat("corrupt: ", found.status().message());
@@ -350,6 +359,11 @@ std::string CertificateKey(const Admission& a) {
                                {"kv_sinks", recipe.kv_sinks},
                                {"assay", ASSAY_VERSION}};
   return Sha256Hex(what.dump());
+}
+
+void UseBudgetKey(Admission& a) {
+  a.artifact_key = ArtifactKey(a, KeyOf::kBudget);
+  if (a.writer != nullptr) a.host.cache.Retarget(*a.writer, a.artifact_key);
 }
 
 absl::Status StoreStage(Admission& a) {

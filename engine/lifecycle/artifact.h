@@ -61,6 +61,8 @@ class ArtifactWriter {
   // its old bytes.
   absl::Status Add(const std::string& slot, const QuantizedTensor& tensor, SlotPlan plan);
   absl::Status SetPlan(const std::string& slot, const SlotPlan& plan);
+  // Another place for Commit, beside the first.
+  void Retarget(std::string final_directory) { final_directory_ = std::move(final_directory); }
   // ArtifactManifest, fsync, rename, fsync of the directory. An artifact that is already there
   // stays when it is the same; another is exchanged in one step (Linux: renameat2), and the
   // certificates beside it stay. So other processes see one complete artifact at any time. Returns
@@ -80,7 +82,8 @@ class ArtifactWriter {
   absl::Status Compact();
   absl::Status Move(int from, ArtifactTensor& tensor);
 
-  const std::string final_directory_, directory_;
+  std::string final_directory_;
+  const std::string directory_;
   DirectoryLock owner_;    // of directory_: tells others that its process lives
   int fd_ = -1;            // of weights.bin
   bool replaced_ = false;  // some of its bytes belong to no slot

@@ -142,6 +142,10 @@ absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactCache::NewArtifact(
   return ArtifactWriter::Create(Directory(key));
 }
 
+void ArtifactCache::Retarget(ArtifactWriter& writer, const std::string& key) const {
+  writer.Retarget(Directory(key));
+}
+
 absl::Status ArtifactCache::Quarantine(const std::string& key) const {
   RETURN_IF_ERROR(MakeDirectory(root_ + "/quarantine"));
   const DirectoryLock lock = DirectoryLock::Wait(Artifacts(), Mode::kExclusive);

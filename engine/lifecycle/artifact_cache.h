@@ -39,6 +39,8 @@ class ArtifactCache {
   // Null when there is none; DataLoss when there is one that cannot be trusted.
   absl::StatusOr<std::unique_ptr<ArtifactReader>> Find(const std::string& key) const;
   absl::StatusOr<std::unique_ptr<ArtifactWriter>> NewArtifact(const std::string& key) const;
+  // Where the writer's artifact will lie, instead of under the key that it was made for.
+  void Retarget(ArtifactWriter& writer, const std::string& key) const;
   // Moves a broken artifact out of the way; of those, kMaxQuarantined are kept.
   absl::Status Quarantine(const std::string& key) const;
 

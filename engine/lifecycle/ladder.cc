@@ -70,7 +70,8 @@ bool ClimbsOn(const Admission& a, const absl::Status& status) {
 }
 
 std::unique_ptr<Admission> NextAttempt(std::unique_ptr<Admission> a, const absl::Status& status) {
-  auto next = std::make_unique<Admission>(a->host, std::move(a->request));
+  auto next =
+      std::make_unique<Admission>(Admission{.host = a->host, .request = std::move(a->request)});
   next->climb_began = a->climb_began;
   next->allocated_before = a->allocated_before;
   next->metrics = a->metrics;

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -249,8 +250,13 @@ std::vector<const LayerReport*> NotableLayers(const AdmissionReport& r) {
 void LayerSection(Page& page, const AdmissionReport& r) {
   if (r.layers.empty()) return;
   const std::vector<const LayerReport*> notable = NotableLayers(r);
-  page.Heading(absl::StrFormat("Layers: %d, %.1f %% of the linear ones kept in %s", r.layers.size(),
-                               100 * r.fallback_fraction, r.decision.recipe.fallback_scheme));
+  const auto by_name = std::count_if(
+      r.layers.begin(), r.layers.end(),
+      [](const LayerReport& layer) { return absl::StartsWith(layer.why, "the recipe keeps it"); });
+  page.Heading(absl::StrFormat(
+      "Layers: %d, %.1f %% of the linear ones kept in %s%s", r.layers.size(),
+      100 * r.fallback_fraction, r.decision.recipe.fallback_scheme,
+      by_name == 0 ? "" : absl::StrCat(", ", by_name, " more because the recipe names them")));
   const size_t width = page.columns() - 56;
   page.Line(absl::StrFormat("  %-*s %-19s %9s %9s  %s", width, "least accurate first", "precision",
                             "weight dB", "output dB", "kernel"));

@@ -71,7 +71,7 @@ int DecodePrefix(const EvaluationSet& set, const KvFormat& kv_format) {
 
 // The beginnings of as many documents as one pass has rows for.
 std::vector<std::span<const int32_t>> DecodeDocuments(const EvaluationSet& set, int prefix) {
-  const auto context = static_cast<size_t>(prefix + kDecodeSteps);
+  const auto context = static_cast<size_t>(prefix) + size_t{kDecodeSteps};
   std::vector<std::span<const int32_t>> documents;
   for (const std::vector<int32_t>& document : set.documents) {
     if (document.size() < static_cast<size_t>(prefix) + 2) continue;

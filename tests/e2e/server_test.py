@@ -248,9 +248,21 @@ def test_cli_plan(cli, tmp_path):
     assert code == 0 and "Search:" in out and "chosen" in out and "plan 1" in page.read_text()
     code, out, err = cli("plan", checkpoint, "--budget-bytes", "1KB")
     assert code == 3 and "max_bytes=1000" in err
-    for wrong, named in (("--budget-bytes", "many"), ("--budget-kl", "-1"), ("--candidates", "int9")):
-        code, _, err = cli("plan", checkpoint, wrong, named)
+    code, out, err = cli("plan", checkpoint, "--budget-bytes", "0.001MiB")
+    assert code == 3 and "max_bytes=1048" in err
+    for wrong, named in (("--budget-bytes", "many"), ("--budget-bytes", "-1"), ("--budget-bytes", "0"), ("--budget-kl", "-1"),
+                         ("--budget-kl", "nan"), ("--candidates", "int9")):
+        code, _, err = cli("plan", checkpoint, f"{wrong}={named}")
         assert code not in (0, 3) and named in err, err
+    code, _, err = cli("plan", checkpoint, "--recipe", "w8a16", "--budget-bytes", "200KB")
+    assert code not in (0, 3) and "recipe=w8a16" in err
+
+
+def test_cli_output_that_cannot_be_written_is_said_at_once(cli, tmp_path):
+    checkpoint = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
+    (tmp_path / "file").write_text("")
+    code, out, err = cli("quantize", checkpoint, "--output", tmp_path / "file" / "below")
+    assert code not in (0, 3) and out == "" and str(tmp_path / "file" / "below") in err
 
 
 def test_cli_report_as_a_page(cli, tmp_path):

@@ -1,8 +1,8 @@
 // One oneDNN matmul, u8 [rows, k] x s8 [k, width] -> s32 [rows, width], prepared for the row counts
 // 1, 2, 4, ..., 64 over one layout of the weights. Primitives, streams and argument lists are made
-// here, once per (k, width); Multiply allocates nothing of ours (the library's VNNI and AMX primitives
-// ask the heap for small objects of their own) and runs on the calling thread alone (the library is
-// an OpenMP build: each calling thread is told to use one thread).
+// here, once per (k, width); Multiply allocates nothing of ours (the library's VNNI and AMX
+// primitives ask the heap for small objects of their own) and runs on the calling thread alone (the
+// library is an OpenMP build: each calling thread is told to use one thread).
 //
 // Thread-safe. What throws inside is caught inside.
 #pragma once

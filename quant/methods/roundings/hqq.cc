@@ -95,9 +95,10 @@ class Hqq final : public Rounding {
     ASSIGN_OR_RETURN(QuantizedTensor grid, scheme.Fit(w, {}));
     const int bits = BitsOf(scheme);
     if (bits == 0 || grid.zeros.empty()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name_, " moves zero points, which this scheme has not: scheme=",
-                       std::string(scheme.name()), "; intB_group with asym or float has"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          name_,
+          " moves zero points, which this scheme has not: scheme=", std::string(scheme.name()),
+          "; int4_group:asym and int4_group:float, for example, have some"));
     }
     MoveZeros(w, scheme.group(w.shape), bits, grid);
     return scheme.EncodeOn(w, std::move(grid));

@@ -209,6 +209,42 @@ TEST_F(LadderTest, AFallbackByRangeDoublesUntilItPassesOrMayNot) {
   }
 }
 
+// The same for what a fallback decided: a plan that needs none is stored for every budget.
+TEST_F(LadderTest, AFallbackIsOfItsBudget) {
+  Start(Cached());
+  const std::string path = Write("four",
+                                 "scheme: int4_group:g32,asym\nactivation: a16\n"
+                                 "fallback: {scheme: int8_channel, max_fraction: 0.5}\n");
+  const auto admit = [&](double max_mean_kl) {
+    return Admit({.name = "stories",
+                  .path = Stories260k(),
+                  .recipe = path,
+                  .budget = Budget{
+                      .max_mean_kl = max_mean_kl, .min_top1 = 0, .max_perplexity_ratio = 1000}});
+  };
+  const AdmissionProgress strict = admit(0.2), loose = admit(10);
+  ASSERT_OK(strict.status);
+  ASSERT_OK(loose.status);
+  EXPECT_THAT(Kept(*strict.report), Not(IsEmpty()));
+  EXPECT_THAT(Kept(*loose.report), IsEmpty());
+  const AdmissionProgress looser = admit(20);
+  ASSERT_OK(looser.status);
+  EXPECT_TRUE(looser.report->artifact_cache_hit);
+  EXPECT_EQ(looser.report->artifact_hash, loose.report->artifact_hash);
+}
+
+// HQQ has no zero points to move in int8_channel: what falls back is rounded to nearest.
+TEST_F(LadderTest, AFallbackIntoASchemeThatTheMethodCannotRoundIsNoDefect) {
+  Start({});
+  const AdmissionProgress end =
+      AdmitBy(Write("hqq",
+                    "scheme: int4_group:g64,float\nactivation: a16\nrounding: hqq\n"
+                    "fallback: {scheme: int8_channel, max_fraction: 0.2}\n"));
+  ASSERT_NE(end.report, nullptr);
+  EXPECT_THAT(end.report->verification.defects, IsEmpty());
+  EXPECT_THAT(Kept(*end.report), SizeIs(4));
+}
+
 TEST_F(LadderTest, NamesThatMeanNoLayerAreMistakes) {
   Start({});
   const AdmissionProgress end = AdmitBy(

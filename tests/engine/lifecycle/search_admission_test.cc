@@ -101,6 +101,35 @@ TEST_F(SearchAdmissionTest, TheSameInputGivesTheSameArtifactAndTheCacheKeepsTheP
   }
 }
 
+// What a budget decided is not what another budget would have: neither finds the other's artifact.
+TEST_F(SearchAdmissionTest, AnotherBudgetIsAnotherArtifact) {
+  Start(Cached());
+  const std::string path = directory_.Write("search.yaml", Recipe(""));
+  const auto admit = [&](double max_mean_kl) {
+    return Admit({.name = "stories",
+                  .path = Stories260k(),
+                  .recipe = path,
+                  .budget = Budget{
+                      .max_mean_kl = max_mean_kl, .min_top1 = 0, .max_perplexity_ratio = 1000}});
+  };
+  const AdmissionProgress loose = admit(0.5), tight = admit(0.01), again = admit(0.5);
+  ASSERT_OK(loose.status);
+  ASSERT_OK(tight.status);
+  EXPECT_FALSE(tight.report->artifact_cache_hit);
+  EXPECT_LE(tight.report->verification.mean_kl.high, 0.01);
+  EXPECT_NE(tight.report->artifact_hash, loose.report->artifact_hash);
+  EXPECT_TRUE(again.report->certificate_hit);
+  EXPECT_EQ(again.report->artifact_hash, loose.report->artifact_hash);
+}
+
+TEST_F(SearchAdmissionTest, ALimitOfBytesIsForSearches) {
+  Start({});
+  const AdmissionProgress end = Admit(
+      {.name = "stories", .path = Stories260k(), .recipe = "w8a16", .search = {.max_bytes = 1000}});
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kInvalidArgument,
+                                   AllOf(HasSubstr("w8a16"), HasSubstr("max_bytes=1000"))));
+}
+
 TEST_F(SearchAdmissionTest, ALimitOfBytesIsKeptTo) {
   Start({});
   const uint64_t free = ChoiceBytes(*AdmitAs(Recipe("")).report);
