@@ -123,7 +123,10 @@ absl::Status SearchStage(Admission& a) {
   RETURN_IF_ERROR(DescribeFrontier(a));
   absl::StatusOr<PlanPoint> point = SolvePlan(a.search->problem, Limits(a, AimedLoss(a)));
   if (absl::IsNotFound(point.status())) {
-    return Reject(a, absl::StrCat("the search found no plan: ", point.status().message()));
+    const uint64_t limit = a.recipe().search.max_bytes;  // with the scales of transforms
+    return Reject(a, absl::StrCat("the search found no plan",
+                                  limit == 0 ? "" : absl::StrCat(" in max_bytes=", limit), ": ",
+                                  point.status().message()));
   }
   RETURN_IF_ERROR(point.status());
   Apply(a, *std::move(point));
