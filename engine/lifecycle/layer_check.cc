@@ -128,6 +128,25 @@ std::string BlockDefect(const Row& row, int64_t group, CodesBy codes) {
   return codes == CodesBy::kMethod ? ShiftDefect(row, 0, row.exact.size()) : "";
 }
 
+// Codes beside a low-rank branch are of what it leaves over, which in a block of small weights may
+// be more than these are: whole rows are compared.
+std::string RowDefect(const Row& row) {
+  const RowBlock whole = Compare(row, 0, row.exact.size());
+  const double rounding = kDecodeRounding * std::sqrt(whole.stored.signal);
+  const double limit = kMaxNoiseRatio * whole.fresh.noise + rounding * rounding;
+  if (whole.stored.noise <= limit) return "";
+  return absl::StrFormat(
+      "stored weight disagrees with the checkpoint: row=%d noise=%.4g of the weights' energy %.4g "
+      "expected at most %.4g",
+      row.index, whole.stored.noise, whole.stored.signal, limit);
+}
+
+std::string DefectOf(const Row& row, int64_t group, CodesBy codes, bool branch) {
+  if (branch) return RowDefect(row);
+  std::string defect = codes == CodesBy::kNearest ? NearestDefect(row) : "";
+  return defect.empty() ? BlockDefect(row, group, codes) : defect;
+}
+
 absl::Status CheckRows(const QuantizedLinear& original, const QuantizedLinear& served,
                        CodesBy codes, RowRange range, Block& block) {
   const auto [first, rows] = range;
@@ -154,10 +173,8 @@ absl::Status CheckRows(const QuantizedLinear& original, const QuantizedLinear& s
     if (!block.defect.empty()) continue;
     const Row compared{first + i, row, stored,
                        std::span(rounded).subspan(static_cast<size_t>(i) * width, width)};
-    if (codes == CodesBy::kNearest) block.defect = NearestDefect(compared);
-    if (block.defect.empty()) {
-      block.defect = BlockDefect(compared, scheme.group(served.problem().shape), codes);
-    }
+    block.defect =
+        DefectOf(compared, scheme.group(served.problem().shape), codes, served.low_rank() > 0);
   }
   return absl::OkStatus();
 }

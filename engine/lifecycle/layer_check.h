@@ -26,7 +26,9 @@ struct WeightCheck {
 //     has an outlier channel more than its energy (2.3 times was seen). Only blocks whose largest
 //     weight grew count; wrong codes inside the range show in the layer's output on the calibration
 //     inputs, which is looked at where the codes are made (FeedbackDefect, admission_stages.h).
-// A layer of nothing but zeros is a defect of the checkpoint.
+// A layer of nothing but zeros is a defect of the checkpoint. Beside a low-rank branch whole rows are
+// compared (eight times the noise of the fresh rounding): what the branch leaves over of a block of
+// small weights may be more than these are.
 // A block (kMethod: a whole row) of other than GPTQ's codes is also a defect when its mean error
 // exceeds 0.7 steps (2.5 root mean square errors of the fresh rounding) and half of its own root
 // mean square error: zero points off by one shift it by a whole step.

@@ -1,4 +1,5 @@
 // Recipes end to end on the bundled decoder: what each measures, and which kernel ran.
+#include <algorithm>
 #include <fstream>
 #include <iostream>
 #include <set>
@@ -105,6 +106,21 @@ TEST_F(RecipesTest, GptqAndStaticRangesWorkOnRotatedInputs) {
             << ", rotated " << spread << "\n";
   EXPECT_GT(spread, 0);
   EXPECT_LT(spread, 2 * as_is);  // ranges of unrotated inputs would clip most of the values
+}
+
+TEST_F(RecipesTest, WrongCodesBesideALowRankBranchAreNamed) {
+  static constexpr char kVictim[] = "model.layers.2.self_attn.o_proj";
+  AdmissionHooks hooks;
+  hooks.after_quantize = [](const LinearSlot& slot, QuantizedTensor& tensor) {
+    if (slot.name != kVictim) return;
+    auto* rows = tensor.codes.data<uint8_t>();
+    const size_t row = tensor.codes.bytes() / static_cast<size_t>(tensor.shape[0]);
+    std::swap_ranges(rows, rows + row, rows + row);
+  };
+  Start({}, hooks);
+  const AdmissionProgress end = AdmitWith(Write("swapped", absl::StrCat(kW4A4, "low_rank: 16\n")));
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition,
+                                   HasSubstr(std::string("defect in ") + kVictim)));
 }
 
 TEST_F(RecipesTest, ARotationThatDoesNotExistIsRefusedByName) {
