@@ -26,12 +26,12 @@ struct WeightCheck {
 //     has an outlier channel more than its energy (2.3 times was seen). Only blocks whose largest
 //     weight grew count; wrong codes inside the range show in the layer's output on the calibration
 //     inputs, which is looked at where the codes are made (FeedbackDefect, admission_stages.h).
-// A layer of nothing but zeros is a defect of the checkpoint. Beside a low-rank branch whole rows are
-// compared (eight times the noise of the fresh rounding): what the branch leaves over of a block of
-// small weights may be more than these are.
-// A block (kMethod: a whole row) of other than GPTQ's codes is also a defect when its mean error
-// exceeds 0.7 steps (2.5 root mean square errors of the fresh rounding) and half of its own root
-// mean square error: zero points off by one shift it by a whole step.
+// A layer of nothing but zeros is a defect of the checkpoint. Beside a low-rank branch whole rows
+// are compared (eight times the noise of the fresh rounding): what the branch leaves over of a
+// block of small weights may be more than these are. A block (kMethod: a whole row) of other than
+// GPTQ's codes is also a defect when its mean error exceeds 0.7 steps (2.5 root mean square errors
+// of the fresh rounding) and half of its own root mean square error: zero points off by one shift
+// it by a whole step.
 enum class CodesBy { kNearest, kMethod, kFeedback };
 // `original`: the layer in f32; `served`: in any scheme, through its packed weight. A defect means
 // that the stored codes or scales are not those of this checkpoint. Both have one shape. Uses all
