@@ -148,11 +148,19 @@ double Cosine(std::span<const float> a, std::span<const float> b) {
 }
 
 void SignalNoise::Add(std::span<const float> reference, std::span<const float> approximation) {
-  for (size_t i = 0; i < reference.size(); ++i) {
+  Lanes signals{}, noises{};
+  const auto add = [&](size_t i, size_t lane) {
     const double y = reference[i], error = y - static_cast<double>(approximation[i]);
-    signal += y * y;
-    noise += error * error;
+    signals[lane] += y * y;
+    noises[lane] += error * error;
+  };
+  size_t i = 0;
+  for (; i + kLanes <= reference.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
   }
+  for (; i < reference.size(); ++i) add(i, 0);
+  signal += Sum(signals);
+  noise += Sum(noises);
 }
 
 double SignalNoise::sqnr_db() const {

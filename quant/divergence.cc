@@ -115,12 +115,14 @@ DivergenceMeter::Summary DivergenceMeter::Finish(const Bootstrap& bootstrap) con
   summary.not_finite = not_finite_;
   summary.tokens = static_cast<int>(kl_.size());
   std::vector<double> kl, top1, log_ratio, positions;
+  std::vector<int> sizes;
   for (const Document& document : documents_) {
     if (document.positions == 0) continue;
     kl.push_back(document.kl / document.positions);
     top1.push_back(document.top1 / document.positions);
     log_ratio.push_back(document.nll - document.nll_reference);
     positions.push_back(document.positions);
+    sizes.push_back(document.positions);
   }
   summary.documents = static_cast<int>(kl.size());
   if (kl_.empty()) return summary;
@@ -130,7 +132,7 @@ DivergenceMeter::Summary DivergenceMeter::Finish(const Bootstrap& bootstrap) con
   summary.top1_bootstrap = BootstrapMean(top1, bootstrap);
   summary.log_perplexity_ratio = EstimateRatio(log_ratio, positions);
   summary.log_perplexity_ratio_bootstrap = BootstrapRatio(log_ratio, positions, bootstrap);
-  summary.kl_p999 = Quantile(kl_, 0.999);
+  summary.kl_p999 = BootstrapQuantile(kl_, sizes, 0.999, bootstrap);
   summary.kl_max = *std::max_element(kl_.begin(), kl_.end());
   summary.perplexity_reference = std::exp(Mean(nll_reference_));
   summary.perplexity = std::exp(Mean(nll_));

@@ -56,7 +56,8 @@ class DivergenceMeter {
     // ln of perplexity / reference's, over all positions; documents are resampled whole, so both
     // models see the same ones (paired).
     Estimate log_perplexity_ratio, log_perplexity_ratio_bootstrap;
-    double kl_p999 = 0, kl_max = 0;
+    Estimate kl_p999;  // of all positions; the interval over resampled documents
+    double kl_max = 0;
     double perplexity_reference = 0, perplexity = 0, perplexity_ratio = 1;
   };
   void BeginDocument();

@@ -109,6 +109,52 @@ Estimate BootstrapMean(std::span<const double> values, const Bootstrap& bootstra
   return BootstrapRatio(values, ones, bootstrap);
 }
 
+Estimate BootstrapQuantile(std::span<const double> values, std::span<const int> sizes, double q,
+                           const Bootstrap& bootstrap) {
+  const double whole = Quantile({values.begin(), values.end()}, q);
+  if (sizes.size() < 2) return {whole, whole, whole};
+  struct Value {
+    double value;
+    size_t document;
+  };
+  std::vector<Value> sorted;  // from the largest
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    for (int i = 0; i < sizes[d]; ++i) sorted.push_back({values[sorted.size()], d});
+  }
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Value& a, const Value& b) { return a.value > b.value; });
+  uint64_t state = bootstrap.seed;
+  std::vector<double> quantiles(static_cast<size_t>(bootstrap.resamples));
+  std::vector<int64_t> times(sizes.size());
+  for (double& quantile : quantiles) {
+    std::fill(times.begin(), times.end(), 0);
+    int64_t count = 0;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      const auto document = static_cast<size_t>(NextRandom(state) % sizes.size());
+      ++times[document];
+      count += sizes[document];
+    }
+    if (count == 0) continue;  // only documents without values
+    // The order statistics around the rank, counted from the top.
+    const double rank = (1 - q) * static_cast<double>(count - 1);
+    const auto above = static_cast<int64_t>(std::floor(rank));
+    const int64_t below = std::min(above + 1, count - 1);
+    double high = 0, low = 0;
+    int64_t seen = 0;
+    for (const Value& value : sorted) {
+      const int64_t end = seen + times[value.document];
+      if (seen <= above && above < end) high = value.value;
+      if (seen <= below && below < end) {
+        low = value.value;
+        break;
+      }
+      seen = end;
+    }
+    quantile = high + (low - high) * (rank - static_cast<double>(above));
+  }
+  return {whole, Quantile(quantiles, 0.025), Quantile(quantiles, 0.975)};
+}
+
 Estimate Wider(const Estimate& a, const Estimate& b) {
   return {a.mean, std::isnan(a.low) || a.low < b.low ? a.low : b.low,
           std::isnan(a.high) || a.high > b.high ? a.high : b.high};

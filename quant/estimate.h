@@ -35,6 +35,10 @@ struct Bootstrap {
 Estimate BootstrapRatio(std::span<const double> numerators, std::span<const double> denominators,
                         const Bootstrap& bootstrap);
 Estimate BootstrapMean(std::span<const double> values, const Bootstrap& bootstrap);
+// Quantile `q` of the values of all documents together; the interval from resampled documents.
+// `values`: document after document, sizes[i] of the i-th; their sum is values.size().
+Estimate BootstrapQuantile(std::span<const double> values, std::span<const int> sizes, double q,
+                           const Bootstrap& bootstrap);
 // The farther bounds of both.
 Estimate Wider(const Estimate& a, const Estimate& b);
 

@@ -7,9 +7,9 @@
 namespace assay {
 
 std::span<const LinearKernel* const> AllLinearKernels() {
-  static const std::array<const LinearKernel*, 5> kernels = {&OnednnInt8Kernel(), &Avx2Int8Kernel(),
-                                                             &Avx2F32Kernel(), &DecodedF32Kernel(),
-                                                             &ReferenceKernel()};
+  static const std::array<const LinearKernel*, 7> kernels = {
+      &OnednnInt8Kernel(), &Avx512Int8Kernel(), &Avx2Int8Kernel(), &Avx512F32Kernel(),
+      &Avx2F32Kernel(),    &DecodedF32Kernel(), &ReferenceKernel()};
   return kernels;
 }
 

@@ -208,7 +208,7 @@ bool NeedsCalibration(const Admission& a) {
 }
 
 StreamedLayers ReferenceLayers(const Admission& a) {
-  return StreamedLayers(*a.family, a.spec, a.weights());
+  return StreamedLayers(*a.family, a.spec, a.weights(), a.host.pool);
 }
 
 absl::Status RejectDefect(Admission& a, absl::Status status) {

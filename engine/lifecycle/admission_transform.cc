@@ -227,8 +227,8 @@ absl::StatusOr<std::vector<std::vector<float>>> ProofOutputs(Admission& a,
     set.documents.push_back(std::move(tokens));
   }
   ASSIGN_OR_RETURN(ReferenceOutputs outputs,
-                   ReferenceOutputs::Record(StreamedLayers(*a.family, a.spec, weights), set,
-                                            a.host.pool, [&a](double) {
+                   ReferenceOutputs::Record(StreamedLayers(*a.family, a.spec, weights, a.host.pool),
+                                            set, a.host.pool, [&a](double) {
                                               a.SamplePeak();
                                               return absl::OkStatus();
                                             }));

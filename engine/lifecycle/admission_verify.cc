@@ -58,45 +58,62 @@ absl::Status MeasureReferenceKeys(Admission& a) {
   return absl::OkStatus();
 }
 
-// A layer as the checkpoint has it, in f32. Read again, unless the verifier keeps
-// it: the whole reference need not be resident for one layer at a time.
-absl::StatusOr<std::shared_ptr<const QuantizedLinear>> OriginalOf(Admission& a,
-                                                                  const LinearSlot& slot) {
-  if (slot.name == a.verifier->reference().head_slot()) return a.verifier->reference().head();
-  QuantizedTensor exact;
-  exact.shape = slot.shape;
-  ASSIGN_OR_RETURN(exact.scheme, FindScheme("f32"));
-  ASSIGN_OR_RETURN(exact.codes, ReadSlotWeight(a.weights(), slot));
-  for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
-  ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(a.weights(), slot));
-  ASSIGN_OR_RETURN(QuantizedLinear linear, QuantizedLinear::Create(exact, std::move(bias), {}));
-  a.SamplePeak();
-  return std::make_shared<const QuantizedLinear>(std::move(linear));
+// The next slots that are checked together, from `first` on: those of a layer.
+std::span<const LinearSlot> SlotsOfALayer(const Admission& a, size_t first) {
+  size_t end = first + 1;
+  while (end < a.slots.size() && a.slots[end].kind == LinearSlot::Kind::kLinear &&
+         a.slots[first].kind == a.slots[end].kind && a.slots[first].layer == a.slots[end].layer) {
+    ++end;
+  }
+  return std::span(a.slots).subspan(first, end - first);
 }
 
-// The stored weights against the checkpoint's, as they will be multiplied, and the outputs of both.
+// Slots as the checkpoint has them, in f32. Read again, unless the verifier keeps them: the whole
+// reference need not be resident for one layer at a time.
+absl::StatusOr<LinearMap> OriginalsOf(Admission& a, std::span<const LinearSlot> slots) {
+  const std::string& head = a.verifier->reference().head_slot();
+  if (slots.size() == 1 && slots[0].name == head)
+    return LinearMap{{head, a.verifier->reference().head()}};
+  ASSIGN_OR_RETURN(LinearMap linears, EncodeInF32(a.weights(), slots, a.host.pool));
+  for (const LinearSlot& slot : slots) {
+    for (const std::string& name : slot.weights) a.checkpoint->DropResident(name);
+  }
+  a.SamplePeak();
+  return linears;
+}
+
+// The stored weight against the checkpoint's, as it will be multiplied, and the outputs of both.
+// What is wrong, or nothing.
+absl::StatusOr<std::string> CheckWeight(Admission& a, const LinearSlot& slot,
+                                        const QuantizedLinear& original) {
+  const std::string& name = slot.name;
+  const std::shared_ptr<const QuantizedLinear>& linear = a.linears.find(name)->second;
+  const CodesBy codes = !RoundedByMethod(a, slot) ? CodesBy::kNearest
+                        : FeedsErrorsBack(a)      ? CodesBy::kFeedback
+                                                  : CodesBy::kMethod;
+  ASSIGN_OR_RETURN(const WeightCheck check,
+                   CheckServedWeight(original, *linear, codes, a.host.pool));
+  ASSIGN_OR_RETURN(const std::optional<double> sqnr,
+                   a.verifier->reference().OutputSqnr(name, original, *linear));
+  if (sqnr.has_value()) a.output_sqnr[name] = *sqnr;
+  a.weight_sqnr[name] = check.sqnr_db;
+  const auto integrity = a.integrity.find(name);
+  if (!check.defect.empty())
+    return absl::StrFormat("%s: %s (weight SQNR %.1f dB)", name, check.defect, check.sqnr_db);
+  return integrity == a.integrity.end() ? "" : absl::StrCat(name, ": ", integrity->second);
+}
+
 absl::Status CheckWeights(Admission& a) {
   std::vector<std::string> defects;
   a.output_sqnr.clear();
-  for (const LinearSlot& slot : a.slots) {
-    const std::string& name = slot.name;
-    const std::shared_ptr<const QuantizedLinear>& linear = a.linears.find(name)->second;
-    const CodesBy codes = !RoundedByMethod(a, slot) ? CodesBy::kNearest
-                          : FeedsErrorsBack(a)      ? CodesBy::kFeedback
-                                                    : CodesBy::kMethod;
-    ASSIGN_OR_RETURN(const std::shared_ptr<const QuantizedLinear> original, OriginalOf(a, slot));
-    ASSIGN_OR_RETURN(const WeightCheck check,
-                     CheckServedWeight(*original, *linear, codes, a.host.pool));
-    ASSIGN_OR_RETURN(const std::optional<double> sqnr,
-                     a.verifier->reference().OutputSqnr(name, *original, *linear));
-    if (sqnr.has_value()) a.output_sqnr[name] = *sqnr;
-    a.weight_sqnr[name] = check.sqnr_db;
-    const auto integrity = a.integrity.find(name);
-    if (!check.defect.empty()) {
-      defects.push_back(
-          absl::StrFormat("%s: %s (weight SQNR %.1f dB)", name, check.defect, check.sqnr_db));
-    } else if (integrity != a.integrity.end()) {
-      defects.push_back(absl::StrCat(name, ": ", integrity->second));
+  for (size_t first = 0; first < a.slots.size();) {
+    const std::span<const LinearSlot> slots = SlotsOfALayer(a, first);
+    first += slots.size();
+    ASSIGN_OR_RETURN(const LinearMap originals, OriginalsOf(a, slots));
+    for (const LinearSlot& slot : slots) {
+      ASSIGN_OR_RETURN(std::string defect,
+                       CheckWeight(a, slot, *originals.find(slot.name)->second));
+      if (!defect.empty()) defects.push_back(std::move(defect));
     }
   }
   for (const auto& [slot, defect] : FindForeignKeys(a.reference_keys, a.linears))

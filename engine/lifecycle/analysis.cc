@@ -94,7 +94,7 @@ std::string_view TaskWord(ModelTask task) {
 absl::StatusOr<ModelAnalysis> AnalyzeModel(const AnalysisOptions& options, ThreadPool& pool) {
   ASSIGN_OR_RETURN(const Opened opened, Open(options.path));
   const ModelSpec& spec = opened.spec;
-  const StreamedLayers reference(*opened.family, spec, *opened.checkpoint);
+  const StreamedLayers reference(*opened.family, spec, *opened.checkpoint, pool);
   ASSIGN_OR_RETURN(const CalibrationSet scored,
                    LoadCalibrationSet(options.calibration, opened.tokenizer.get(), spec, kScored));
   ASSIGN_OR_RETURN(

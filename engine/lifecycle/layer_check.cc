@@ -1,6 +1,7 @@
 #include "engine/lifecycle/layer_check.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -34,19 +35,35 @@ struct Block {
   absl::Status status;
 };
 
+// The largest of magnitude(0) .. magnitude(n - 1), which are not negative; NaN if one of them is
+// NaN or infinite. In lanes, for vector registers: this is over every weight of a model.
+template <class Magnitude>
+double Largest(size_t n, const Magnitude& magnitude) {
+  constexpr size_t kLanes = 8;
+  std::array<float, kLanes> largest{}, zero{};
+  for (size_t i = 0; i + kLanes <= n; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const float value = magnitude(i + lane);
+      largest[lane] = value > largest[lane] ? value : largest[lane];
+      zero[lane] += value * 0.0f;  // NaN from then on
+    }
+  }
+  for (size_t i = n / kLanes * kLanes; i < n; ++i) {
+    const float value = magnitude(i);
+    largest[0] = std::max(largest[0], value);
+    zero[0] += value * 0.0f;
+  }
+  float sum = 0;
+  for (const float lane : zero) sum += lane;
+  return *std::max_element(largest.begin(), largest.end()) + static_cast<double>(sum);
+}
+
 double Peak(std::span<const float> row) {
-  double peak = 0;
-  for (const float value : row) peak = std::max(peak, std::abs(static_cast<double>(value)));
-  return peak;
+  return Largest(row.size(), [&](size_t i) { return std::fabs(row[i]); });
 }
 
 double LargestError(std::span<const float> a, std::span<const float> b) {
-  double largest = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double error = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    if (!(error <= largest)) largest = error;  // NaN sticks
-  }
-  return largest;
+  return Largest(a.size(), [&](size_t i) { return std::fabs(a[i] - b[i]); });
 }
 
 struct Row {

@@ -21,24 +21,29 @@ class LayerSource {
   virtual absl::StatusOr<std::shared_ptr<const Model>> Layer(int layer) const = 0;
 };
 
-// Decodes a layer each time it is asked, and lets go of the pages of the file that it came from.
+// Decodes a layer each time it is asked, and lets go of the pages of the file that it came from. A
+// table that is the head too is decoded once while somebody holds layer 0.
 class StreamedLayers final : public LayerSource {
  public:
-  // Both outlive the source.
-  StreamedLayers(const ModelFamily& family, ModelSpec spec, const Checkpoint& checkpoint)
-      : family_(family), spec_(std::move(spec)), slots_(family.slots(spec_)), from_(checkpoint) {}
+  // All but the spec outlive the source. Not to be asked from within the pool.
+  StreamedLayers(const ModelFamily& family, ModelSpec spec, const Checkpoint& checkpoint,
+                 ThreadPool& pool)
+      : family_(family),
+        spec_(std::move(spec)),
+        slots_(family.slots(spec_)),
+        from_(checkpoint),
+        pool_(pool) {}
   const ModelSpec& spec() const override { return spec_; }
   const std::vector<LinearSlot>& slots() const override { return slots_; }
-  absl::StatusOr<std::shared_ptr<const Model>> Layer(int layer) const override {
-    ASSIGN_OR_RETURN(std::shared_ptr<const Model> model, BuildLayer(family_, spec_, from_, layer));
-    return model;
-  }
+  absl::StatusOr<std::shared_ptr<const Model>> Layer(int layer) const override;
 
  private:
   const ModelFamily& family_;
   const ModelSpec spec_;
   const std::vector<LinearSlot> slots_;
   const Checkpoint& from_;
+  ThreadPool& pool_;
+  mutable std::weak_ptr<const QuantizedLinear> table_;  // of the last layer 0
 };
 
 // A model that is resident anyway.

@@ -30,8 +30,10 @@ absl::StatusOr<ReferenceOutputs> ReferenceOutputs::Record(
   const LinearObserver observer = [&](const LinearSlot& slot, TensorView x, TensorView) {
     outputs.KeepInput(slot, x);
   };
+  std::shared_ptr<const Model> table;  // is the head too: not to be decoded twice
   for (int layer = 0; layer < spec.layers; ++layer) {
     ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, reference.Layer(layer));
+    if (layer == 0 && spec.tied_head) table = model;
     ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(*model, streams.pass_size(layer), pool));
     RETURN_IF_ERROR(streams.Pass(pass, layer, &observer));
     if (progress) RETURN_IF_ERROR(progress(static_cast<double>(layer + 1) / spec.layers));

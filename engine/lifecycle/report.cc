@@ -49,7 +49,7 @@ json ToJson(const VerificationResult& v) {
           {"documents_in_set", v.documents_in_set},
           {"mean_kl", ToJson(v.mean_kl)},
           {"mean_kl_bootstrap", ToJson(v.mean_kl_bootstrap)},
-          {"kl_p999", v.kl_p999},
+          {"kl_p999", ToJson(v.kl_p999)},
           {"kl_max", v.kl_max},
           {"top1_agreement", ToJson(v.top1_agreement)},
           {"top1_agreement_bootstrap", ToJson(v.top1_agreement_bootstrap)},
@@ -438,7 +438,7 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   absl::Status status;
   Fields f(object, "", status);
   f.GetInt("schema", report.schema);
-  if (status.ok() && report.schema != 3) f.Fail("schema", "3");
+  if (status.ok() && report.schema != 4) f.Fail("schema", "4");
   f.Get("model", report.model);
   f.GetInt("version", report.version);
   f.Get("task", report.task);

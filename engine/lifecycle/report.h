@@ -19,7 +19,8 @@ struct VerificationResult {
   // Where there are two, the first has Student's t interval, the second the bootstrap's; both over
   // documents (quant/estimate.h).
   Estimate mean_kl, mean_kl_bootstrap;  // nats per token, KL(reference || candidate)
-  double kl_p999 = 0, kl_max = 0;
+  Estimate kl_p999;                     // over positions; bootstrap over documents
+  double kl_max = 0;
   Estimate top1_agreement, top1_agreement_bootstrap;  // fraction of positions
   double perplexity_reference = 0, perplexity = 0, perplexity_ratio = 1;
   Estimate log_perplexity_ratio, log_perplexity_ratio_bootstrap;
@@ -112,7 +113,7 @@ struct SliceReport {
 };
 
 struct AdmissionReport {
-  int schema = 3;
+  int schema = 4;
   std::string model;
   int64_t version = 0;
   std::string task;     // "generate", "embed", "classify"

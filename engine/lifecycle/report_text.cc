@@ -102,8 +102,8 @@ void GenerationFigures(Page& page, const VerificationResult& v, const Budget& bu
          absl::StrFormat("%.3f -> %.3f", v.perplexity_reference, v.perplexity),
          absl::StrFormat("%.4g", budget.max_perplexity_ratio),
          v.perplexity_ratio <= budget.max_perplexity_ratio);
-  page.Line(absl::StrFormat("  KL of the worst positions: 99.9 %% %.4f, largest %.4f", v.kl_p999,
-                            v.kl_max));
+  page.Line(absl::StrFormat("  KL of the worst positions: 99.9 %% %.4f [%.4f, %.4f], largest %.4f",
+                            v.kl_p999.mean, v.kl_p999.low, v.kl_p999.high, v.kl_max));
   if (v.decode_positions > 0) {
     page.Line(absl::StrFormat("  decoding step by step against prefill: %d positions, KL <= %.2g",
                               v.decode_positions, v.decode_kl_max));

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/thread_pool.h"
 #include "engine/model/config_reader.h"
 #include "engine/model/families/forward_parts.h"
 
@@ -141,23 +142,21 @@ absl::StatusOr<std::unique_ptr<const Model>> BuildUniform(const Checkpoint& chec
   return family->build(spec, checkpoint, std::move(linears));
 }
 
-absl::StatusOr<std::unique_ptr<const Model>> BuildLayer(const ModelFamily& family,
-                                                        const ModelSpec& spec,
-                                                        const Checkpoint& checkpoint, int layer) {
+absl::StatusOr<LinearMap> EncodeInF32(const Checkpoint& checkpoint,
+                                      std::span<const LinearSlot> slots, ThreadPool& pool) {
   ASSIGN_OR_RETURN(const QuantScheme* exact, FindScheme("f32"));
+  std::vector<absl::StatusOr<QuantizedLinear>> encoded;
+  for (size_t i = 0; i < slots.size(); ++i) encoded.emplace_back(absl::UnknownError("not yet"));
+  pool.ParallelFor(std::ssize(slots), 1, [&](int64_t begin, int64_t end) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+      encoded[i] = EncodeSlot(checkpoint, slots[i], *exact, {});
+  });
   LinearMap linears;
-  for (const LinearSlot& slot : family.slots(spec)) {
-    const bool wanted = layer == spec.layers
-                            ? IsHead(spec, slot)
-                            : (slot.kind == LinearSlot::Kind::kLinear && slot.layer == layer) ||
-                                  (slot.kind == LinearSlot::Kind::kEmbedding && layer == 0);
-    std::shared_ptr<const QuantizedLinear>& linear = linears[slot.name];
-    if (!wanted) continue;
-    absl::StatusOr<QuantizedLinear> encoded = EncodeSlot(checkpoint, slot, *exact, {});
-    if (!encoded.ok()) return Annotate(encoded.status(), slot.name);
-    linear = std::make_shared<const QuantizedLinear>(*std::move(encoded));
+  for (size_t i = 0; i < slots.size(); ++i) {
+    if (!encoded[i].ok()) return Annotate(encoded[i].status(), slots[i].name);
+    linears[slots[i].name] = std::make_shared<const QuantizedLinear>(*std::move(encoded[i]));
   }
-  return family.build(spec, checkpoint, std::move(linears));
+  return linears;
 }
 
 bool IsHead(const ModelSpec& spec, const LinearSlot& slot) {

@@ -133,11 +133,10 @@ absl::StatusOr<std::unique_ptr<const Model>> BuildUniform(const Checkpoint& chec
                                                           std::string_view scheme,
                                                           const LinearOptions& options);
 
-// One layer of the reference: its slots in f32, with layer 0 the embedding's as well; layer =
-// spec.layers: the output head of a decoder. The other slots are not there.
-absl::StatusOr<std::unique_ptr<const Model>> BuildLayer(const ModelFamily& family,
-                                                        const ModelSpec& spec,
-                                                        const Checkpoint& checkpoint, int layer);
+// Slots in f32, decoded side by side on the pool. Status codes of ReadSlotWeight; InvalidArgument:
+// NaN or infinity; ResourceExhausted. Each names the slot.
+absl::StatusOr<LinearMap> EncodeInF32(const Checkpoint& checkpoint,
+                                      std::span<const LinearSlot> slots, ThreadPool& pool);
 
 // Whether the slot's products are a decoder's logits: the head, or the table that it is tied to.
 bool IsHead(const ModelSpec& spec, const LinearSlot& slot);

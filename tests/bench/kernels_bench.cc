@@ -109,7 +109,14 @@ void Register() {
                              {"avx2_int8", "int4_group", ActivationMode::kA16},
                              {"avx2_f32", "f32", ActivationMode::kA16},
                              {"avx2_f32", "bf16", ActivationMode::kA16},
-                             {"avx2_f32", "int8_channel", ActivationMode::kA16}};
+                             {"avx2_f32", "int8_channel", ActivationMode::kA16},
+                             {"avx512_int8", "int8_channel", ActivationMode::kA8Token},
+                             {"avx512_int8", "int8_channel", ActivationMode::kA16},
+                             {"avx512_int8", "int8_group:g32", ActivationMode::kA16},
+                             {"avx512_int8", "int4_group", ActivationMode::kA16},
+                             {"avx512_f32", "f32", ActivationMode::kA16},
+                             {"avx512_f32", "bf16", ActivationMode::kA16},
+                             {"avx512_f32", "int8_channel", ActivationMode::kA16}};
   for (const Family& f : families) {
     for (const Layer& layer : layers) {
       for (const int threads : {1, 2}) {

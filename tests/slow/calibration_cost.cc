@@ -71,7 +71,7 @@ absl::Status Run(const std::string& path, CalibrationSize size, int threads) {
       .finish = [](std::shared_ptr<const Model> same,
                    const auto&) -> absl::StatusOr<std::shared_ptr<const Model>> { return same; }};
   const ModelFamily* family = FamilyOf(*checkpoint).value();
-  const StreamedLayers layers(*family, model->spec(), *checkpoint);
+  const StreamedLayers layers(*family, model->spec(), *checkpoint, pool);
   RETURN_IF_ERROR(Measure("layer by layer", [&] { return WalkLayers(layers, run, steps); }));
   steps.feed_quantized = true;
   return Measure("layer by layer, fed twice", [&] { return WalkLayers(layers, run, steps); });

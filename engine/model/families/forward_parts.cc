@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
+#include "quant/schemes/schemes.h"
 
 namespace assay {
 
@@ -222,9 +223,15 @@ absl::StatusOr<QuantizedLinear> EncodeSlot(const Checkpoint& checkpoint, const L
   for (const std::string& name : slot.weights) checkpoint.DropResident(name);
   ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(checkpoint, slot));
   RETURN_IF_ERROR(scheme.Accepts(slot.shape));
-  ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme.Encode(weight.view()));
-  weight = Tensor();  // never a third copy, which of an embedding table would be felt
-  return QuantizedLinear::Create(codes, std::move(bias), options);
+  ASSIGN_OR_RETURN(QuantizedTensor coded, scheme.Fit(weight.view(), {}));
+  // Never a copy too many, which of an embedding table would be felt.
+  if (&scheme == &F32Scheme()) {
+    coded.codes = std::move(weight);
+  } else {
+    ASSIGN_OR_RETURN(coded, scheme.EncodeOn(weight.view(), std::move(coded)));
+    weight = Tensor();
+  }
+  return QuantizedLinear::Create(coded, std::move(bias), options);
 }
 
 absl::StatusOr<Tensor> ReadTensor(const Checkpoint& checkpoint, const std::string& name,

@@ -3,9 +3,9 @@
 // 6 rows x 16 channels: 12 accumulators, 2 weights, 1 activation: per k 12 FMA, 2 loads and 6
 // broadcasts. An FMA takes 4 cycles and two start per cycle, so at least 8 chains are kept going
 // whatever the number of rows: with 1 row 4 panels at a time, with 2 or 3 rows 2 panels.
-#include "quant/kernels/cpu/avx2_f32_micro.h"
-
 #include <immintrin.h>
+
+#include "quant/kernels/cpu/panel_f32_micro.h"
 
 namespace assay {
 namespace {

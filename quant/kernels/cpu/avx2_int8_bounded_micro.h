@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#include "quant/kernels/cpu/avx2_int8_micro.h"
+#include "quant/kernels/cpu/panel_int8_micro.h"
 
 namespace assay {
 

@@ -3,7 +3,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "quant/kernels/cpu/avx2_int8_micro.h"
+#include "quant/kernels/cpu/panel_int8_micro.h"
 
 namespace assay {
 namespace {

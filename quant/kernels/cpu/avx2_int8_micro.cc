@@ -4,12 +4,11 @@
 // are widened to s16 in registers (widening a whole panel once, for many rows, was measured: no
 // gain) and multiplied by vpmaddwd. |x| times w with the sign of x in vpmaddubsw, exact too, was
 // measured: 15 % slower.
-#include "quant/kernels/cpu/avx2_int8_micro.h"
-
 #include <immintrin.h>
 
 #include "quant/kernels/a8_token.h"
 #include "quant/kernels/cpu/avx2_int8_epilogue.h"
+#include "quant/kernels/cpu/panel_int8_micro.h"
 
 namespace assay {
 namespace {

@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/cpu_info.h"
-#include "quant/kernels/cpu/avx2_int8_micro.h"
 #include "quant/kernels/cpu/onednn_matmul.h"
+#include "quant/kernels/cpu/panel_int8_micro.h"
 #include "quant/kernels/cpu/panel_tasks.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"

@@ -1,8 +1,8 @@
 // Kernel "decoded_f32": any scheme and activation mode at the speed of f32. The weight is decoded
 // once, when it is packed, and x is replaced by what its mode makes of it (quant/activation.h); the
-// product is avx2_f32's, or the reference's where the CPU lacks AVX2. Right for accuracy and within
-// a few percent of f32 in speed; the resident weight is as large as in f32, and bytes() says so.
-// Batch-invariant, as the kernel below it is.
+// product is avx512_f32's or avx2_f32's, or the reference's where the CPU lacks AVX2. Right for
+// accuracy and within a few percent of f32 in speed; the resident weight is as large as in f32, and
+// bytes() says so. Batch-invariant, as the kernel below it is.
 #include <algorithm>
 
 #include "base/thread_pool.h"
@@ -25,8 +25,12 @@ LinearProblem InnerProblem(const Shape& shape) {
 }
 
 const LinearKernel& Inner() {
-  static const LinearKernel& inner =
-      Avx2F32Kernel().Supports(InnerProblem({1, 1})).ok() ? Avx2F32Kernel() : ReferenceKernel();
+  static const LinearKernel& inner = [&]() -> const LinearKernel& {
+    for (const LinearKernel* kernel : {&Avx512F32Kernel(), &Avx2F32Kernel()}) {
+      if (kernel->Supports(InnerProblem({1, 1})).ok()) return *kernel;
+    }
+    return ReferenceKernel();
+  }();
   return inner;
 }
 

@@ -47,7 +47,7 @@ class LayerSourceTest : public testing::Test {
     ASSERT_OK_AND_ASSIGN(family_, FamilyOf(*checkpoint_));
     ASSERT_OK_AND_ASSIGN(whole_, BuildUniform(*checkpoint_, "f32", {}));
     const ModelSpec& spec = whole_->spec();
-    streamed_ = std::make_unique<StreamedLayers>(*family_, spec, *checkpoint_);
+    streamed_ = std::make_unique<StreamedLayers>(*family_, spec, *checkpoint_, pool_);
     // More than a chunk of rows, and more than one pass of encoders.
     const int longest = std::min(spec.max_context, 200);
     const bool decoder = spec.task == ModelTask::kGenerate;
@@ -206,6 +206,23 @@ TEST_F(LayerSourceTest, VariantsCostWhatTheyCostAlone) {
       EXPECT_GT(loss, 0) << variants[i].slot;
     }
   }
+}
+
+// Of stories260K, whose table is its head.
+TEST_F(LayerSourceTest, ATiedTableIsDecodedOnceWhileLayerZeroIsHeld) {
+  const int layers = whole_->spec().layers;
+  const std::string table =
+      Verifier::Create(*streamed_, set_, pool_).value()->reference().head_slot();
+  const auto decoded = [&](int layer) {
+    return streamed_->Layer(layer).value()->linears().find(table)->second;
+  };
+  std::shared_ptr<const Model> first = streamed_->Layer(0).value();
+  EXPECT_EQ(decoded(layers), first->linears().find(table)->second);
+  const std::weak_ptr<const QuantizedLinear> gone = first->linears().find(table)->second;
+  first.reset();
+  EXPECT_TRUE(gone.expired());  // the source itself holds nothing
+  EXPECT_NE(decoded(layers), nullptr);
+  EXPECT_EQ(decoded(1), nullptr);
 }
 
 TEST_F(LayerSourceTest, AVariantOfNoSlotIsRefused) {

@@ -21,7 +21,7 @@ class PlanSearchTest : public testing::Test {
     ASSERT_OK_AND_ASSIGN(checkpoint_, OpenCheckpoint(Stories260k()));
     ASSERT_OK_AND_ASSIGN(family_, FamilyOf(*checkpoint_));
     ASSERT_OK_AND_ASSIGN(reference_, BuildUniform(*checkpoint_, "f32", {}));
-    source_ = std::make_unique<StreamedLayers>(*family_, reference_->spec(), *checkpoint_);
+    source_ = std::make_unique<StreamedLayers>(*family_, reference_->spec(), *checkpoint_, pool_);
     set_.samples = RandomDocuments({.documents = 2, .tokens = 96}, reference_->spec().vocab, 3);
   }
   SearchInputs inputs() {

@@ -29,7 +29,7 @@ VerificationResult ExampleVerification() {
   v.figures.kl_quantiles[1] = 0.21;
   v.figures.delta_p_quantiles[12] = -0.3;
   v.top1_agreement = {0.971, 0.966, 0.976};
-  v.kl_p999 = 0.21;
+  v.kl_p999 = {0.21, 0.14, 0.33};
   v.kl_max = 0.54;
   v.perplexity_reference = 18.1;
   v.perplexity = 18.13;

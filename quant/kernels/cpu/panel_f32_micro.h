@@ -1,5 +1,6 @@
-// The inner loops of avx2_f32, compiled for AVX2 and FMA. Enter only where HostCpu() has both. This
-// header includes nothing that instantiates inline code in the AVX2 translation unit. Pure.
+// The inner loops of avx2_f32 (AVX2 and FMA) and avx512_f32 (AVX512-F), each compiled for its
+// instruction set: enter only where HostCpu() has it. This header includes nothing that
+// instantiates inline code in their translation units. Pure.
 #pragma once
 #include <cstdint>
 
@@ -32,5 +33,7 @@ struct F32PanelJob {
 // multiply-adds over k in order, whatever m is. `wide` is f32 scratch [k * 16] that keeps a widened
 // panel while many rows use it.
 void Avx2F32Panels(const F32PanelJob& job, int64_t panel_begin, int64_t panel_end, float* wide);
+// The same results.
+void Avx512F32Panels(const F32PanelJob& job, int64_t panel_begin, int64_t panel_end, float* wide);
 
 }  // namespace assay

@@ -1,12 +1,12 @@
-// Kernel "avx2_int8": weights of integers times scales (all with QuantScheme::has_integers,
-// whatever their bits: int8_channel, int8_group, int4_group, ...) times integer or a16 activations
-// on AVX2. One packed copy of the codes, a byte each, serves decode, which runs at memory speed,
-// and prefill (avx2_int8_micro.h).
+// Kernels "avx512_int8" and "avx2_int8": weights of integers times scales (all with
+// QuantScheme::has_integers, whatever their bits: int8_channel, int8_group, int4_group, ...) times
+// integer or a16 activations on AVX2. One packed copy of the codes, a byte each, serves decode,
+// which runs at memory speed, and prefill (panel_int8_micro.h).
 //
 // With one scale per row, a8_token is exact: the integer dot products and the f32 epilogue are
 // those of "reference", bit for bit, for every m. A short list of the weights' excess makes many
-// rows faster (avx2_int8_bounded.h). With a scale per group, the dots of groups are exact and their
-// scaled sum is f32.
+// rows faster with AVX2 (avx2_int8_bounded.h). With a scale per group, the dots of groups are exact
+// and their scaled sum is f32.
 //
 // a8_tensor, a8_mix and a4_token are exact in the same way, by the first of these loops.
 //
@@ -85,17 +85,20 @@ absl::Status PackCodes(const Rows& from, int64_t row, Packed& packed) {
   const int64_t k = packed.k;
   int8_t* panel = packed.panels.data<int8_t>() + row / 16 * packed.groups() * 128;
   for (int64_t r = 0; r < std::ssize(from.row_scales); ++r) {
-    int64_t sum = 0;
-    for (int64_t i = 0; i < k; ++i) {
-      const int8_t code = from.codes[r * k + i];
-      if (code == -128) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "integer codes lie in [-127, 127]: row=", row + r, " column=", i, " code=-128"));
-      }
-      panel[Int8PanelOffset(r, i)] = code;
-      sum = (i % packed.group == 0 ? 0 : sum) + std::abs(code);
-      packed.largest = std::max(packed.largest, sum);
+    const int8_t* codes = from.codes.data() + r * k;
+    const int8_t* lowest = std::find(codes, codes + k, int8_t{-128});
+    if (lowest != codes + k) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("integer codes lie in [-127, 127]: row=", row + r,
+                       " column=", lowest - codes, " code=-128"));
     }
+    for (int64_t begin = 0; begin < k; begin += packed.group) {
+      int32_t sum = 0;  // k <= kMaxK
+      for (int64_t i = begin; i < std::min(k, begin + packed.group); ++i) sum += std::abs(codes[i]);
+      packed.largest = std::max<int64_t>(packed.largest, sum);
+    }
+    for (int64_t i = 0; i + 1 < k; i += 2) std::memcpy(panel + Int8PanelOffset(r, i), codes + i, 2);
+    if (k % 2 != 0) panel[Int8PanelOffset(r, k - 1)] = codes[k - 1];
   }
   return absl::OkStatus();
 }
@@ -164,9 +167,20 @@ Chunks ChunksOf(int64_t m) {
   return {rows, (m + rows - 1) / rows};
 }
 
-class Avx2Int8 final : public LinearKernel {
+// What differs between the instruction sets.
+struct Loops {
+  const char *name, *missing;
+  bool supported;
+  bool bounds;  // many rows of a8_token by the bounded product
+  void (*panels)(const Int8PanelJob& job, const int16_t* x, int64_t panel_begin, int64_t panel_end);
+  void (*group_panels)(const Int8GroupJob& job, const int16_t* x, int64_t panel_begin,
+                       int64_t panel_end);
+};
+
+class PanelInt8 final : public LinearKernel {
  public:
-  std::string_view name() const override { return "avx2_int8"; }
+  explicit PanelInt8(const Loops& loops) : loops_(loops) {}
+  std::string_view name() const override { return loops_.name; }
 
   absl::Status Supports(const LinearProblem& p) const override {
     if (!p.scheme->has_integers() || p.activation == ActivationMode::kInt8Outlier ||
@@ -175,9 +189,7 @@ class Avx2Int8 final : public LinearKernel {
           "multiplies weights of integers times scales by integer activations without columns of "
           "their own");
     }
-    if (!HostCpu().avx2 || !HostCpu().fma) {
-      return absl::UnimplementedError("CPU has no AVX2 and FMA");
-    }
+    if (!loops_.supported) return absl::UnimplementedError(loops_.missing);
     if (p.shape[1] > kMaxK) {
       return absl::UnimplementedError(
           absl::StrCat("32-bit sums are exact up to k=", kMaxK, ": k=", p.shape[1]));
@@ -200,7 +212,7 @@ class Avx2Int8 final : public LinearKernel {
     if (mode == ActivationMode::kA16) {
       ASSIGN_OR_RETURN(packed->range, A16Range(packed->largest));
     }
-    if (mode == ActivationMode::kA8Token && w.scheme == &Int8ChannelScheme()) {
+    if (loops_.bounds && mode == ActivationMode::kA8Token && w.scheme == &Int8ChannelScheme()) {
       ASSIGN_OR_RETURN(packed->excess, Int8Excess::Find(w.codes.data<int8_t>(), w.shape));
     }
     if (packed->excess) {
@@ -214,7 +226,7 @@ class Avx2Int8 final : public LinearKernel {
   size_t scratch_bytes(const LinearProblem& p, int64_t m) const override {
     const int64_t padded_k = (p.shape[1] + kInt8PanelGroup - 1) / kInt8PanelGroup * kInt8PanelGroup;
     int64_t bytes = m * (padded_k * 2 + 4) + 256;
-    if (p.activation == ActivationMode::kA8Token && m >= kBoundedFromRows) {
+    if (loops_.bounds && p.activation == ActivationMode::kA8Token && m >= kBoundedFromRows) {
       bytes += ChunksOf(m).count * padded_k * kBoundedRows * 2;
       bytes += MaxPanelWorkers() * WorkerBytes(padded_k);
     }
@@ -279,7 +291,7 @@ class Avx2Int8 final : public LinearKernel {
                        {decode_rows != nullptr && decode_rows[row] != 0}, {x, k}, {codes, k});
   }
 
-  static void RunExact(const Packed& packed, const LinearArgs& args, ComputeContext& context) {
+  void RunExact(const Packed& packed, const LinearArgs& args, ComputeContext& context) const {
     const int64_t m = args.x.shape[0], k = packed.k, padded_k = packed.padded_k();
     auto* codes = context.scratch.Allocate<int16_t>(static_cast<size_t>(m * padded_k));
     auto* scales = context.scratch.Allocate<float>(static_cast<size_t>(m));
@@ -297,9 +309,9 @@ class Avx2Int8 final : public LinearKernel {
       const Int8PanelJob job = Job(packed, args, scales, task.row, task.row_end);
       const int16_t* x_codes = codes + task.row * padded_k;
       if (packed.group_scales.empty()) {
-        Avx2Int8Panels(job, x_codes, task.panel, task.panel_end);
+        loops_.panels(job, x_codes, task.panel, task.panel_end);
       } else {
-        Avx2Int8GroupPanels({job, packed.group_scales.data<uint16_t>(), packed.group}, x_codes,
+        loops_.group_panels({job, packed.group_scales.data<uint16_t>(), packed.group}, x_codes,
                             task.panel, task.panel_end);
       }
     });
@@ -346,12 +358,24 @@ class Avx2Int8 final : public LinearKernel {
       }
     });
   }
+
+  Loops loops_;
 };
 
 }  // namespace
 
+const LinearKernel& Avx512Int8Kernel() {
+  static const PanelInt8 kernel(
+      {"avx512_int8", "CPU has no AVX512-VNNI",
+       HostCpu().avx512f && HostCpu().avx512bw && HostCpu().avx512_vnni && HostCpu().avx2, false,
+       &Avx512Int8Panels, &Avx512Int8GroupPanels});
+  return kernel;
+}
+
 const LinearKernel& Avx2Int8Kernel() {
-  static const Avx2Int8 kernel;
+  static const PanelInt8 kernel({"avx2_int8", "CPU has no AVX2 and FMA",
+                                 HostCpu().avx2 && HostCpu().fma, true, &Avx2Int8Panels,
+                                 &Avx2Int8GroupPanels});
   return kernel;
 }
 

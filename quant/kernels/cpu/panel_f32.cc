@@ -1,13 +1,13 @@
-// Kernel "avx2_f32": f32, bf16 and int8_channel weights times f32 activations (a16) with AVX2 and
-// FMA. Each output is one chain of fused multiply-adds over k in order, for every m: bit for bit
-// the same whatever the batch and the number of threads. The reference model of verification runs
-// on it.
+// Kernels "avx512_f32" and "avx2_f32": f32, bf16 and int8_channel weights times f32 activations
+// (a16) with AVX512, or AVX2 and FMA. Both have the same layout and the same results: each output
+// is one chain of fused multiply-adds over k in order, for every m: bit for bit the same whatever
+// the batch and the number of threads. The reference model of verification runs on it.
 #include <algorithm>
 #include <cstring>
 
 #include "base/cpu_info.h"
 #include "base/float16.h"
-#include "quant/kernels/cpu/avx2_f32_micro.h"
+#include "quant/kernels/cpu/panel_f32_micro.h"
 #include "quant/kernels/cpu/panel_tasks.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
@@ -21,7 +21,7 @@ constexpr int64_t kTaskBytes = 256 << 10;
 struct Packed final : PackedWeight {
   F32WeightType type = F32WeightType::kF32;
   int64_t n = 0, k = 0;
-  Tensor panels;  // [num_panels * k * 16], as avx2_f32_micro.h draws it
+  Tensor panels;  // [num_panels * k * 16], as panel_f32_micro.h draws it
   Tensor scales;  // f32 [num_panels * 16], or empty
 
   size_t bytes() const override { return panels.bytes() + (scales.empty() ? 0 : scales.bytes()); }
@@ -45,9 +45,17 @@ void PackPanels(const QuantizedTensor& w, Packed& packed) {
   }
 }
 
-class Avx2F32 final : public LinearKernel {
+// What differs between the instruction sets.
+struct Loops {
+  const char *name, *missing;
+  bool supported;
+  void (*panels)(const F32PanelJob& job, int64_t panel_begin, int64_t panel_end, float* wide);
+};
+
+class PanelF32 final : public LinearKernel {
  public:
-  std::string_view name() const override { return "avx2_f32"; }
+  explicit PanelF32(const Loops& loops) : loops_(loops) {}
+  std::string_view name() const override { return loops_.name; }
 
   absl::Status Supports(const LinearProblem& p) const override {
     if (p.activation != ActivationMode::kA16 ||
@@ -56,10 +64,7 @@ class Avx2F32 final : public LinearKernel {
       return absl::UnimplementedError(
           "multiplies f32, bf16 and int8_channel weights by a16 activations");
     }
-    if (!HostCpu().avx2 || !HostCpu().fma) {
-      return absl::UnimplementedError("CPU has no AVX2 and FMA");
-    }
-    return absl::OkStatus();
+    return loops_.supported ? absl::OkStatus() : absl::UnimplementedError(loops_.missing);
   }
 
   absl::StatusOr<std::unique_ptr<const PackedWeight>> Pack(const QuantizedTensor& w,
@@ -113,7 +118,7 @@ class Avx2F32 final : public LinearKernel {
           .y = args.y.as<float>() + task.row * n,
           .n = n,
           .accumulate = args.accumulate};
-      Avx2F32Panels(job, task.panel, task.panel_end, widens ? wide + worker * k * 16 : nullptr);
+      loops_.panels(job, task.panel, task.panel_end, widens ? wide + worker * k * 16 : nullptr);
     });
   }
 
@@ -136,13 +141,22 @@ class Avx2F32 final : public LinearKernel {
       }
     }
   }
+
+ private:
+  Loops loops_;
 };
 
 }  // namespace
 
-const LinearKernel& Avx2F32Kernel() {
-  static const Avx2F32 kernel;
+const LinearKernel& Avx512F32Kernel() {
+  static const PanelF32 kernel(
+      {"avx512_f32", "CPU has no AVX512", HostCpu().avx512f, &Avx512F32Panels});
   return kernel;
 }
 
+const LinearKernel& Avx2F32Kernel() {
+  static const PanelF32 kernel(
+      {"avx2_f32", "CPU has no AVX2 and FMA", HostCpu().avx2 && HostCpu().fma, &Avx2F32Panels});
+  return kernel;
+}
 }  // namespace assay

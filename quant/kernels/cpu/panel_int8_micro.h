@@ -1,5 +1,6 @@
-// The inner loops of avx2_int8, compiled for AVX2. Enter only where HostCpu().avx2 holds. This
-// header includes nothing that instantiates inline code in the AVX2 translation units. Pure.
+// The inner loops of avx2_int8 and avx512_int8, each compiled for its instruction set: enter only
+// where HostCpu() has it. This header includes nothing that instantiates inline code in their
+// translation units. Pure.
 //
 // Weights, packed once: panels of 16 output channels, k in pairs (n padded to 16 with zero
 // channels, k padded to 8 with zero codes):
@@ -37,6 +38,9 @@ struct Int8PanelJob {
 // step rounded once, as in the reference kernel. x: codes as s16 [m, 8 groups].
 void Avx2Int8Panels(const Int8PanelJob& job, const int16_t* x, int64_t panel_begin,
                     int64_t panel_end);
+// The same results, with AVX512-F, -BW and -VNNI.
+void Avx512Int8Panels(const Int8PanelJob& job, const int16_t* x, int64_t panel_begin,
+                      int64_t panel_end);
 
 // Weights whose groups of inputs have scales of their own:
 //
@@ -51,6 +55,8 @@ struct Int8GroupJob {
 };
 void Avx2Int8GroupPanels(const Int8GroupJob& job, const int16_t* x, int64_t panel_begin,
                          int64_t panel_end);
+void Avx512Int8GroupPanels(const Int8GroupJob& job, const int16_t* x, int64_t panel_begin,
+                           int64_t panel_end);
 
 // A row of x as s16 codes in [-max_code, max_code] with a scale of its own, which it returns:
 // quant/kernels/a8_token.h with another range. A row whose absmax is below `smallest` counts as
