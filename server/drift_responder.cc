@@ -77,6 +77,7 @@ void DriftResponder::Act(const DriftStatus& status) {
              : absl::StrCat(name, " failed, version ", status.version,
                             " keeps serving: ", std::string(progress.status.message())));
   };
+  Tell(status, LogLevel::kWarning, absl::StrCat(name, ": ", answer.reason));  // before its end
   const absl::StatusOr<int64_t> version = admissions_.Enqueue(answer.request, sink);
   if (!version.ok()) {
     answered_.erase({status.model, status.version});
@@ -85,8 +86,6 @@ void DriftResponder::Act(const DriftStatus& status) {
                              " keeps serving: ", std::string(version.status().message())));
   }
   monitor_.Acted(status.model, status.version, answer.action);
-  Tell(status, LogLevel::kWarning,
-       absl::StrCat(name, ": ", answer.reason, " as version ", *version));
 }
 
 }  // namespace assay

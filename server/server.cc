@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
+#include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/progress_display.h"
 #include "server/admin.h"
 #include "server/assay_service.h"
@@ -88,7 +89,7 @@ void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder)
 
 // In order of construction; destroyed in reverse.
 struct Server::Parts {
-  Parts(ServerConfig c, Policy p, std::vector<RepositoryEntry> m)
+  Parts(ServerConfig c, Policy p, std::vector<RepositoryEntry> m, const AdmissionHooks* hooks)
       : config(std::move(c)),
         policy(std::move(p)),
         models(std::move(m)),
@@ -96,8 +97,9 @@ struct Server::Parts {
         metrics(absl::StrCat(std::string(kServerVersion), "+", kRevision), "cpu"),
         readiness(config.strict_readiness),
         drift(config.drift, registry, metrics, events, RealClock()),
-        admissions(AdmissionPipeline::Start(registry, pool, metrics, RealClock(),
-                                            OptionsFor(config, policy, models.size(), drift))),
+        admissions(StartAdmissionPipeline(registry, pool, metrics, RealClock(),
+                                          OptionsFor(config, policy, models.size(), drift),
+                                          hooks == nullptr ? AdmissionHooks() : *hooks)),
         responder(config.drift_action, registry, *admissions, drift, events),
         texts(std::max(1, pool.num_threads() / 4)),
         context{config, policy,    RealClock(), registry, *admissions, metrics,
@@ -287,13 +289,15 @@ absl::Status Server::CheckFiles(const ServerConfig& config) {
   return ScanRepository(config.model_repository).status();
 }
 
-absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config) {
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
+                                                      const AdmissionHooks* hooks) {
   ASSIGN_OR_RETURN(Policy policy, ReadPolicy(config.policy));
   std::vector<RepositoryEntry> models;
   if (!config.model_repository.empty()) {
     ASSIGN_OR_RETURN(models, ScanRepository(config.model_repository));
   }
-  auto parts = std::make_unique<Parts>(std::move(config), std::move(policy), std::move(models));
+  auto parts =
+      std::make_unique<Parts>(std::move(config), std::move(policy), std::move(models), hooks);
   Announce(StartBanner(parts->config, parts->policy, parts->pool.num_threads()));
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartHttp());

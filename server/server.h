@@ -12,13 +12,17 @@
 
 namespace assay {
 
+struct AdmissionHooks;  // engine/lifecycle/admission_stages.h
+
 class Server {
  public:
   // Unavailable: a port cannot be bound; NotFound, InvalidArgument: repository, policy.
   // Whether the files that the configuration names can be used: policy, evaluation text, model
   // repository. The error is one for whoever wrote the configuration.
   static absl::Status CheckFiles(const ServerConfig& config);
-  static absl::StatusOr<std::unique_ptr<Server>> Start(ServerConfig config);
+  // `hooks` is for tests of a server whose models go bad.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(ServerConfig config,
+                                                       const AdmissionHooks* hooks = nullptr);
   ~Server();  // drains, if that has not been done
 
   int grpc_port() const;

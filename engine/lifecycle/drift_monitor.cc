@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <random>
@@ -110,6 +111,8 @@ struct DriftMonitor::Subject {
   std::shared_ptr<TrafficSampler> sampler;
   std::unique_ptr<ShadowEvaluator> evaluator;  // opened with the first request
   uint64_t seed = 0;
+  // Sampled requests that never came to the ring: counted by the engine's thread.
+  const std::shared_ptr<std::atomic<int64_t>> dropped = std::make_shared<std::atomic<int64_t>>(0);
 };
 
 DriftMonitor::DriftMonitor(const DriftOptions& options, const ModelRegistry& registry,
@@ -154,7 +157,9 @@ std::shared_ptr<TrafficWatch> DriftMonitor::Watch(const AdmissionReport& report,
       .limit = 1 / kClip, .alpha = options_.alpha, .change_numbers = options_.change_requests});
   subject->metrics = metrics_.ForDrift(report.model, report.version, status.statistic);
   // The engine keeps its watch; the series must not live as long.
-  const auto skipped = [weak = std::weak_ptr(subject->metrics)](TrafficSampler::Skip why) {
+  const auto skipped = [weak = std::weak_ptr(subject->metrics),
+                        count = subject->dropped](TrafficSampler::Skip why) {
+    count->fetch_add(1, std::memory_order_relaxed);
     if (const auto series = weak.lock())
       series->Skipped(why == TrafficSampler::Skip::kTooLong ? DriftSkip::kTooLong
                                                             : DriftSkip::kRingFull);
@@ -193,6 +198,7 @@ std::vector<DriftStatus> DriftMonitor::List() const {
   for (const auto& [key, subject] : subjects_) {
     all.push_back(subject->status);
     all.back().waiting = subject->sampler->waiting();
+    all.back().skipped += subject->dropped->load(std::memory_order_relaxed);
   }
   return all;
 }

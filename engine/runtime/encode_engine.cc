@@ -292,12 +292,14 @@ void EncodeLoop::RunBatch() {
       const float* values = out_.data<float>() + static_cast<int64_t>(i) * width;
       result.values.assign(values, values + width);
     }
-    End(*batch_[i], std::move(result));
-    if (status.ok() && batch_[i]->watched)
+    if (status.ok() && batch_[i]->watched) {
+      const auto length = static_cast<int>(batch_[i]->num_tokens());
       host_.watch->Served({.tokens = std::move(batch_[i]->request.tokens),
-                           .num_prompt = static_cast<int>(batch_[i]->num_tokens()),
+                           .num_prompt = length,
                            .logprobs = {},
                            .token_types = std::move(batch_[i]->request.token_types)});
+    }
+    End(*batch_[i], std::move(result));
   }
   batch_.clear();
 }

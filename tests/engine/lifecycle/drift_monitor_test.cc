@@ -49,6 +49,11 @@ class DriftMonitorTest : public AdmissionFixture {
   bool Scraped(const std::string& line) {
     return metrics_.Scrape().find(line) != std::string::npos;
   }
+  // A recipe whose keys have calibrated channels.
+  std::string KeysByChannel() {
+    return directory_.Write("kv8_channel.yaml",
+                            "scheme: int8_group:g32\nactivation: a16\nkv: i8\nkv_keys: channel\n");
+  }
   DriftStatus Status() { return monitor_->List().at(0); }
   // The proven model, and for it another with its weights in `scheme`.
   static AdmissionHooks Replaced(const std::string& scheme) {
@@ -105,6 +110,47 @@ TEST_F(DriftMonitorTest, AModelWhoseWeightsWentBadIsFoundAndSaid) {
               Contains(AllOf(Field(&Event::kind, "drift"),
                              Field(&Event::reason, HasSubstr("VIOLATED after")))));
   EXPECT_TRUE(Scraped("state=\"violated\",version=\"1\"} 1"));
+}
+
+// Every other channel of the keys of two layers has a thousandth of its scale: what the cache
+// stores of them is a thousand times larger, and takes the codes of the channels beside it.
+TEST_F(DriftMonitorTest, AKvCacheWithSpoiledScalesIsFound) {
+  AdmissionHooks hooks;
+  hooks.served = [](std::shared_ptr<const Model> proven) {
+    const auto checkpoint = OpenCheckpoint(Stories260k()).value();
+    const ModelFamily* family = FamilyOf(*checkpoint).value();
+    LinearMap linears = proven->linears();
+    for (const LinearSlot& slot : proven->slots()) {
+      const KeyParts* keys =
+          linears.at(slot.name) == nullptr ? nullptr : linears.at(slot.name)->keys();
+      if (keys == nullptr || slot.layer > 1) continue;
+      KeyParts spoiled = *keys;
+      for (size_t c = 0; c < spoiled.scale.size(); c += 2) spoiled.scale[c] *= 1e-3f;
+      const Tensor weight = ReadSlotWeight(*checkpoint, slot).value();
+      QuantizedTensor codes =
+          linears.at(slot.name)->problem().scheme->Encode(weight.view()).value();
+      EXPECT_OK(WriteKeyParts(spoiled, codes));
+      linears[slot.name] = std::make_shared<const QuantizedLinear>(
+          QuantizedLinear::Create(codes, ReadSlotBias(*checkpoint, slot).value(),
+                                  {.activation = linears.at(slot.name)->problem().activation})
+              .value());
+    }
+    return std::shared_ptr<const Model>(
+        family->build(proven->spec(), *checkpoint, std::move(linears)).value());
+  };
+  StartWatched(hooks);
+  ASSERT_OK(Admit({.name = "stories", .path = Stories260k(), .recipe = KeysByChannel()}).status);
+  Serve(150);
+  EXPECT_EQ(Status().state, DriftState::kViolated) << Status().score << " " << Status().limit;
+  EXPECT_EQ(violated_.size(), 1u);
+}
+
+TEST_F(DriftMonitorTest, ACalibratedKvCacheAsProvenStaysOk) {
+  StartWatched();
+  ASSERT_OK(Admit({.name = "stories", .path = Stories260k(), .recipe = KeysByChannel()}).status);
+  Serve(150);
+  EXPECT_EQ(Status().state, DriftState::kOk);
+  EXPECT_LT(Status().replay_difference, 1e-4);
 }
 
 TEST_F(DriftMonitorTest, ARateOfZeroLooksAtNothing) {

@@ -1,0 +1,98 @@
+// assay-server whose models go bad on request: at SIGUSR1 one weight of every version that serves
+// is overwritten with another layer's (in a copy: what is spoiled is which model Forward runs).
+// Versions that are admitted later are sound. For loadtest/scenarios/drift.py and
+// tests/e2e/drift_test.py.
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "engine/lifecycle/admission_stages.h"
+#include "engine/model/checkpoint.h"
+#include "server/flags.h"
+#include "server/server.h"
+#include "server/signals.h"
+
+namespace assay {
+namespace {
+
+std::atomic<int> versions{0};    // that have gone into service
+std::atomic<int> first_good{0};  // versions before this one are spoiled
+
+void Spoil(int) { first_good.store(versions.load()); }
+
+class SpoilableModel final : public Model {
+ public:
+  SpoilableModel(std::shared_ptr<const Model> proven, std::shared_ptr<const Model> spoiled)
+      : proven_(std::move(proven)), spoiled_(std::move(spoiled)), number_(versions.fetch_add(1)) {}
+  const ModelSpec& spec() const override { return proven_->spec(); }
+  const std::vector<LinearSlot>& slots() const override { return proven_->slots(); }
+  const LinearMap& linears() const override { return proven_->linears(); }
+  absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override {
+    return (number_ < first_good.load() ? *spoiled_ : *proven_).Forward(args, context);
+  }
+  size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context) const override {
+    return proven_->scratch_bytes(rows, logit_rows, context);
+  }
+  size_t other_weight_bytes() const override { return proven_->other_weight_bytes(); }
+
+ private:
+  const std::shared_ptr<const Model> proven_, spoiled_;
+  const int number_;
+};
+
+// The model with the weight of its last down_proj in place of the one before.
+std::shared_ptr<const Model> Spoilable(const std::string& path,
+                                       std::shared_ptr<const Model> proven) {
+  const auto checkpoint = OpenCheckpoint(path).value();
+  const ModelFamily* family = FamilyOf(*checkpoint).value();
+  LinearMap linears = proven->linears();
+  const std::string last =
+      absl::StrCat("model.layers.", proven->spec().layers - 1, ".mlp.down_proj");
+  const std::string before =
+      absl::StrCat("model.layers.", proven->spec().layers - 2, ".mlp.down_proj");
+  linears.find(before)->second = linears.find(last)->second;
+  std::shared_ptr<const Model> spoiled =
+      family->build(proven->spec(), *checkpoint, std::move(linears)).value();
+  return std::make_shared<const SpoilableModel>(std::move(proven), std::move(spoiled));
+}
+
+int Run(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: spoilable_server CHECKPOINT [flags of assay-server]\n");
+    return 1;
+  }
+  const std::string path = argv[1];
+  argv[1] = argv[0];
+  const Flags flags = ParseFlags(argc - 1, argv + 1);
+  if (flags.exit_code) return *flags.exit_code;
+  const absl::StatusOr<EffectiveConfig> effective = LoadConfig(flags.sources);
+  if (!effective.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(effective.status().message()).c_str());
+    return 1;
+  }
+  std::signal(SIGUSR1, Spoil);
+  const SignalWatcher signals;
+  AdmissionHooks hooks;
+  hooks.served = [path](std::shared_ptr<const Model> proven) {
+    return Spoilable(path, std::move(proven));
+  };
+  const auto server = Server::Start(effective->config, &hooks);
+  if (!server.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(server.status().message()).c_str());
+    return 2;
+  }
+  bool announced = false;
+  while (!signals.WaitFor(announced ? absl::InfiniteDuration() : absl::Milliseconds(100))) {
+    if (announced || !(*server)->WaitForStartup(absl::Now())) continue;
+    (*server)->PrintReady();
+    announced = true;
+  }
+  (*server)->Drain();
+  return 0;
+}
+
+}  // namespace
+}  // namespace assay
+
+int main(int argc, char** argv) { return assay::Run(argc, argv); }
