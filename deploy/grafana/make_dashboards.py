@@ -98,7 +98,7 @@ def serving():
             panel("Latency", LINES, "s", "From arrival to the last byte, inside the server.", *quantiles(DURATION, .5, .95, .99)),
         ]),
         (None, [
-            panel("Budget burn, one hour", LINES, "none", "1: the budget lasts 30 days. A page comes at 14.4.", *burn("1h"), min=0),
+            panel("Budget burn, one hour", LINES, "none", "1: the budget lasts 30 days. 14.4: a page.", *burn("1h"), min=0),
             panel("Latency, all requests", "heatmap", "short", "Requests per bucket of duration.",
                   (f"sum by (le) (increase({DURATION}_bucket{{{MODEL}}}[$__rate_interval]))", "{{le}}")),
             panel("gRPC status codes", LINES, "reqps", "Finished RPCs per second by method and code.",
