@@ -145,7 +145,7 @@ def serving_alerts(job):
               f'{BY} (rate(assay_inference_rejected_total{{reason="queue_full"}}[<5m>])) > 0', "5m",
               f"{version} turns requests away: its queue is full", "{{ $value | printf \"%.3g\" }} requests per second are refused."),
         Alert("AssayKvCacheSaturated", "ticket",
-              "avg_over_time(assay_llm_kv_cache_usage_ratio[<10m>]) > 0.9\nand\nrate(assay_llm_preemptions_total[<10m>]) > 0", "",
+              "avg_over_time(assay_llm_kv_cache_usage_ratio[<10m>]) > 0.8\nand\nrate(assay_llm_preemptions_total[<10m>]) > 0", "",
               f"KV cache of {version} is full and sequences are preempted",
               "{{ $value | humanizePercentage }} of the cache were in use by live sequences, on average of 10 minutes."),
         Alert("AssayFileDescriptorsHigh", "ticket",

@@ -29,6 +29,9 @@ import urllib.parse
 import urllib.request
 
 import grpc
+import numpy
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "deploy" / "prometheus")]
@@ -39,8 +42,8 @@ MODEL = "stories260k"
 SCALE = 0.01
 HEALTHY_SECONDS = 30
 MOST_SCRAPE_SECONDS = 0.1
-# A cache of 1020 positions for at most 8 sequences: ample for the healthy load, soon full under the burst.
-LIMITS = ("--engine-max-sequences", 8, "--engine-max-queue", 8, "--engine-kv-cache", "1MiB")
+# A cache of 1020 positions for at most 16 sequences: ample for the healthy load, soon full under the burst.
+LIMITS = ("--engine-max-sequences", 16, "--engine-max-queue", 16, "--engine-kv-cache", "1MiB")
 DRIFT_ALERTS = {"AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayDriftEvaluationStale", "AssayAccuracyFastBurn",
                 "AssayAccuracySlowBurn"}
 PROMETHEUS = """
@@ -166,8 +169,8 @@ class Watch:
 class Load:
     """Clients of the server that is there at the moment; what goes wrong is the server's business to count."""
 
-    def __init__(self, address, clients, pause, tokens, embed=True):
-        self.address, self.pause, self.tokens, self.embed, self.answers = address, pause, tokens, embed, 0
+    def __init__(self, address, clients, pause=0):
+        self.address, self.pause, self.answers = address, pause, 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(clients)]
         for thread in self._threads:
@@ -183,21 +186,34 @@ class Load:
                 self._request(assay, rng)
                 self.answers += 1
             except (grpc.RpcError, KeyError):
-                at = None if at != self.address() else at
                 time.sleep(0.05)
             self._stop.wait(self.pause)
 
     def _request(self, assay, rng):
         prompt = "Once upon a time there was a little girl called Lily, who liked to play " + rng.choice(["outside", "inside"])
-        for _ in assay.generate(prompt, model=MODEL, max_tokens=self.tokens, ignore_eos=True, timeout=30):
+        for _ in assay.generate(prompt, model=MODEL, max_tokens=40, ignore_eos=True, timeout=30):
             pass
-        if self.embed:
-            assay.call("Embed", assay.message("EmbedRequest", model="tiny_bert", texts=["a sentence", "another"]))
+        assay.call("Embed", assay.message("EmbedRequest", model="tiny_bert", texts=["a sentence", "another"]))
 
     def stop(self):
         self._stop.set()
         for thread in self._threads:
             thread.join()
+
+
+class Burst(Load):
+    """Each request is 24 long texts; only 16 may run and 8 wait."""
+
+    def _request(self, assay, rng):
+        client = tritonclient.grpc.InferenceServerClient(self.address())
+        texts = tritonclient.grpc.InferInput("text_input", [24], "BYTES")
+        texts.set_data_from_numpy(numpy.array([f"Tom had {rng.randint(2, 99)} toys" for _ in range(24)], dtype=object))
+        try:
+            client.infer(MODEL, [texts], parameters={"max_tokens": 200, "ignore_eos": True})
+        except InferenceServerException:
+            time.sleep(0.05)
+        finally:
+            client.close()
 
 
 class DriftStandIn:
@@ -340,7 +356,7 @@ def healthy(scene, may_be_empty):
 
 def overload(scene):
     """Far more work than the queue and the cache hold: errors, slow answers, a full queue, preemptions."""
-    burst = Load(scene.address, clients=40, pause=0, tokens=380, embed=False)
+    burst = Burst(scene.address, clients=6)
     scene.watch.until_fired("AssayQueueRejections", "AssayKvCacheSaturated", "AssayAvailabilityFastBurn",
                             "AssayAvailabilitySlowBurn", "AssayLatencyFastBurn", "AssayLatencySlowBurn", seconds=45)
     burst.stop()
@@ -435,7 +451,7 @@ def main():
             if options.drift_stand_in:
                 stand_in = DriftStandIn()
                 point_at(scene.folder, "stand_in", stand_in.address)
-            load = Load(scene.address, clients=4, pause=0.1, tokens=40)
+            load = Load(scene.address, clients=4, pause=0.1)
             healthy(scene, lambda expr: options.without_drift and "assay_drift_" in expr)
             if not options.only_healthy:
                 faults(scene, load, stand_in)
