@@ -316,8 +316,9 @@ class Scene:
         self.repository = make_repository(folder)
 
     def open(self):
-        """The server first: a Prometheus that finds none would rightly raise an alert."""
+        """The alerts are watched from the first scrape on: a Prometheus that has found no server rightly raises one."""
         self.start()
+        wait_until(lambda: not self.prometheus.get("alerts")["alerts"])
         self.watch = Watch(self.prometheus)
 
     def start(self):
