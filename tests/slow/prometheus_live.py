@@ -1,11 +1,12 @@
-"""Rules and dashboards against a real Prometheus that scrapes the real server under load: six minutes, `make dashboards`.
+"""Rules and dashboards against a real Prometheus that scrapes the real server under load: six minutes, `make live-rules`.
 
 usage: prometheus_live.py [--without-drift | --drift-stand-in] [--only-healthy]     (ASSAY_BUILD_DIR: default build/dev)
 
 Healthy traffic first: every query of every panel and every recording rule must return data, every scrape must take less than
 100 ms, no alert may fire. Then faults, with the windows of the rules scaled down to a hundredth (an hour is 36 seconds): each
 alert must fire and clear again. --without-drift: the server does not watch drift, what asks for it may be empty.
---drift-stand-in: this program serves series of a drift monitor beside it, so that the drift alerts can be made to fire, too.
+--drift-stand-in: this program serves the series of one more model that a drift monitor watches, whose drift it can make up, so that
+the drift alerts fire and clear, too.
 Wants Prometheus (Debian: `apt-get install prometheus`) and the environment of scripts/setup.
 """
 
@@ -218,12 +219,12 @@ class Burst(Load):
 
 
 class DriftStandIn:
-    """Serves the series of a drift monitor. `bad` turns the answers bad; `asleep` stops the evaluations."""
+    """Serves the series of a model that a drift monitor watches. `bad` turns the answers bad; `asleep` stops the evaluations."""
 
     def __init__(self):
         self.bad = self.asleep = False
         self.match = self.mismatch = 0.0
-        self.evaluated, self._told = time.time(), time.time()
+        self.began = self.evaluated = self._told = time.time()
         stand_in = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -244,10 +245,10 @@ class DriftStandIn:
     def text(self):
         now = time.time()
         passed, self._told = now - self._told, now
+        self.match += passed * (1 if self.bad else 5)
+        self.mismatch += passed * (4 if self.bad else 0)
         if not self.asleep:
             self.evaluated = now
-            self.match += passed * (1 if self.bad else 5)
-            self.mismatch += passed * (4 if self.bad else 0)
         score = 0.05 if self.bad else 0.01
         rows = [("shadow_samples_total", "result", {"match": self.match, "mismatch": self.mismatch}),
                 ("state", "state", {"ok": not self.bad, "warn": 0, "violated": self.bad}),
@@ -259,9 +260,11 @@ class DriftStandIn:
         for metric, value in (("e_value", 1), ("change_evidence", 0), ("last_evaluation_timestamp_seconds", self.evaluated),
                               ("shadow_tokens_total", 50 * self.match), ("shadow_cpu_seconds_total", self.match / 100)):
             rows.append((metric, "", {"": value}))
-        labels = f'model="{MODEL}",version="1"'
-        return "".join(f'assay_drift_{metric}{{{labels}{f",{label}=" + json.dumps(k) if label else ""}}} {float(v)}\n'
+        labels = 'model="stand_in",version="1"'
+        text = "".join(f'assay_drift_{metric}{{{labels}{f",{label}=" + json.dumps(k) if label else ""}}} {float(v)}\n'
                        for metric, label, values in rows for k, v in values.items())
+        return (f'{text}assay_inference_requests_total{{{labels},outcome="success"}} {self.match + self.mismatch}\n'
+                f"assay_model_last_swap_timestamp_seconds{{{labels}}} {self.began}\n")
 
     def stop(self):
         self._server.shutdown()
