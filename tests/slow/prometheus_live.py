@@ -5,8 +5,8 @@ usage: prometheus_live.py [--without-drift | --drift-stand-in] [--only-healthy] 
 Healthy traffic first: every query of every panel and every recording rule must return data, every scrape must take less than
 100 ms, no alert may fire. Then faults, with the windows of the rules scaled down to a hundredth (an hour is 36 seconds): each
 alert must fire and clear again. --without-drift: the server does not watch drift, what asks for it may be empty.
---drift-stand-in: this program serves the series of one more model that a drift monitor watches, whose drift it can make up, so that
-the drift alerts fire and clear, too.
+--drift-stand-in: this program serves the series of one more model that a drift monitor watches, whose drift it makes up, so
+that the drift alerts fire and clear, too.
 Wants Prometheus (Debian: `apt-get install prometheus`) and the environment of scripts/setup.
 """
 
@@ -360,24 +360,18 @@ def healthy(scene, may_be_empty):
 
 
 def overload(scene):
-    """Far more work than the queue and the cache hold: errors, a full queue, preemptions."""
+    """Far more work than the queue and the cache hold: errors, a full queue, preemptions. Then with a quarter of the cores."""
     burst = Burst(scene.address, clients=6)
     scene.watch.until_fired("AssayQueueRejections", "AssayKvCacheSaturated", "AssayAvailabilityFastBurn",
                             "AssayAvailabilitySlowBurn", seconds=45)
-    burst.stop()
-    say("the burst is over")
-
-
-def hesitation(scene):
-    """The process sleeps two thirds of a second at a time, as on a host that has no cores to give."""
     end = time.monotonic() + 45
     while not {"AssayLatencyFastBurn", "AssayLatencySlowBurn"} <= set(scene.watch.first):
         assert time.monotonic() < end, "slow answers raise no alert"
-        scene.server.process.send_signal(signal.SIGSTOP)
-        time.sleep(0.7)
-        scene.server.process.send_signal(signal.SIGCONT)
-        time.sleep(0.15)
-    say("the server is quick again")
+        for sent, seconds in ((signal.SIGSTOP, 0.06), (signal.SIGCONT, 0.02)):
+            scene.server.process.send_signal(sent)
+            time.sleep(seconds)
+    burst.stop()
+    say("the burst is over")
 
 
 def bad_admissions(scene):
@@ -438,7 +432,6 @@ def drifting(scene, stand_in):
 
 def faults(scene, load, stand_in):
     overload(scene)
-    hesitation(scene)
     if stand_in:
         drifting(scene, stand_in)
     load.pause = 1
