@@ -32,6 +32,10 @@ def drift_over_limit():
             f"/ on (model, version, statistic) ({gauge('assay_drift_threshold_ratio', by, how='max')} > 0)")
 
 
+def limit(at):
+    return steps((None, "green"), (at, "red"))
+
+
 def overview():
     not_ready = f"(1 - max by (job, instance, model) (assay_model_ready{{{PROCESS},model=~\"$model\"}}))"
     serving = f"max(\n  (1 - up{{{PROCESS}}})\n  or {not_ready}\n  or {slo('availability', '5m')}\n)"
@@ -70,18 +74,18 @@ def overview():
     trends = [
         panel("Requests by model", LINES, "reqps", "Finished requests per second.", (rate(REQUESTS), NAME)),
         panel("Errors", LINES, "percentunit", "Share of requests that fail, time out or are refused, over five minutes;"
-              " 0.1 % is the objective.", (slo("availability", "5m"), NAME), min=0),
+              " 0.1 % is the objective.", (slo("availability", "5m"), NAME), min=0, thresholds=limit(0.001)),
         panel("Slow requests", LINES, "percentunit", "Share of requests that miss the latency objective, over five minutes;"
-              " 1 % is the objective.", (slo("latency", "5m"), NAME), min=0),
+              " 1 % is the objective.", (slo("latency", "5m"), NAME), min=0, thresholds=limit(0.01)),
     ]
     more = [
         panel("Drift, as a share of its limit", LINES, "percentunit", "Divergence from the reference over its limit; 100 % is"
-              " the limit.", (drift_over_limit(), f"{NAME} {{{{statistic}}}}"), min=0),
+              " the limit.", (drift_over_limit(), f"{NAME} {{{{statistic}}}}"), min=0, thresholds=limit(1)),
         panel("KV cache in use", LINES, "percentunit", "Share of blocks that live sequences hold.",
               (gauge("assay_llm_kv_cache_usage_ratio", "instance, model, version", how="max"), f"{{{{instance}}}} {NAME}"), min=0,
               max=1),
         panel("Error budget spent in three days", LINES, "percentunit", "100 %: the last three days used up what three days"
-              " may use.", *burn("3d"), min=0),
+              " may use.", *burn("3d"), min=0, thresholds=limit(1)),
     ]
     return dashboard("assay-overview", "Assay: overview", "Is it serving, accurate, fast, and is there room? Then the trends.",
                      [(None, lights), (None, numbers), ("Trends", trends), (None, more)])

@@ -44,6 +44,10 @@ INSTANT = ("stat", "bargauge", "table")
 def panel(title, kind, unit, description, *queries, height=8, width=None, **defaults):
     """`queries` are (PromQL, legend). `defaults` goes to fieldConfig.defaults: thresholds, mappings, min, max, noValue."""
     custom = {"lineWidth": 1, "fillOpacity": 10, "showPoints": "never"} if kind == "timeseries" else {}
+    if custom and "thresholds" in defaults:
+        custom["thresholdsStyle"] = {"mode": "dashed"}
+    if kind == "timeseries" or "thresholds" not in defaults:  # else Grafana colours by its own limit, 80
+        defaults = {"color": {"mode": "palette-classic"}, "thresholds": steps((None, "green")), **defaults}
     form = kind if kind in ("heatmap", "table") else "time_series"
     targets = [{"refId": chr(ord("A") + i), "datasource": DATASOURCE, "expr": expr, "legendFormat": legend, "format": form,
                 "instant": kind in INSTANT, "range": kind not in INSTANT} for i, (expr, legend) in enumerate(queries)]
