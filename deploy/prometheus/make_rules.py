@@ -118,7 +118,7 @@ def drift_alerts():
     return (
         Alert("AssayDriftViolated", "page", 'max by (model, version) (assay_drift_state{state="violated"}) == 1', "",
               f"{version} no longer answers like its reference",
-              "The lower end of the confidence band of a drift statistic lies above its limit: this is no chance."),
+              "The evidence that the mean difference is above its limit has reached 1 / drift.alpha: this is no bad luck."),
         Alert("AssayDriftScoreAboveThreshold", "ticket",
               f"{per} (assay_drift_score_ratio)\n> on (model, version, statistic)\n{per} (assay_drift_threshold_ratio)", "15m",
               f"{version} drifts: {{{{ $labels.statistic }}}} is above its limit",

@@ -46,6 +46,7 @@ HEALTHY_SECONDS = 30
 MOST_SCRAPE_SECONDS = 0.1
 # A cache of 1020 positions for at most 16 sequences: ample for the healthy load, soon full under the burst.
 LIMITS = ("--engine-max-sequences", 16, "--engine-max-queue", 16, "--engine-kv-cache", "1MiB")
+WATCHED = ("--drift-rate", 1, "--drift-cpu-share", 0.1)
 DRIFT_ALERTS = {"AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayDriftEvaluationStale", "AssayAccuracyFastBurn",
                 "AssayAccuracySlowBurn"}
 PROMETHEUS = """
@@ -253,8 +254,7 @@ class DriftStandIn:
         rows = [("shadow_samples_total", "result", {"match": self.match, "mismatch": self.mismatch}),
                 ("state", "state", {"ok": not self.bad, "warn": 0, "violated": self.bad}),
                 ("skipped_total", "reason", dict.fromkeys(("ring_full", "too_long", "failed", "not_serving"), 0)),
-                ("actions_total", "action", dict.fromkeys(("alert", "refresh", "roll_back", "serve_reference"), 0)),
-                ("input_psi_ratio", "statistic", {"length": 0.02, "tokens": 0.03})]
+                ("actions_total", "action", dict.fromkeys(("alert", "refresh", "roll_back", "serve_reference"), 0))]
         for metric, value in (("score", score), ("threshold", 0.02), ("score_low", score - 0.005), ("score_high", score + 0.005)):
             rows.append((f"{metric}_ratio", "statistic", {"mean_kl": value, "top1_flip": value}))
         for metric, value in (("e_value", 1), ("change_evidence", 0), ("last_evaluation_timestamp_seconds", self.evaluated),
@@ -315,8 +315,8 @@ def check_recordings(prometheus, may_be_empty):
 class Scene:
     """A server that comes and goes, Prometheus, and who watches the alerts."""
 
-    def __init__(self, folder):
-        self.folder, self.server, self.prometheus, self.watch = folder, None, None, None
+    def __init__(self, folder, *flags):
+        self.folder, self.flags, self.server, self.prometheus, self.watch = folder, flags, None, None, None
         self.repository = make_repository(folder)
 
     def open(self):
@@ -327,7 +327,7 @@ class Scene:
 
     def start(self):
         began = time.time() - 1
-        self.server = Server(self.folder, "--model-repository", self.repository, "--strict-readiness", "false", *LIMITS)
+        self.server = Server(self.folder, "--model-repository", self.repository, "--strict-readiness", "false", *self.flags)
         self.server.wait_ready()
         point_at(self.folder, "server", f"127.0.0.1:{self.server.http_port()}")
         self.prometheus = self.prometheus or Prometheus(self.folder)
@@ -457,7 +457,8 @@ def main():
     scene = load = stand_in = None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            scene = Scene(pathlib.Path(folder))
+            watches = not (options.without_drift or options.drift_stand_in)
+            scene = Scene(pathlib.Path(folder), *LIMITS, *(WATCHED if watches else ()))
             scene.open()
             if options.drift_stand_in:
                 stand_in = DriftStandIn()
