@@ -269,7 +269,7 @@ def drift():
                   " objective.", (f"{differ}\n/ ({rate(SAMPLES)} > 0)", NAME), width=8, min=0),
         ]),
         (None, [
-            panel("Evidence of a violation", LINES, "none", "E-value; 1 is none. VIOLATED at 1 / drift.alpha, which is 100 by default.",
+            panel("Evidence of a violation", LINES, "none", "E-value; 1: none. VIOLATED at 1 / drift.alpha, by default 100.",
                   (gauge("assay_drift_e_value", how="max"), NAME)),
             panel("Evidence of a change", LINES, "none", "Like it, but a long good past is forgotten; 1 is none.",
                   (gauge("assay_drift_change_evidence", how="max"), NAME)),
