@@ -22,6 +22,8 @@ void AddEmbed(CLI::App& app, CommandLine& line);
 void AddStatus(CLI::App& app, CommandLine& line);
 void AddAdmit(CLI::App& app, CommandLine& line);
 void AddReport(CLI::App& app, CommandLine& line);
+void AddDrift(CLI::App& app, CommandLine& line);
+void AddEvents(CLI::App& app, CommandLine& line);
 void AddRecipes(CLI::App& app, CommandLine& line);
 void AddAnalyze(CLI::App& app, CommandLine& line);
 void AddPlan(CLI::App& app, CommandLine& line);

@@ -172,11 +172,8 @@ int RunOffline(const OfflineOptions& options) {
 
 void AddCommon(CLI::App* command, OfflineOptions& options) {
   command->add_option("path", options.path, "GGUF file, safetensors file, or folder")->required();
-  command->add_option("--scheme", options.scheme, "One scheme for every layer");
-  command
-      ->add_option("--recipe", options.recipe,
-                   "Built-in recipe (assay recipes) or a YAML file [the policy decides]")
-      ->excludes("--scheme");
+  command->add_option("--recipe", options.recipe,
+                      "Built-in recipe (assay recipes) or a YAML file [the policy decides]");
   command->add_option("--policy", options.policy, "Policy file [the built-in one]")
       ->type_name("FILE");
   command->add_option("--evaluation", options.evaluation, "Held-out text [the bundled extract]")
@@ -198,6 +195,12 @@ void AddCommon(CLI::App* command, OfflineOptions& options) {
       ->type_name("FILE");
 }
 
+// Not for a search, which chooses among several.
+void AddScheme(CLI::App* command, OfflineOptions& options) {
+  command->add_option("--scheme", options.scheme, "One scheme for every layer")
+      ->excludes("--recipe");
+}
+
 }  // namespace
 
 void AddVerify(CLI::App& app, CommandLine& line) {
@@ -209,6 +212,7 @@ void AddVerify(CLI::App& app, CommandLine& line) {
       "  assay verify ./my-model --recipe w8a8_dynamic --json\n\n"
       "Exit code 3: the accuracy gate would reject it; the report says which layer and why.");
   AddCommon(command, *options);
+  AddScheme(command, *options);
   command->callback([&line, options] { line.run = [options] { return RunOffline(*options); }; });
 }
 
@@ -221,6 +225,7 @@ void AddQuantize(CLI::App& app, CommandLine& line) {
       "A server whose artifact_cache is that folder then loads the model instead of quantizing "
       "it.");
   AddCommon(command, *options);
+  AddScheme(command, *options);
   command->add_option("--output", options->output, "Artifact folder, made when absent")
       ->required()
       ->type_name("DIR");

@@ -150,6 +150,11 @@ std::shared_ptr<ModelMetrics> Metrics::ForModel(std::string_view model, int64_t 
                                        [state, key](ModelMetrics*) { state->Release(key); });
 }
 
+std::unique_ptr<DriftMetrics> Metrics::ForDrift(std::string_view model, int64_t version,
+                                                std::string_view statistic) {
+  return NewDriftMetrics(impl_->state->factory, model, version, statistic);
+}
+
 void Metrics::DeclareRpc(std::string_view service, std::string_view method, std::string_view type) {
   impl_->Rpc(service, method, type);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "engine/metrics_drift.h"
 
 namespace assay {
 
@@ -64,6 +65,9 @@ class Metrics {
   ~Metrics();
   // One live object per (model, version): asking again while it lives gives the same one.
   std::shared_ptr<ModelMetrics> ForModel(std::string_view model, int64_t version);
+  // Drift of a version, by its statistic: mean_kl, cosine_loss or label_flip. Not to outlive this.
+  std::unique_ptr<DriftMetrics> ForDrift(std::string_view model, int64_t version,
+                                         std::string_view statistic);
   // gRPC layer. DeclareRpc makes the series of a method at 0.
   void DeclareRpc(std::string_view service, std::string_view method, std::string_view type);
   void RpcStarted(std::string_view service, std::string_view method, std::string_view type);

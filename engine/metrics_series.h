@@ -132,8 +132,11 @@ std::pair<const char*, const char* const (&)[N]> Label(const char* key,
   return {key, values};
 }
 
-// The series of one model version (engine/metrics_model.cc). `factory` outlives them.
+// The series of one model version (engine/metrics_model.cc) and of its drift
+// (engine/metrics_drift.cc). `factory` outlives them.
 std::unique_ptr<ModelMetrics> NewModelMetrics(SeriesFactory& factory, std::string_view model,
                                               int64_t version);
+std::unique_ptr<DriftMetrics> NewDriftMetrics(SeriesFactory& factory, std::string_view model,
+                                              int64_t version, std::string_view statistic);
 
 }  // namespace assay

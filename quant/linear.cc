@@ -84,6 +84,19 @@ absl::StatusOr<QuantizedLinear> QuantizedLinear::Create(const QuantizedTensor& w
   return NoKernel(linear.problem_, options.kernel, linear.refusals_);
 }
 
+absl::StatusOr<QuantizedLinear> QuantizedLinear::Of(const LinearProblem& problem,
+                                                    const LinearKernel& kernel,
+                                                    std::unique_ptr<const PackedWeight> weight,
+                                                    Tensor bias) {
+  RETURN_IF_ERROR(CheckBias(bias, problem.shape[0]));
+  QuantizedLinear linear;
+  linear.problem_ = problem;
+  linear.kernel_ = &kernel;
+  linear.weight_ = std::move(weight);
+  linear.bias_ = std::move(bias);
+  return linear;
+}
+
 absl::StatusOr<std::unique_ptr<const QuantizedLinear::Parts>> QuantizedLinear::MakeParts(
     const QuantizedTensor& w) {
   auto parts = std::make_unique<Parts>();

@@ -72,6 +72,12 @@ class QuantizedLinear {
   static absl::StatusOr<QuantizedLinear> Create(const QuantizedTensor& w, Tensor bias,
                                                 const LinearOptions& options);
 
+  // A weight that is packed already, for a kernel that is in no list. `bias` as above.
+  static absl::StatusOr<QuantizedLinear> Of(const LinearProblem& problem,
+                                            const LinearKernel& kernel,
+                                            std::unique_ptr<const PackedWeight> weight,
+                                            Tensor bias);
+
   void Forward(TensorView x, MutableView y, ComputeContext& context,
                bool accumulate = false) const {
     const TensorView bias = bias_.empty() ? TensorView{} : bias_.view();

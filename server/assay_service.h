@@ -28,6 +28,10 @@ class AssayServiceImpl final : public assay::v1::AssayService::CallbackService {
                    assay::v1::GetReportResponse* response) override;
   Unary* ExplainPolicy(Context* context, const assay::v1::ExplainPolicyRequest* request,
                        assay::v1::ExplainPolicyResponse* response) override;
+  Unary* GetDrift(Context* context, const assay::v1::GetDriftRequest* request,
+                  assay::v1::GetDriftResponse* response) override;
+  Unary* ListEvents(Context* context, const assay::v1::ListEventsRequest* request,
+                    assay::v1::ListEventsResponse* response) override;
 
  private:
   ServiceContext& context_;

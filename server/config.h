@@ -15,6 +15,8 @@
 #include "absl/time/time.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "engine/lifecycle/drift_options.h"
+#include "engine/metrics_drift.h"
 #include "engine/runtime/engine.h"
 
 namespace assay {
@@ -52,6 +54,8 @@ struct ServerConfig {
   LogFormat log_format = LogFormat::kText;
   GrpcLimits grpc;
   EngineOptions engine;
+  DriftOptions drift;
+  DriftAction drift_action = DriftAction::kAlert;
 
   bool is_loopback() const;    // `listen` cannot be reached from another host
   bool admin_allowed() const;  // Admit, load and unload by RPC

@@ -74,6 +74,22 @@ ConfigOption Integer(std::string key, std::string help, int low, int high, Acces
 }
 
 template <typename Access>
+ConfigOption Number(std::string key, std::string help, double low, double high, Access access) {
+  return {std::move(key), std::move(help),
+          [access, low, high](ServerConfig& config, std::string_view text) {
+            double value = 0;
+            if (!absl::SimpleAtod(std::string(text), &value) || !(value >= low && value <= high)) {
+              return Expected(text, absl::StrCat("a number from ", low, " to ", high));
+            }
+            access(config) = value;
+            return absl::OkStatus();
+          },
+          [access](const ServerConfig& config) {
+            return absl::StrCat(access(const_cast<ServerConfig&>(config)));
+          }};
+}
+
+template <typename Access>
 ConfigOption Boolean(std::string key, std::string help, Access access) {
   return {std::move(key), std::move(help),
           [access](ServerConfig& config, std::string_view text) {
@@ -183,6 +199,11 @@ constexpr Choice<LogLevel> kLevels[] = {{"debug", LogLevel::kDebug},
                                         {"error", LogLevel::kError}};
 constexpr Choice<LogFormat> kFormats[] = {{"text", LogFormat::kText}, {"json", LogFormat::kJson}};
 
+constexpr Choice<DriftAction> kDriftActions[] = {{"alert", DriftAction::kAlert},
+                                                 {"refresh", DriftAction::kRefresh},
+                                                 {"roll_back", DriftAction::kRollBack},
+                                                 {"serve_reference", DriftAction::kServeReference}};
+
 #define ASSAY_FIELD(member) \
   [](ServerConfig & c) -> auto& { return c.member; }
 
@@ -261,6 +282,28 @@ std::vector<ConfigOption> EngineOptionsTable() {
   };
 }
 
+std::vector<ConfigOption> DriftOptionsTable() {
+  return {
+      Number("drift.rate", "Share of the requests that the reference computes again; 0: none", 0, 1,
+             ASSAY_FIELD(drift.sampler.rate)),
+      Number("drift.floor_per_hour", "Requests of a model per hour at least, when so many come", 0,
+             1e6, ASSAY_FIELD(drift.sampler.floor_per_hour)),
+      Number("drift.cpu_share", "Of all cores at most, for computing again", 1e-6, 1,
+             ASSAY_FIELD(drift.cpu_share)),
+      Number("drift.tokens_per_second", "Computed again at most, on average", 1, 1e9,
+             ASSAY_FIELD(drift.tokens_per_second)),
+      Integer("drift.positions", "Compared per request", 1, 128, ASSAY_FIELD(drift.max_positions)),
+      Number("drift.tolerance",
+             "The limit is so many times what admission measured, the policy's budget at most", 1,
+             1e6, ASSAY_FIELD(drift.tolerance)),
+      Number("drift.alpha", "Chance of ever calling a good version VIOLATED", 1e-12, 0.5,
+             ASSAY_FIELD(drift.alpha)),
+      OneOf("drift.action",
+            "When a version is VIOLATED: alert, refresh, roll_back, serve_reference", kDriftActions,
+            ASSAY_FIELD(drift_action)),
+  };
+}
+
 #undef ASSAY_FIELD
 
 }  // namespace
@@ -276,7 +319,7 @@ std::string ConfigOption::environment() const {
 std::span<const ConfigOption> AllConfigOptions() {
   static const std::vector<ConfigOption>& all = *[] {
     auto* options = new std::vector<ConfigOption>(GeneralOptions());
-    for (const auto& section : {GrpcOptions(), EngineOptionsTable()}) {
+    for (const auto& section : {GrpcOptions(), EngineOptionsTable(), DriftOptionsTable()}) {
       options->insert(options->end(), section.begin(), section.end());
     }
     return options;

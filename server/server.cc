@@ -13,6 +13,7 @@
 #include "server/admin.h"
 #include "server/assay_service.h"
 #include "server/banner.h"
+#include "server/drift_responder.h"
 #include "server/grpc_connections.h"
 #include "server/http_endpoint.h"
 #include "server/model_repository.h"
@@ -33,8 +34,10 @@ absl::StatusOr<Policy> ReadPolicy(const std::string& path) {
   return Policy::Parse(*text, path);
 }
 
-AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, size_t num_models) {
+AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, size_t num_models,
+                            DriftMonitor& drift) {
   AdmissionOptions options;
+  options.drift = &drift;
   options.policy = policy;
   options.engine = config.engine;
   options.cache_dir = config.cache_dir == "none" ? "" : config.cache_dir;
@@ -92,21 +95,26 @@ struct Server::Parts {
         pool({.num_threads = config.threads}),
         metrics(absl::StrCat(std::string(kServerVersion), "+", kRevision), "cpu"),
         readiness(config.strict_readiness),
+        drift(config.drift, registry, metrics, events, RealClock()),
         admissions(AdmissionPipeline::Start(registry, pool, metrics, RealClock(),
-                                            OptionsFor(config, policy, models.size()))),
+                                            OptionsFor(config, policy, models.size(), drift))),
+        responder(config.drift_action, registry, *admissions, drift, events),
         texts(std::max(1, pool.num_threads() / 4)),
-        context{config,  policy, RealClock(), registry,   *admissions,
-                metrics, gate,   readiness,   statistics, texts},
+        context{config, policy,    RealClock(), registry, *admissions, metrics,
+                gate,   readiness, statistics,  texts,    drift,       events},
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
         assay(context, *admin) {}
 
   void WatchRegistry() {
+    drift.OnViolated([this](const DriftStatus& status) { responder.Act(status); });
     registry.OnChange([this](const VersionInfo& version) {
+      RecordState(version);
       MutexLock lock(watching);  // versions change on several threads: the last word is up to date
       readiness.Changed(version, registry.Acquire(version.name).ok());
     });
   }
+  void RecordState(const VersionInfo& version) ABSL_LOCKS_EXCLUDED(mu);
   absl::Status StartHttp();
   absl::Status StartGrpc();
   void AdmitModels();
@@ -128,7 +136,11 @@ struct Server::Parts {
   WorkGate gate;
   Readiness readiness;
   Statistics statistics;
+  EventLog events{RealClock()};
+  std::map<std::pair<std::string, int64_t>, VersionState> states ABSL_GUARDED_BY(mu);
+  DriftMonitor drift;
   std::unique_ptr<AdmissionPipeline> admissions;
+  DriftResponder responder;
   TextWorkers texts;
   ServiceContext context;
   std::unique_ptr<Admin> admin;
@@ -139,6 +151,30 @@ struct Server::Parts {
   int grpc_port = 0;
   bool drained = false;
 };
+
+// Changes of state are events; what ends is no longer watched. The admission's stages, which are
+// many, are told by its progress.
+void Server::Parts::RecordState(const VersionInfo& version) {
+  const bool ends =
+      version.state == VersionState::kDraining || version.state == VersionState::kRetired ||
+      version.state == VersionState::kRejected || version.state == VersionState::kFailed;
+  if (ends) drift.Forget(version.name, version.version);
+  {
+    MutexLock lock(mu);
+    const auto [known, first] =
+        states.try_emplace({version.name, version.version}, VersionState::kQueued);
+    if (!first && known->second == version.state) return;
+    known->second = version.state;
+  }
+  const bool bad =
+      version.state == VersionState::kRejected || version.state == VersionState::kFailed;
+  events.Add({.level = bad ? LogLevel::kWarning : LogLevel::kInfo,
+              .model = version.name,
+              .version = version.version,
+              .kind = "state",
+              .reason = absl::StrCat(std::string(Name(version.state)),
+                                     version.reason.empty() ? "" : ": ", version.reason)});
+}
 
 absl::Status Server::Parts::StartHttp() {
   HttpEndpoint::Sources sources{[this] {

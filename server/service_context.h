@@ -22,6 +22,8 @@ struct ServiceContext {
   Readiness& readiness;
   Statistics& statistics;
   TextWorkers& texts;
+  DriftMonitor& drift;
+  EventLog& events;
 };
 
 inline constexpr std::string_view kServerVersion = ASSAY_VERSION;

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "engine/lifecycle/registry.h"
+#include "engine/lifecycle/drift_monitor.h"
 
 namespace assay {
 
@@ -46,6 +46,7 @@ struct AdmissionOptions {
   std::string calibration_path;     // where a recipe names none; empty = the bundled extract
   uint64_t memory_limit_bytes = 0;  // 0 = what the host has available
   int max_queue = 16;
+  DriftMonitor* drift = nullptr;  // watches what is admitted; null: nobody. Outlives the pipeline
 };
 
 class AdmissionPipeline {

@@ -232,6 +232,7 @@ absl::Status PublishStage(Admission& a) {
     DescribeLayers(a);
   }
   if (a.request.dry_run) return absl::OkStatus();
+  if (a.host.hooks.served) a.candidate = a.host.hooks.served(std::move(a.candidate));
   auto servable = std::make_shared<Servable>();
   servable->name = a.request.name;
   servable->version = a.request.version;
@@ -241,7 +242,9 @@ absl::Status PublishStage(Admission& a) {
   servable->metrics = a.metrics;
   EngineOptions options = a.host.options.engine;
   options.kv_format = KvFormatOf(a.recipe());
-  const EngineHost host{a.host.pool, a.host.clock, a.metrics};
+  DriftMonitor* drift = a.host.options.drift;
+  const EngineHost host{a.host.pool, a.host.clock, a.metrics,
+                        drift == nullptr ? nullptr : drift->Watch(a.report, a.spec.task)};
   if (a.spec.task == ModelTask::kGenerate) {
     ASSIGN_OR_RETURN(servable->generate,
                      GenerateEngine::Start(a.candidate, a.tokenizer, options, host));

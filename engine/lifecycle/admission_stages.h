@@ -29,6 +29,8 @@ struct AdmissionHooks {
   std::function<void(const LinearSlot& slot, QuantizedTensor& tensor)> after_quantize;
   // The built candidate may be replaced by one that misbehaves.
   std::function<std::shared_ptr<const Model>(std::shared_ptr<const Model>)> candidate;
+  // What goes into service may be another model than was proven: memory that went bad.
+  std::function<std::shared_ptr<const Model>(std::shared_ptr<const Model>)> served;
   // The folded checkpoint may be replaced by one that lacks a part of a fold.
   std::function<std::unique_ptr<const Checkpoint>(std::unique_ptr<const Checkpoint>)> folded;
   std::optional<std::string> host_isa;       // instead of CpuInfo::isa() in certificates

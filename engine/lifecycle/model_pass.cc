@@ -60,6 +60,7 @@ absl::Status ModelPass::MakeKv() {
 
 std::vector<SequenceSpan> ModelPass::Gather(std::span<const Span> spans, bool logits) {
   tokens_.clear();
+  token_types_.clear();
   std::vector<SequenceSpan> sequences;
   for (const Span& span : spans) {
     SequenceSpan sequence;
@@ -76,7 +77,11 @@ std::vector<SequenceSpan> ModelPass::Gather(std::span<const Span> spans, bool lo
     }
     sequences.push_back(sequence);
     tokens_.insert(tokens_.end(), span.tokens.begin(), span.tokens.end());
+    if (span.token_types.empty()) continue;
+    token_types_.resize(tokens_.size() - span.tokens.size(), 0);
+    token_types_.insert(token_types_.end(), span.token_types.begin(), span.token_types.end());
   }
+  if (!token_types_.empty()) token_types_.resize(tokens_.size(), 0);
   logit_rows_.resize(kv_.has_value() && logits ? tokens_.size() : 0);
   std::iota(logit_rows_.begin(), logit_rows_.end(), 0);
   return sequences;
@@ -91,7 +96,7 @@ absl::StatusOr<std::span<const float>> ModelPass::Forward(std::span<const Span> 
     ASSIGN_OR_RETURN(out_,
                      Tensor::Create(CpuDevice(), {size_.out_rows, out_columns_}, DType::kF32));
   }
-  const ForwardBatch batch{tokens_, sequences, logit_rows_, {}};
+  const ForwardBatch batch{tokens_, sequences, logit_rows_, token_types_};
   MutableView out = out_.mutable_view();
   out.shape = Shape{static_cast<int64_t>(out_rows), out_columns_};
   ComputeContext compute = context();

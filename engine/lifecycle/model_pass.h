@@ -29,7 +29,8 @@ class ModelPass {
     int sequence = 0;
     int start = 0;
     std::span<const int32_t> tokens;
-    int32_t first_decode = INT32_MAX;  // rows at or behind this position are decode steps
+    int32_t first_decode = INT32_MAX;           // rows at or behind this position are decode steps
+    std::span<const int32_t> token_types = {};  // encoders; empty = all 0
   };
   // One forward pass. Decoders: logits of every row into `out` [rows, vocab] when `logits`, else
   // nothing is computed above the last layer; encoders: one row per span. `out` is ours and valid
@@ -63,7 +64,7 @@ class ModelPass {
   int64_t out_columns_ = 0;
   std::optional<KvPool> kv_;
   std::vector<std::vector<int32_t>> blocks_;  // by sequence
-  std::vector<int32_t> tokens_, logit_rows_;
+  std::vector<int32_t> tokens_, logit_rows_, token_types_;
 };
 
 }  // namespace assay

@@ -314,6 +314,46 @@ FoldReport ReadFold(const json& object, const std::string& path, absl::Status& s
   return fold;
 }
 
+SliceReport ReadSlice(const json& object, const std::string& path, absl::Status& status) {
+  SliceReport slice;
+  Fields f(object, path, status);
+  f.Get("name", slice.name);
+  if (const json* result = f.Find("result"))
+    slice.result = ReadVerification(*result, path + "result.", status);
+  return slice;
+}
+
+TaskReport ReadTask(const json& object, const std::string& path, absl::Status& status) {
+  TaskReport task;
+  Fields f(object, path, status);
+  f.Get("metric", task.metric);
+  f.Get("reference", task.reference);
+  f.Get("candidate", task.candidate);
+  return task;
+}
+
+CandidateReport ReadCandidate(const json& object, const std::string& path, absl::Status& status) {
+  CandidateReport candidate;
+  Fields f(object, path, status);
+  f.Get("name", candidate.name);
+  f.GetInt("bytes", candidate.bytes);
+  f.Get("loss", candidate.loss);
+  f.Get("seconds", candidate.seconds);
+  f.Get("predicted", candidate.predicted);
+  f.Get("chosen", candidate.chosen);
+  f.Get("why", candidate.why);
+  return candidate;
+}
+
+StageReport ReadStage(const json& object, const std::string& path, absl::Status& status) {
+  StageReport stage;
+  Fields f(object, path, status);
+  f.Get("stage", stage.stage);
+  f.Get("seconds", stage.elapsed);
+  f.Get("note", stage.note);
+  return stage;
+}
+
 // The nested parts; the flat fields are read by ReportFromJson.
 void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
   if (const json* hardware = f.Find("hardware")) {
@@ -334,35 +374,16 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
     report.folds.push_back(ReadFold(item, path, status));
   });
   f.ForEach("slices", [&](const json& item, const std::string& path) {
-    SliceReport slice;
-    Fields fields(item, path, status);
-    fields.Get("name", slice.name);
-    if (const json* result = fields.Find("result"))
-      slice.result = ReadVerification(*result, path + "result.", status);
-    report.slices.push_back(std::move(slice));
+    report.slices.push_back(ReadSlice(item, path, status));
   });
   f.ForEach("attempts", [&](const json& item, const std::string& path) {
     report.attempts.push_back(ReadVerification(item, path, status));
   });
   f.ForEach("tasks", [&](const json& item, const std::string& path) {
-    TaskReport task;
-    Fields fields(item, path, status);
-    fields.Get("metric", task.metric);
-    fields.Get("reference", task.reference);
-    fields.Get("candidate", task.candidate);
-    report.tasks.push_back(std::move(task));
+    report.tasks.push_back(ReadTask(item, path, status));
   });
   f.ForEach("candidates", [&](const json& item, const std::string& path) {
-    CandidateReport candidate;
-    Fields fields(item, path, status);
-    fields.Get("name", candidate.name);
-    fields.GetInt("bytes", candidate.bytes);
-    fields.Get("loss", candidate.loss);
-    fields.Get("seconds", candidate.seconds);
-    fields.Get("predicted", candidate.predicted);
-    fields.Get("chosen", candidate.chosen);
-    fields.Get("why", candidate.why);
-    report.candidates.push_back(std::move(candidate));
+    report.candidates.push_back(ReadCandidate(item, path, status));
   });
   f.ForEach("rungs", [&](const json& item, const std::string& path) {
     absl::StatusOr<RungReport> rung = RungFromJson(item);
@@ -372,12 +393,7 @@ void ReadParts(Fields& f, AdmissionReport& report, absl::Status& status) {
     report.layers.push_back(ReadLayer(item, path, status));
   });
   f.ForEach("stages", [&](const json& item, const std::string& path) {
-    StageReport stage;
-    Fields fields(item, path, status);
-    fields.Get("stage", stage.stage);
-    fields.Get("seconds", stage.elapsed);
-    fields.Get("note", stage.note);
-    report.stages.push_back(std::move(stage));
+    report.stages.push_back(ReadStage(item, path, status));
   });
 }
 

@@ -20,7 +20,8 @@ struct EncodeJob {
   EncodeRequest request;
   EncodeSink sink;
   absl::Time arrival;
-  absl::Time leave;  // no longer waits for company
+  absl::Time leave;      // no longer waits for company
+  bool watched = false;  // the traffic's watch wants it
 
   int64_t num_tokens() const { return static_cast<int64_t>(request.tokens.size()); }
 };
@@ -185,6 +186,7 @@ absl::StatusOr<SequenceId> EncodeLoop::Submit(EncodeRequest request, EncodeSink 
   job->leave = job->arrival + std::min(options_.max_delay, half);
   job->request = std::move(request);
   job->sink = std::move(sink);
+  job->watched = host_.watch != nullptr && host_.watch->Sample();
   absl::StatusOr<SequenceId> id = inbox_.Push(std::move(job));
   if (!id.ok()) {
     const bool draining = absl::IsUnavailable(id.status());
@@ -291,6 +293,11 @@ void EncodeLoop::RunBatch() {
       result.values.assign(values, values + width);
     }
     End(*batch_[i], std::move(result));
+    if (status.ok() && batch_[i]->watched)
+      host_.watch->Served({.tokens = std::move(batch_[i]->request.tokens),
+                           .num_prompt = static_cast<int>(batch_[i]->num_tokens()),
+                           .logprobs = {},
+                           .token_types = std::move(batch_[i]->request.token_types)});
   }
   batch_.clear();
 }

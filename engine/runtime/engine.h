@@ -15,6 +15,7 @@
 #include "engine/model/model.h"
 #include "engine/model/tokenizer.h"
 #include "engine/runtime/sequence.h"
+#include "engine/runtime/traffic.h"
 
 namespace assay {
 
@@ -44,6 +45,7 @@ struct EngineHost {
   ThreadPool& pool;  // shared by all engines of the process
   const Clock& clock;
   std::shared_ptr<ModelMetrics> metrics;
+  std::shared_ptr<TrafficWatch> watch = nullptr;  // null: nobody looks at what was answered
 };
 
 // Text generation.

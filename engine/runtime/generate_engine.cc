@@ -214,6 +214,12 @@ std::unique_ptr<Sequence> GenerateLoop::NewSequence(GenerateRequest request, Tok
   s->text.emplace(tokenizer_->NewStreamDecoder(), s->sampling.stop);
   if (UsesPenalties(s->sampling)) s->counts.Reset(s->tokens, s->sampling.max_tokens);
   s->usage.prompt_tokens = s->num_prompt;
+  s->watched = host_.watch != nullptr && host_.watch->Sample();
+  if (s->watched) {
+    s->logprobs.reserve(static_cast<size_t>(s->sampling.max_tokens));
+    s->hides_logprob = s->sampling.logprobs < 0;
+    s->sampling.logprobs = std::max(0, s->sampling.logprobs);
+  }
   return s;
 }
 
@@ -338,6 +344,8 @@ void GenerateLoop::Deliver(Sequence& s, absl::StatusOr<SampledToken>& sampled, a
   TokenEvent event{
       .token = sampled->token, .logprob = sampled->logprob, .top = std::move(sampled->top)};
   s.tokens.push_back(event.token);
+  if (s.watched) s.logprobs.push_back(event.logprob);
+  if (s.hides_logprob) event.logprob = 0;  // nobody but the watch asked
   if (UsesPenalties(s.sampling)) s.counts.Add(event.token);
   if (s.num_generated() == 1) {
     s.usage.time_to_first_token = now - s.arrival;
@@ -373,6 +381,11 @@ void GenerateLoop::End(std::unique_ptr<Sequence> s, FinishReason reason, absl::S
            .status = std::move(status),
            .usage = s->usage});
   ++num_ended_;
+  if (s->watched && (reason == FinishReason::kStop || reason == FinishReason::kLength))
+    host_.watch->Served({.tokens = std::move(s->tokens),
+                         .num_prompt = s->num_prompt,
+                         .logprobs = std::move(s->logprobs),
+                         .token_types = {}});
 }
 
 void GenerateLoop::FailStep(const StepPlan& plan, const absl::Status& why) {

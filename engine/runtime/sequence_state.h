@@ -32,6 +32,9 @@ struct Sequence {
   Usage usage;
   bool started = false;  // has left the queue
   absl::Time last_token;
+  bool watched = false;         // the traffic's watch wants it
+  bool hides_logprob = false;   // and the client does not want its log probabilities
+  std::vector<float> logprobs;  // of what was generated, while watched
 
   int num_generated() const { return static_cast<int>(tokens.size()) - num_prompt; }
   int num_pending() const { return static_cast<int>(tokens.size()) - num_computed; }

@@ -113,6 +113,8 @@ class FakeServing {
   Metrics& metrics() { return metrics_; }
   WorkGate& gate() { return gate_; }
   TextWorkers& texts() { return texts_; }
+  EventLog& events() { return events_; }
+  DriftMonitor& drift() { return drift_; }
 
  private:
   const ServerConfig config_;
@@ -122,6 +124,8 @@ class FakeServing {
   Readiness readiness_{true};
   Statistics statistics_;
   TextWorkers texts_{1};
+  EventLog events_{RealClock()};
+  DriftMonitor drift_{config_.drift, registry_, metrics_, events_, RealClock()};
   FakeAdmission admissions_{registry_, metrics_};
   ServiceContext context_;
   std::unique_ptr<Admin> admin_;

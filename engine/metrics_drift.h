@@ -1,0 +1,31 @@
+// Series of one model version's accuracy on live traffic (docs/operations.md). Thread-safe.
+#pragma once
+#include <memory>
+#include <string_view>
+
+#include "absl/time/time.h"
+
+namespace assay {
+
+enum class DriftSkip { kRingFull, kTooLong, kFailed, kNotServing };
+enum class DriftAction { kAlert, kRefresh, kRollBack, kServeReference };
+std::string_view Name(DriftAction action);  // "alert", "refresh", "roll_back", "serve_reference"
+
+struct DriftGauges {
+  int state = 0;                                       // 0 OK, 1 WARN, 2 VIOLATED
+  double score = 0, low = 0, high = 0, threshold = 0;  // of the version's statistic
+  double flip = 0, flip_threshold = 0;                 // decoders: top-1
+  double e_value = 1, change_evidence = 1;
+  absl::Time last;
+};
+
+class DriftMetrics {
+ public:
+  virtual ~DriftMetrics() = default;  // removes the series
+  virtual void ShadowDone(bool match, int tokens, double cpu_seconds) = 0;
+  virtual void Skipped(DriftSkip why) = 0;
+  virtual void Set(const DriftGauges& gauges) = 0;
+  virtual void Acted(DriftAction action) = 0;
+};
+
+}  // namespace assay

@@ -1,0 +1,43 @@
+// What the server does when a version is found to disagree with its reference: `drift.action`. Each
+// action is an event with its reason and is counted. Called on the drift monitor's thread; an
+// admission that it starts reports on the admission's.
+#pragma once
+#include <set>
+#include <utility>
+
+#include "engine/lifecycle/admission.h"
+
+namespace assay {
+
+class DriftResponder {
+ public:
+  // All of it outlives the responder's last call.
+  DriftResponder(DriftAction action, const ModelRegistry& registry, AdmissionPipeline& admissions,
+                 DriftMonitor& monitor, EventLog& events)
+      : action_(action),
+        registry_(registry),
+        admissions_(admissions),
+        monitor_(monitor),
+        events_(events) {}
+  // At most once per version, but for alerts.
+  void Act(const DriftStatus& status);
+
+ private:
+  // What is admitted next, and why, in words.
+  struct Answer {
+    DriftAction action = DriftAction::kAlert;
+    AdmissionRequest request;
+    std::string reason;
+  };
+  Answer Decide(const DriftStatus& status) const;
+  void Tell(const DriftStatus& status, LogLevel level, std::string reason);
+
+  const DriftAction action_;
+  const ModelRegistry& registry_;
+  AdmissionPipeline& admissions_;
+  DriftMonitor& monitor_;
+  EventLog& events_;
+  std::set<std::pair<std::string, int64_t>> answered_;
+};
+
+}  // namespace assay

@@ -1,0 +1,156 @@
+// Live traffic against the reference, with a real model, engine and admission.
+#include "engine/lifecycle/drift_monitor.h"
+
+#include <gmock/gmock.h>
+
+#include "tests/engine/lifecycle/admission_fixture.h"
+#include "tests/support/stream_recorder.h"
+
+namespace assay {
+namespace {
+
+using testing::AllOf;
+using testing::Contains;
+using testing::Field;
+using testing::HasSubstr;
+
+class DriftMonitorTest : public AdmissionFixture {
+ protected:
+  DriftMonitorTest() {
+    options_ = {.sampler = {.rate = 1, .ring = 4096}, .cpu_share = 1, .tokens_per_second = 1e9};
+  }
+  ~DriftMonitorTest() override {
+    pipeline_.reset();
+    monitor_.reset();
+  }
+  void StartWatched(AdmissionHooks hooks = {}) {
+    monitor_ = std::make_unique<DriftMonitor>(options_, registry_, metrics_, events_, RealClock());
+    monitor_->OnViolated([this](const DriftStatus& status) { violated_.push_back(status); });
+    AdmissionOptions options;
+    options.drift = monitor_.get();
+    Start(options, std::move(hooks));
+  }
+  // Requests one after the other, each looked at before the next comes.
+  void Serve(int requests) {
+    const auto servable = registry_.Acquire("stories").value();
+    for (int i = 0; i < requests; ++i) {
+      StreamRecorder recorder;
+      GenerateRequest request{.prompt = {1, 300 + next_ % 100, 200 + next_ % 53}};
+      ++next_;
+      request.sampling.max_tokens = 16;
+      request.sampling.temperature = 1;
+      request.sampling.seed = static_cast<uint64_t>(next_);
+      request.sampling.ignore_eos = true;
+      ASSERT_OK(servable->generate->Submit(std::move(request), recorder.NewSink()));
+      ASSERT_OK(recorder.WaitForAll()[0].end.status);
+      monitor_->WaitUntilIdle();
+    }
+  }
+  bool Scraped(const std::string& line) {
+    return metrics_.Scrape().find(line) != std::string::npos;
+  }
+  DriftStatus Status() { return monitor_->List().at(0); }
+  // The proven model, and for it another with its weights in `scheme`.
+  static AdmissionHooks Replaced(const std::string& scheme) {
+    AdmissionHooks hooks;
+    hooks.served = [scheme](std::shared_ptr<const Model>) {
+      const auto checkpoint = OpenCheckpoint(Stories260k()).value();
+      return std::shared_ptr<const Model>(BuildUniform(*checkpoint, scheme, {}).value());
+    };
+    return hooks;
+  }
+
+  DriftOptions options_;
+  EventLog events_{RealClock()};
+  std::vector<DriftStatus> violated_;  // read while the monitor is idle
+  std::unique_ptr<DriftMonitor> monitor_;
+  int next_ = 0;
+};
+
+TEST_F(DriftMonitorTest, AHealthyModelStaysOk) {
+  StartWatched();
+  ASSERT_OK(AdmitStories().status);
+  Serve(150);
+  const DriftStatus status = Status();
+  EXPECT_EQ(status.state, DriftState::kOk);
+  EXPECT_EQ(status.samples, 150);
+  EXPECT_EQ(status.mismatches, 0);
+  EXPECT_EQ(status.skipped, 0);
+  EXPECT_EQ(status.statistic, "mean_kl");
+  // What was answered is what is computed again: greedy or sampled, alone or not.
+  EXPECT_LT(status.replay_difference, 1e-4);
+  EXPECT_GT(status.score, 0);
+  EXPECT_LT(status.score, status.limit);
+  EXPECT_LE(status.low, status.score);
+  EXPECT_GE(status.high, status.score);
+  EXPECT_TRUE(violated_.empty());
+  const std::string scrape = metrics_.Scrape();
+  EXPECT_THAT(scrape,
+              HasSubstr("assay_drift_shadow_samples_total{model=\"stories\",result=\"match\","
+                        "version=\"1\"} 150"));
+  EXPECT_THAT(scrape,
+              HasSubstr("assay_drift_state{model=\"stories\",state=\"ok\",version=\"1\"} 1"));
+}
+
+TEST_F(DriftMonitorTest, AModelWhoseWeightsWentBadIsFoundAndSaid) {
+  StartWatched(Replaced("int3_group"));
+  ASSERT_OK(AdmitStories().status);
+  Serve(60);
+  const DriftStatus status = Status();
+  EXPECT_EQ(status.state, DriftState::kViolated);
+  ASSERT_EQ(violated_.size(), 1u);  // once, not for every request
+  EXPECT_LE(violated_[0].samples, 40);
+  EXPECT_NE(status.violated_at, absl::UnixEpoch());
+  EXPECT_THAT(events_.Since(0),
+              Contains(AllOf(Field(&Event::kind, "drift"),
+                             Field(&Event::reason, HasSubstr("VIOLATED after")))));
+  EXPECT_TRUE(Scraped("state=\"violated\",version=\"1\"} 1"));
+}
+
+TEST_F(DriftMonitorTest, ARateOfZeroLooksAtNothing) {
+  options_.sampler.rate = 0;
+  StartWatched();
+  ASSERT_OK(AdmitStories().status);
+  Serve(3);
+  EXPECT_TRUE(monitor_->List().empty());
+  EXPECT_EQ(metrics_.Scrape().find("assay_drift_"), std::string::npos);
+}
+
+TEST_F(DriftMonitorTest, WhatNoLongerServesIsForgotten) {
+  StartWatched();
+  ASSERT_OK(AdmitStories().status);
+  Serve(2);
+  monitor_->Forget("stories", 1);
+  EXPECT_TRUE(monitor_->List().empty());
+  EXPECT_EQ(metrics_.Scrape().find("assay_drift_state{"), std::string::npos);
+  Serve(2);  // the engine still has its watch
+  EXPECT_TRUE(monitor_->List().empty());
+  monitor_->Forget("stories", 1);  // twice is once
+}
+
+TEST_F(DriftMonitorTest, ACheckpointThatIsGoneIsSaid) {
+  StartWatched();
+  const std::string path = directory_.path() + "/stories.gguf";
+  std::filesystem::copy_file(Stories260k(), path);
+  ASSERT_OK(Admit({.name = "stories", .path = path}).status);
+  std::filesystem::remove(path);
+  Serve(2);
+  EXPECT_EQ(Status().samples, 0);
+  EXPECT_EQ(Status().skipped, 2);
+  EXPECT_THAT(Status().error, HasSubstr("stories.gguf"));
+  EXPECT_TRUE(Scraped("reason=\"failed\",version=\"1\"} 2"));
+}
+
+TEST_F(DriftMonitorTest, TheLimitIsTheCertificatesWithinTheBudget) {
+  StartWatched();
+  const AdmissionProgress admitted = AdmitStories();
+  ASSERT_OK(admitted.status);
+  const DriftStatus status = Status();
+  const VerificationResult& v = admitted.report->verification;
+  EXPECT_EQ(status.certificate, std::max(v.mean_kl.high, v.mean_kl_bootstrap.high));
+  EXPECT_EQ(status.budget, admitted.report->decision.budget.max_mean_kl);
+  EXPECT_EQ(status.limit, std::min(status.budget, std::max(2 * status.certificate, 1e-3)));
+}
+
+}  // namespace
+}  // namespace assay

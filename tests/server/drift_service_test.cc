@@ -1,0 +1,216 @@
+// GetDrift and ListEvents, and what the server does about drift.
+#include <gmock/gmock.h>
+
+#include "server/drift_responder.h"
+#include "tests/server/fake_serving.h"
+#include "tests/support/golden.h"
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using testing::HasSubstr;
+
+class DriftServiceTest : public testing::Test {
+ protected:
+  DriftServiceTest() : stub_(assay::v1::AssayService::NewStub(serving_.channel())) {}
+  grpc::Status GetDrift(const std::string& model, assay::v1::GetDriftResponse& response) {
+    grpc::ClientContext context;
+    assay::v1::GetDriftRequest request;
+    request.set_model(model);
+    return stub_->GetDrift(&context, request, &response);
+  }
+  assay::v1::ListEventsResponse Events(int64_t since, const std::string& model) {
+    grpc::ClientContext context;
+    assay::v1::ListEventsRequest request;
+    request.set_since_id(since);
+    request.set_model(model);
+    assay::v1::ListEventsResponse response;
+    EXPECT_TRUE(stub_->ListEvents(&context, request, &response).ok());
+    return response;
+  }
+  // As admission does for a version that is about to serve.
+  void Watch() {
+    AdmissionReport report;
+    report.model = "text";
+    report.version = 1;
+    report.verification.mean_kl = report.verification.mean_kl_bootstrap = {0.002, 0.001, 0.003};
+    report.decision.budget.max_mean_kl = 0.01;
+    watch_ = serving_.drift().Watch(report, ModelTask::kGenerate);
+  }
+
+  FakeServing serving_;
+  std::unique_ptr<assay::v1::AssayService::Stub> stub_;
+  std::shared_ptr<TrafficWatch> watch_;
+};
+
+TEST_F(DriftServiceTest, TellsWhatIsWatchedAndItsLimit) {
+  Watch();
+  assay::v1::GetDriftResponse response;
+  ASSERT_TRUE(GetDrift("", response).ok());
+  EXPECT_EQ(response.rate(), 0.01);
+  EXPECT_EQ(response.action(), "alert");
+  ASSERT_EQ(response.models_size(), 1);
+  const assay::v1::DriftSummary& model = response.models(0);
+  EXPECT_EQ(model.model(), "text");
+  EXPECT_EQ(model.state(), "OK");
+  EXPECT_EQ(model.statistic(), "mean_kl");
+  EXPECT_EQ(model.certificate(), 0.003);
+  EXPECT_EQ(model.limit(), 0.006);
+  EXPECT_EQ(model.budget(), 0.01);
+  EXPECT_EQ(model.last(), "");
+  EXPECT_EQ(model.violated_at(), "");
+  assay::v1::GetDriftResponse other;
+  ASSERT_TRUE(GetDrift("embed", other).ok());
+  EXPECT_EQ(other.models_size(), 0);
+}
+
+TEST_F(DriftServiceTest, AnUnknownModelIsAnError) {
+  assay::v1::GetDriftResponse response;
+  const grpc::Status status = GetDrift("nobody", response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(status.error_message(), HasSubstr("nobody"));
+}
+
+TEST_F(DriftServiceTest, EventsAreListedInOrderFromAnIdOn) {
+  serving_.events().Add({.level = LogLevel::kInfo,
+                         .model = "text",
+                         .version = 1,
+                         .kind = "state",
+                         .reason = "SERVING"});
+  serving_.events().Add({.level = LogLevel::kWarning,
+                         .model = "embed",
+                         .version = 2,
+                         .kind = "drift",
+                         .reason = "OK -> WARN"});
+  serving_.events().Add({.level = LogLevel::kError,
+                         .model = "text",
+                         .version = 1,
+                         .kind = "action",
+                         .reason = "refresh failed"});
+  const assay::v1::ListEventsResponse all = Events(0, "");
+  ASSERT_EQ(all.events_size(), 3);
+  EXPECT_EQ(all.events(1).severity(), "warning");
+  EXPECT_EQ(all.events(1).version(), 2);
+  EXPECT_EQ(all.events(2).reason(), "refresh failed");
+  EXPECT_FALSE(all.events(0).at().empty());
+  EXPECT_EQ(Events(all.events(1).id(), "").events_size(), 1);
+  EXPECT_EQ(Events(0, "text").events_size(), 2);
+  EXPECT_EQ(Events(0, "nobody").events_size(), 0);
+}
+
+TEST_F(DriftServiceTest, OldEventsMakeRoom) {
+  for (size_t i = 0; i < EventLog::kMost + 10; ++i)
+    serving_.events().Add({.model = "text", .version = 1, .kind = "state", .reason = "x"});
+  const assay::v1::ListEventsResponse all = Events(0, "");
+  ASSERT_EQ(all.events_size(), static_cast<int>(EventLog::kMost));
+  EXPECT_EQ(all.events(0).id(), 11);
+}
+
+// Records what is asked of it.
+class RecordingPipeline final : public AdmissionPipeline {
+ public:
+  absl::StatusOr<int64_t> Enqueue(AdmissionRequest request, ProgressSink sink) override {
+    requests.push_back(std::move(request));
+    sinks.push_back(std::move(sink));
+    if (!refusal.ok()) return refusal;
+    return 7;
+  }
+  int in_progress() const override { return 0; }
+
+  absl::Status refusal;
+  std::vector<AdmissionRequest> requests;
+  std::vector<ProgressSink> sinks;
+};
+
+class DriftResponderTest : public testing::Test {
+ protected:
+  // Version 1 served once, version 2 serves.
+  DriftResponderTest() {
+    auto report = std::make_shared<AdmissionReport>();
+    report->verdict = "admitted";
+    report->decision.recipe.name = "w8a16";
+    for (const int64_t version : {1, 2}) {
+      registry_.SetPath("m", version, version == 1 ? "/models/old" : "/models/new");
+      registry_.SetReport("m", version, report);
+      registry_.SetState("m", version,
+                         version == 1 ? VersionState::kRetired : VersionState::kServing, "", "");
+    }
+    status_.model = "m";
+    status_.version = 2;
+  }
+  void Act(DriftAction action, int times = 1) {
+    DriftResponder responder(action, registry_, pipeline_, monitor_, events_);
+    for (int i = 0; i < times; ++i) responder.Act(status_);
+  }
+  std::string LastEvent() const { return events_.Since(0).back().reason; }
+
+  Metrics metrics_{"test", "cpu"};
+  ModelRegistry registry_;
+  EventLog events_{RealClock()};
+  DriftMonitor monitor_{DriftOptions{}, registry_, metrics_, events_, RealClock()};
+  RecordingPipeline pipeline_;
+  DriftStatus status_;
+};
+
+TEST_F(DriftResponderTest, AlertOnlySaysSo) {
+  Act(DriftAction::kAlert, 2);
+  EXPECT_TRUE(pipeline_.requests.empty());
+  EXPECT_EQ(events_.Since(0).size(), 2u);
+  EXPECT_THAT(LastEvent(), HasSubstr("alert: drift.action is alert"));
+}
+
+TEST_F(DriftResponderTest, RefreshAdmitsTheSameCheckpointWithItsRecipeOnce) {
+  Act(DriftAction::kRefresh, 2);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].name, "m");
+  EXPECT_EQ(pipeline_.requests[0].path, "/models/new");
+  EXPECT_EQ(pipeline_.requests[0].recipe, "w8a16");
+  EXPECT_THAT(LastEvent(), HasSubstr("refresh: admitting the checkpoint again as version 7"));
+}
+
+TEST_F(DriftResponderTest, ServeReferenceAdmitsF32) {
+  Act(DriftAction::kServeReference);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].scheme, "f32");
+  EXPECT_EQ(pipeline_.requests[0].recipe, "");
+}
+
+TEST_F(DriftResponderTest, RollBackAdmitsWhatServedBefore) {
+  Act(DriftAction::kRollBack);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].path, "/models/old");
+  EXPECT_THAT(LastEvent(), HasSubstr("roll_back: admitting what version 1 served as version 7"));
+}
+
+TEST_F(DriftResponderTest, WithoutAnEarlierVersionRollBackRefreshesAndSaysWhy) {
+  registry_.SetState("m", 1, VersionState::kRejected, "", "");
+  Act(DriftAction::kRollBack);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].path, "/models/new");
+  EXPECT_THAT(LastEvent(), HasSubstr("refresh: no earlier version has served"));
+}
+
+TEST_F(DriftResponderTest, TheEndOfTheActionIsAnEventToo) {
+  DriftResponder responder(DriftAction::kRefresh, registry_, pipeline_, monitor_, events_);
+  responder.Act(status_);
+  pipeline_.sinks[0]({.version = 7, .stage = "verify", .fraction = 0.5});
+  pipeline_.sinks[0]({.version = 7,
+                      .stage = "done",
+                      .done = true,
+                      .status = absl::FailedPreconditionError("mean KL too large")});
+  EXPECT_THAT(LastEvent(), HasSubstr("refresh failed, version 2 keeps serving: mean KL too large"));
+  pipeline_.sinks[0]({.version = 7, .stage = "done", .done = true});
+  EXPECT_THAT(LastEvent(), HasSubstr("refresh done: version 7 serves"));
+}
+
+TEST_F(DriftResponderTest, AnAdmissionThatIsRefusedIsSaidAndTriedAgainNextTime) {
+  pipeline_.refusal = absl::ResourceExhaustedError("the admission queue is full");
+  Act(DriftAction::kRefresh);
+  EXPECT_THAT(LastEvent(),
+              HasSubstr("refresh failed, version 2 keeps serving: the admission queue is full"));
+  EXPECT_EQ(events_.Since(0).back().level, LogLevel::kError);
+}
+
+}  // namespace
+}  // namespace assay
