@@ -1,12 +1,12 @@
 """Rules and dashboards against a real Prometheus that scrapes the real server under load: six minutes, `make live-rules`.
 
-usage: prometheus_live.py [--without-drift | --drift-stand-in] [--only-healthy]     (ASSAY_BUILD_DIR: default build/dev)
+usage: prometheus_live.py [--without-drift] [--drift-stand-in] [--only-healthy]     (ASSAY_BUILD_DIR: default build/dev)
 
 Healthy traffic first: every query of every panel and every recording rule must return data, every scrape must take less than
 100 ms, no alert may fire. Then faults, with the windows of the rules scaled down to a hundredth (an hour is 36 seconds): each
 alert must fire and clear again. --without-drift: the server does not watch drift, what asks for it may be empty.
---drift-stand-in: this program serves the series of one more model that a drift monitor watches, whose drift it makes up, so
-that the drift alerts fire and clear, too.
+--drift-stand-in: after the healthy part this program serves the series of one more model, whose drift it makes up, so that
+the drift alerts fire and clear, too.
 Wants Prometheus (Debian: `apt-get install prometheus`) and the environment of scripts/setup.
 """
 
@@ -447,9 +447,8 @@ def faults(scene, load, stand_in):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    drift = parser.add_mutually_exclusive_group()
-    drift.add_argument("--without-drift", action="store_true")
-    drift.add_argument("--drift-stand-in", action="store_true")
+    parser.add_argument("--without-drift", action="store_true", help="the server does not watch drift")
+    parser.add_argument("--drift-stand-in", action="store_true", help="make up the drift of one more model")
     parser.add_argument("--only-healthy", action="store_true", help="inject no faults")
     options = parser.parse_args()
     if not shutil.which("prometheus"):
@@ -457,14 +456,13 @@ def main():
     scene = load = stand_in = None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            watches = not (options.without_drift or options.drift_stand_in)
-            scene = Scene(pathlib.Path(folder), *LIMITS, *(WATCHED if watches else ()))
+            scene = Scene(pathlib.Path(folder), *LIMITS, *(() if options.without_drift else WATCHED))
             scene.open()
-            if options.drift_stand_in:
-                stand_in = DriftStandIn()
-                point_at(scene.folder, "stand_in", stand_in.address)
             load = Load(scene.address, clients=4, pause=0.1)
             healthy(scene, lambda expr: options.without_drift and "assay_drift_" in expr)
+            if options.drift_stand_in and not options.only_healthy:
+                stand_in = DriftStandIn()
+                point_at(scene.folder, "stand_in", stand_in.address)
             if not options.only_healthy:
                 faults(scene, load, stand_in)
             say(f"done; {load.answers} answers to the steady clients")
