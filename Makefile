@@ -5,7 +5,7 @@ JOBS  := $(or $(JOBS),$(shell nproc))
 # Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
 INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
 .DEFAULT_GOAL := help
-.PHONY: help serve build test sanitize check check-slow accuracy soak format fuzz bench clean setup
+.PHONY: help serve build test sanitize check check-slow accuracy live-rules soak format fuzz bench clean setup
 .PRECIOUS: build/%/build.ninja
 
 help: ## This list
@@ -63,6 +63,10 @@ accuracy: setup build/dev/build.ninja ## Every recipe on the off-grid twin, Mini
 	@$(CACHE)/venv-slow/bin/python tests/slow/accuracy_table.py --build build/dev --recipes "$(RECIPES)" --peer twin --eight-bit smollm2 \
 	  --model twin=$(CACHE)/twin/smollm2.gguf --model minilm=$(CACHE)/models/minilm/1 \
 	  --model smollm2=$(wildcard $(CACHE)/models/smollm2/1/*.gguf)
+
+live-rules: setup build/dev/build.ninja ## Rules and dashboards against a real Prometheus under load and faults: six minutes (ARGS="--help")
+	@scripts/build dev $(JOBS) assay-server assay
+	@ASSAY_BUILD_DIR=$(CURDIR)/build/dev $(CACHE)/venv/bin/python tests/slow/prometheus_live.py $(or $(ARGS),--drift-stand-in)
 
 soak: setup build/dev/build.ninja ## 64 streaming clients for a minute, cancellations, deadlines, then SIGTERM under load
 	@scripts/build dev $(JOBS)

@@ -58,8 +58,11 @@ class Server:
     def address(self):
         return f"127.0.0.1:{self._port('gRPC')}"
 
+    def http_port(self):
+        return self._port("HTTP")
+
     def get(self, path):
-        connection = http.client.HTTPConnection("127.0.0.1", self._port("HTTP"), timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port(), timeout=30)
         connection.request("GET", path)
         answer = connection.getresponse()
         body = answer.read().decode()
