@@ -61,9 +61,20 @@ def measure(arguments, cache, extra):
         load = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         load["looked_at"] = server.metric("assay_drift_shadow_samples_total")
         load["shadow_cpu"] = server.metric("assay_drift_shadow_cpu_seconds_total")
-        return load
+        return flat(load)
     finally:
         server.stop()
+
+
+def flat(figures, prefix=""):
+    """Numbers by dotted name."""
+    numbers = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            numbers |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[prefix + name] = value
+    return numbers
 
 
 def main():
@@ -83,7 +94,7 @@ def main():
         for _ in range(arguments.rounds):
             runs["off"].append(measure(arguments, cache, ["--drift-rate", "0"]))
             runs["on"].append(measure(arguments, cache, arguments.options.split()))
-    names = [key for key, value in runs["off"][0].items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    names = list(runs["off"][0])
     print("| figure | shadow off | shadow on | ratio |\n|---|---|---|---|")
     for name in names:
         off, on = (statistics.median(run[name] for run in runs[which]) for which in ("off", "on"))

@@ -183,6 +183,7 @@ void GenerateReactor::Record(const TokenEvent& end) {
   times.compute = end.usage.total - end.usage.queued;
   times.decoupled = true;
   times.responses = end.usage.generated_tokens;
+  times.tokens = end.usage.generated_tokens;
   record_->Done(end.status, Progress::kAccepted, times);
 }
 

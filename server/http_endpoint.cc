@@ -19,6 +19,11 @@ struct HttpEndpoint::Server {
 
 namespace {
 
+// Inline style and script, and the page itself again; nothing else, from nowhere else.
+constexpr const char* kPageSecurity =
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 void Send(mg_connection* connection, int code, const char* type, const std::string& body,
           bool with_body) {
   const char* reason = code == 200   ? "OK"
@@ -28,8 +33,9 @@ void Send(mg_connection* connection, int code, const char* type, const std::stri
   mg_printf(
       connection,
       "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
+      "Content-Security-Policy: %s\r\nX-Content-Type-Options: nosniff\r\n"
       "Connection: close\r\n\r\n",
-      code, reason, type, body.size());
+      code, reason, type, body.size(), kPageSecurity);
   if (with_body) mg_write(connection, body.data(), body.size());
 }
 
@@ -51,8 +57,11 @@ int Handle(mg_connection* connection, void* data) {
     Send(connection, ready ? 200 : 503, kText,
          ready ? "ready\n" : absl::StrCat("not ready\n", absl::StrJoin(obstacles, "\n"), "\n"),
          !head);
+  } else if (const std::optional<HttpPage> page = sources.page ? sources.page(path) : std::nullopt;
+             page.has_value()) {
+    Send(connection, page->code, page->type.c_str(), page->body, !head);
   } else {
-    Send(connection, 404, kText, "here are /metrics, /healthz and /readyz\n", !head);
+    Send(connection, 404, kText, "here are / (status), /metrics, /healthz and /readyz\n", !head);
   }
   return 1;  // handled
 }

@@ -1,21 +1,32 @@
 // The HTTP port: GET /metrics (Prometheus text 0.0.4), /healthz (the process lives), /readyz (200,
 // or 503 with one line per obstacle). Served by civetweb on threads of its own, so that a saturated
-// server still answers. The library is confined to the .cc.
+// server still answers. Other paths are asked of `Sources::page` (server/status_page.h). The
+// library is confined to the .cc.
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
 
 namespace assay {
 
+// An answer; it may use nothing but what stands in it (kPageSecurity).
+struct HttpPage {
+  int code = 200;
+  std::string type, body;
+};
+
 class HttpEndpoint {
  public:
   struct Sources {  // called on the endpoint's threads
     std::function<std::string()> metrics;
     std::function<std::vector<std::string>()> obstacles;  // empty = ready
+    // As in the request, still percent-encoded; nothing: no such path. May be empty.
+    std::function<std::optional<HttpPage>(std::string_view path)> page;
   };
   // Port 0 takes a free one. Unavailable: the address cannot be bound (says why).
   static absl::StatusOr<std::unique_ptr<HttpEndpoint>> Start(const std::string& address, int port,

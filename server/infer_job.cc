@@ -307,6 +307,7 @@ RequestTimes InferJob::Times() const {
   times.responses = responses_;
   for (const Row& row : rows_) {
     times.queued = std::max({times.queued, row.usage.queued, row.encoded.queued});
+    times.tokens += row.usage.generated_tokens;
     times.compute =
         std::max({times.compute, row.usage.total - row.usage.queued, row.encoded.compute});
     times.batch_requests = std::max(times.batch_requests, row.encoded.batch_requests);

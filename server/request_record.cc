@@ -65,6 +65,8 @@ void RequestRecord::Done(const absl::Status& status, Progress progress, RequestT
     servable_->metrics->Rejected(RejectReason::kInvalid);
   }
   servable_->metrics->RequestDone(outcome, times.total);
+  context_.traffic.Add(servable_->name, servable_->version,
+                       {.total = times.total, .ok = status.ok(), .tokens = times.tokens}, now);
   if (status.ok()) {
     context_.statistics.Succeeded(servable_->name, servable_->version, times, now);
   } else {

@@ -21,6 +21,7 @@
 #include "server/open_inference_service.h"
 #include "server/revision.h"
 #include "server/rpc_metrics.h"
+#include "server/status_page.h"
 
 namespace assay {
 namespace {
@@ -102,8 +103,9 @@ struct Server::Parts {
                                           hooks == nullptr ? AdmissionHooks() : *hooks)),
         responder(config.drift_action, registry, *admissions, drift, events),
         texts(std::max(1, pool.num_threads() / 4)),
-        context{config, policy,    RealClock(), registry, *admissions, metrics,
-                gate,   readiness, statistics,  texts,    drift,       events},
+        context{config,    policy,     RealClock(), registry, *admissions, metrics, gate,
+                readiness, statistics, traffic,     texts,    drift,       events},
+        status_page(context, absl::StrCat(std::string(kServerVersion), "+", kRevision), started),
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
         assay(context, *admin) {}
@@ -138,6 +140,7 @@ struct Server::Parts {
   WorkGate gate;
   Readiness readiness;
   Statistics statistics;
+  TrafficHistory traffic;
   EventLog events{RealClock()};
   std::map<std::pair<std::string, int64_t>, VersionState> states ABSL_GUARDED_BY(mu);
   DriftMonitor drift;
@@ -145,6 +148,7 @@ struct Server::Parts {
   DriftResponder responder;
   TextWorkers texts;
   ServiceContext context;
+  StatusPage status_page;
   std::unique_ptr<Admin> admin;
   OpenInferenceService open_inference;
   AssayServiceImpl assay;
@@ -183,7 +187,8 @@ absl::Status Server::Parts::StartHttp() {
                                   metrics.SetGrpcConnections(OpenGrpcConnections());
                                   return metrics.Scrape();
                                 },
-                                [this] { return readiness.Obstacles(); }};
+                                [this] { return readiness.Obstacles(); },
+                                [this](std::string_view path) { return status_page.Get(path); }};
   ASSIGN_OR_RETURN(http, HttpEndpoint::Start(config.listen, config.http_port, std::move(sources)));
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 #include "server/readiness.h"
 #include "server/statistics.h"
 #include "server/text_workers.h"
+#include "server/traffic_history.h"
 #include "server/work_gate.h"
 
 namespace assay {
@@ -21,6 +22,7 @@ struct ServiceContext {
   WorkGate& gate;
   Readiness& readiness;
   Statistics& statistics;
+  TrafficHistory& traffic;
   TextWorkers& texts;
   DriftMonitor& drift;
   EventLog& events;

@@ -17,6 +17,7 @@ struct RequestTimes {
   int batch_requests = 1;  // encoders: how many requests shared the executed batch
   bool decoupled = false;  // several responses: counted in response_stats, too
   int responses = 1;
+  int tokens = 0;  // generated
 };
 
 class Statistics {

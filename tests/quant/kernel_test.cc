@@ -10,6 +10,7 @@
 #include "quant/activation.h"
 #include "quant/kernels/kernels.h"
 #include "quant/schemes/schemes.h"
+#include "tests/quant/kernel_runner.h"
 #include "tests/support/random_tensor.h"
 #include "tests/support/scheme_testing.h"
 #include "tests/support/status_matchers.h"
@@ -18,22 +19,6 @@ namespace assay {
 namespace {
 
 using testing::HasSubstr;
-
-// One (kernel, scheme, activation mode).
-struct Variant {
-  const LinearKernel* kernel;
-  const QuantScheme* scheme;
-  ActivationMode activation;
-};
-
-std::string ToName(const Variant& v) {
-  return absl::StrCat(std::string(v.kernel->name()), "_", TestName(v.scheme->name()), "_",
-                      std::string(Name(v.activation)));
-}
-
-bool IsPanelInt8(const LinearKernel* kernel) {
-  return kernel == &Avx2Int8Kernel() || kernel == &Avx512Int8Kernel();
-}
 
 // Whether it differs from the other variants: two kernels see a weight only through DecodeRows, so
 // that a family in its default spelling stands for all, and a few for the modes; avx2_int8 and
@@ -64,51 +49,6 @@ std::vector<Variant> Variants() {
     }
   }
   return variants;
-}
-
-struct Call {
-  int64_t m = 1;
-  bool bias = false, accumulate = false;
-  int threads = 1;
-  bool decode = false;  // the phase of all rows
-};
-
-// The weight with what the variant's mode needs beside it: a static range of +-2.5 or so, two
-// outlier columns.
-absl::StatusOr<QuantizedTensor> EncodeFor(const Variant& v, TensorView w) {
-  ASSIGN_OR_RETURN(QuantizedTensor q, v.scheme->Encode(w));
-  ActivationParams params = {.scale = 0.02f, .zero = 7};
-  if (HasFp8Codes(v.activation)) params.scale = 1.0f / 64;
-  if (w.shape[1] > 3) params.outliers = {1, static_cast<int32_t>(w.shape[1] - 1)};
-  RETURN_IF_ERROR(WriteActivationParams(params, v.activation, q));
-  return q;
-}
-
-class Fixture {
- public:
-  explicit Fixture(int threads, size_t scratch)
-      : pool_({.num_threads = threads}), arena_(*Arena::Create(CpuDevice(), scratch)) {}
-  ComputeContext context() { return {pool_, arena_}; }
-
- private:
-  ThreadPool pool_;
-  Arena arena_;
-};
-
-QuantizedLinear Make(const Variant& v, const QuantizedTensor& w, bool bias) {
-  Tensor b = bias ? RandomTensor({w.shape[0]}, 5) : Tensor();
-  return *QuantizedLinear::Create(w, std::move(b), {v.activation, std::string(v.kernel->name())});
-}
-
-std::vector<float> Forward(const QuantizedLinear& linear, TensorView x, const Call& call) {
-  // Exactly the scratch that the kernel asked for: a kernel that takes more crashes here.
-  Fixture fixture(call.threads, linear.scratch_bytes(call.m));
-  ComputeContext context = fixture.context();
-  Tensor y = RandomTensor({call.m, linear.problem().shape[0]}, 6);
-  const std::vector<uint8_t> phases(static_cast<size_t>(call.m), call.decode ? 1 : 0);
-  context.decode_rows = phases.data();
-  linear.Forward(x, y.mutable_view(), context, call.accumulate);
-  return {y.data<float>(), y.data<float>() + y.shape().elements()};
 }
 
 // Sum of |x| |w| per output, x as its mode sees it: what rounding errors of any order of summation
@@ -424,104 +364,6 @@ TEST(ReferenceKernelTest, MultipliesByHand) {
   ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, F32Scheme().Encode(weight.view()));
   const Variant v = {&ReferenceKernel(), &F32Scheme(), ActivationMode::kA16};
   EXPECT_THAT(Forward(Make(v, w, false), x.view(), {.m = 1}), testing::ElementsAre(321, -554));
-}
-
-TEST(Avx2Int8Test, PacksTheExcessOnlyWhereItIsSmall) {
-  const Variant v = {&Avx2Int8Kernel(), &Int8ChannelScheme(), ActivationMode::kA8Token};
-  if (!v.kernel->Supports({{64, 64}, v.scheme, v.activation, DeviceKind::kCpu}).ok())
-    GTEST_SKIP() << "CPU has no AVX2";
-  const Tensor gauss = RandomTensor({64, 576}, 1);
-  const Tensor extreme = TensorOf({64, 576}, std::vector<float>(64 * 576, 1.0f));
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor usual, v.scheme->Encode(gauss.view()));
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor worst, v.scheme->Encode(extreme.view()));
-  EXPECT_GT(Make(v, usual, false).bytes(), usual.bytes() * 102 / 100);
-  EXPECT_LT(Make(v, usual, false).bytes(), usual.bytes() * 120 / 100);
-  EXPECT_EQ(Make(v, worst, false).bytes(), worst.bytes());
-}
-
-TEST(Avx2Int8Test, RefusesACodeThatTheSchemeDoesNotHave) {
-  const Tensor weights = RandomTensor({4, 16}, 1);
-  ASSERT_OK_AND_ASSIGN(QuantizedTensor w, Int8ChannelScheme().Encode(weights.view()));
-  w.codes.data<int8_t>()[2 * 16 + 5] = -128;
-  EXPECT_THAT(Avx2Int8Kernel().Pack(w, ActivationMode::kA8Token),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row=2 column=5")));
-}
-
-// What rounding x to 16-bit codes costs, against f32 activations: each x moves by at most half a
-// step, absmax / A / 2 with A = 32767 for these weights, so y by at most that times sum |w|; an
-// eighth more covers the f32 roundings.
-TEST(Avx2Int8Test, A16StaysWithinHalfAStepOfTheReference) {
-  const Variant v = {&Avx2Int8Kernel(), &Int8ChannelScheme(), ActivationMode::kA16};
-  if (!v.kernel->Supports({{64, 64}, v.scheme, v.activation, DeviceKind::kCpu}).ok())
-    GTEST_SKIP() << "CPU has no AVX2";
-  const int64_t n = 48, k = 576, m = 20;
-  const Tensor weights = RandomTensor({n, k}, 1), x = RandomTensor({m, k}, 2);
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, v.scheme->Encode(weights.view()));
-  const Variant reference = {&ReferenceKernel(), v.scheme, v.activation};
-  const std::vector<float> y = Forward(Make(v, w, false), x.view(), {.m = m});
-  const std::vector<float> expected = Forward(Make(reference, w, false), x.view(), {.m = m});
-  std::vector<float> decoded(static_cast<size_t>(n * k));
-  ASSERT_OK(w.scheme->DecodeRows(w, 0, n, std::span<float>(decoded)));
-  double worst = 0;
-  for (int64_t r = 0; r < m; ++r) {
-    float absmax = 0;
-    for (int64_t i = 0; i < k; ++i)
-      absmax = std::max(absmax, std::fabs(x.data<float>()[r * k + i]));
-    for (int64_t c = 0; c < n; ++c) {
-      double sum = 0;
-      for (int64_t i = 0; i < k; ++i) sum += std::fabs(decoded[c * k + i]);
-      const double bound = absmax / 32767.0 / 2 * sum;
-      worst = std::max(worst, std::fabs(y[r * n + c] - expected[r * n + c]) / bound);
-    }
-  }
-  EXPECT_LE(worst, 1.125);
-  // Random roundings add up like sqrt(k / 3) half steps, sum |w| is about 0.8 k: a part of
-  // 1 / (0.8 sqrt(3 k)) = 3 %, four times that at the worst of 960. Codes of 8 bit would give 256
-  // times as much.
-  EXPECT_GT(worst, 0.01);
-}
-
-TEST(Avx2Int8Test, A16IsRefusedWhereItsCodesWouldBeCoarse) {
-  const int64_t k = 5000;  // all codes 127: 2^31 / (127 k) leaves 3381 < 4095
-  const Tensor ones = TensorOf({2, k}, std::vector<float>(2 * k, 1.0f));
-  ASSERT_OK_AND_ASSIGN(const QuantizedTensor w, Int8ChannelScheme().Encode(ones.view()));
-  EXPECT_THAT(Avx2Int8Kernel().Pack(w, ActivationMode::kA16),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("sums of |code| up to 635000")));
-  ASSERT_OK_AND_ASSIGN(const QuantizedLinear linear, QuantizedLinear::Create(w, Tensor(), {}));
-  EXPECT_THAT(linear.kernel(), testing::Not(HasSubstr("_int8")));
-}
-
-// The registers are twice as wide, the arithmetic is the same: an artifact that was judged on one
-// host is what another serves. Rows and channels beside the tiles' edges.
-TEST(Avx512Test, KernelsEqualThoseOfAvx2BitForBit) {
-  struct Pair {
-    const LinearKernel *wide, *narrow;
-  };
-  const Pair pairs[] = {{&Avx512Int8Kernel(), &Avx2Int8Kernel()},
-                        {&Avx512F32Kernel(), &Avx2F32Kernel()}};
-  int compared = 0;
-  for (const Pair& pair : pairs) {
-    for (const QuantScheme* scheme : AllSchemes()) {
-      for (const ActivationMode mode : kActivationModes) {
-        const LinearProblem problem = {{85, 328}, scheme, mode, DeviceKind::kCpu};
-        if (!pair.wide->Supports(problem).ok() || !scheme->Accepts({85, 328}).ok()) continue;
-        ASSERT_OK(pair.narrow->Supports(problem));
-        const Tensor weights = RandomTensor({85, 328}, 1);
-        ASSERT_OK_AND_ASSIGN(const QuantizedTensor w,
-                             EncodeFor({pair.wide, scheme, mode}, weights.view()));
-        const QuantizedLinear wide = Make({pair.wide, scheme, mode}, w, true);
-        const QuantizedLinear narrow = Make({pair.narrow, scheme, mode}, w, true);
-        for (const int64_t m : {1, 2, 3, 5, 7, 8, 9, 17, 29}) {
-          const Call call = {.m = m, .bias = true, .accumulate = m % 2 == 0, .threads = 2};
-          const Tensor x = RandomTensor({m, 328}, 2);
-          ++compared;
-          EXPECT_EQ(Forward(wide, x.view(), call), Forward(narrow, x.view(), call))
-              << ToName({pair.wide, scheme, mode}) << " m=" << m;
-        }
-      }
-    }
-  }
-  if (compared == 0) GTEST_SKIP() << "CPU has no AVX512";
 }
 
 TEST(KernelRefusalTest, EachKernelSaysWhatItMultiplies) {

@@ -199,8 +199,8 @@ std::shared_ptr<Servable> FakeServable(const std::string& name, ModelTask task, 
 
 FakeServing::FakeServing(ServerConfig config)
     : config_(std::move(config)),
-      context_{config_, Policy::Default(), RealClock(), registry_, admissions_, metrics_,
-               gate_,   readiness_,        statistics_, texts_,    drift_,      events_},
+      context_{config_,    Policy::Default(), RealClock(), registry_, admissions_, metrics_, gate_,
+               readiness_, statistics_,       traffic_,    texts_,    drift_,      events_},
       admin_(std::make_unique<Admin>(context_)),
       open_inference_(context_, *admin_),
       assay_(context_, *admin_) {

@@ -123,6 +123,7 @@ class FakeServing {
   WorkGate gate_;
   Readiness readiness_{true};
   Statistics statistics_;
+  TrafficHistory traffic_;
   TextWorkers texts_{1};
   EventLog events_{RealClock()};
   DriftMonitor drift_{config_.drift, registry_, metrics_, events_, RealClock()};

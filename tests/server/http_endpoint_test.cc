@@ -15,6 +15,7 @@
 namespace assay {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 using testing::StartsWith;
 
@@ -52,7 +53,11 @@ class HttpEndpointTest : public testing::Test {
   void SetUp() override {
     auto started = HttpEndpoint::Start(
         "127.0.0.1", 0,
-        {[] { return std::string("a_metric 1\n"); }, [this] { return obstacles_; }});
+        {[] { return std::string("a_metric 1\n"); }, [this] { return obstacles_; },
+         [](std::string_view path) -> std::optional<HttpPage> {
+           if (path != "/") return std::nullopt;
+           return HttpPage{200, "text/html; charset=utf-8", "<p>page</p>"};
+         }});
     ASSERT_OK(started);
     endpoint_ = *std::move(started);
     ASSERT_GT(endpoint_->port(), 0);
@@ -78,11 +83,21 @@ TEST_F(HttpEndpointTest, ReadyzNamesWhatIsNotReady) {
 }
 
 TEST_F(HttpEndpointTest, RefusesOtherPathsAndMethods) {
-  EXPECT_THAT(Get(endpoint_->port(), "/"), StartsWith("HTTP/1.1 404 "));
+  EXPECT_THAT(Get(endpoint_->port(), "/x"),
+              AllOf(StartsWith("HTTP/1.1 404 "), HasSubstr("here are / (status)")));
   EXPECT_THAT(Get(endpoint_->port(), "/metrics/../etc/passwd"), StartsWith("HTTP/1.1 404 "));
   EXPECT_THAT(
       Ask(endpoint_->port(), "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
       StartsWith("HTTP/1.1 405 "));
+}
+
+TEST_F(HttpEndpointTest, PagesMayUseNothingFromElsewhere) {
+  EXPECT_THAT(Get(endpoint_->port(), "/"),
+              AllOf(StartsWith("HTTP/1.1 200 "), HasSubstr("Content-Type: text/html"),
+                    HasSubstr("Content-Security-Policy: default-src 'none'; style-src"),
+                    HasSubstr("X-Content-Type-Options: nosniff"), HasSubstr("<p>page</p>")));
+  EXPECT_THAT(Ask(endpoint_->port(), "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"),
+              AllOf(StartsWith("HTTP/1.1 200 "), testing::EndsWith("\r\n\r\n")));
 }
 
 TEST_F(HttpEndpointTest, HeadHasNoBody) {
