@@ -46,6 +46,12 @@ def drift(assay):
     return {m.model: m for m in assay.call("GetDrift", assay.message("GetDriftRequest")).models}
 
 
+def settle(assay, number):
+    """Comparing runs at idle priority: on a busy machine the ring would fill. Every 20 requests, until it has caught up."""
+    if number % 20 == 19:
+        wait_until(lambda: drift(assay)["stories260k"].waiting == 0, 120)
+
+
 def events(assay):
     return [(e.kind, e.reason) for e in assay.call("ListEvents", assay.message("ListEventsRequest", model="stories260k")).events]
 
@@ -53,17 +59,18 @@ def events(assay):
 def test_memory_that_goes_bad_is_found_and_mended_without_a_failed_request(spoilable):
     server = spoilable("--drift-action", "refresh")
     assay = Assay(server.address)
-    for number in range(300):
+    for number in range(200):
         assert ask(assay, number) == 1
-    wait_until(lambda: drift(assay)["stories260k"].waiting == 0)
+        settle(assay, number)
     healthy = drift(assay)["stories260k"]
-    assert healthy.state == "OK" and healthy.samples > 100, healthy
+    assert healthy.state == "OK" and healthy.samples >= 180 and healthy.skipped == 0, healthy
     assert healthy.replay_difference < 1e-4 and 0 < healthy.score < healthy.limit
 
     server.process.send_signal(signal.SIGUSR1)
-    for number in range(300, 3000):
+    for number in range(200, 2000):
         if ask(assay, number) == 2:
             break
+        settle(assay, number)
     else:
         pytest.fail(f"not found: {drift(assay)} {events(assay)}")
     history = events(assay)
