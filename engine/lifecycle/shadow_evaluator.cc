@@ -26,7 +26,7 @@ Window WindowOf(const ServedRequest& request, const ShadowEvaluator::Options& op
   const int most = std::clamp(options.max_positions, 1, kChunkRows);
   const int first_answer = std::max(0, request.num_prompt - 1);
   if (last - first_answer <= most) return {std::max(0, last - most), last};
-  const auto places = static_cast<uint64_t>(last - first_answer - most + 1);
+  const auto places = static_cast<uint64_t>(last - first_answer - most) + 1;
   const int begin = first_answer + static_cast<int>(options.seed % places);
   return {begin, begin + most};
 }
