@@ -107,7 +107,8 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
 
 std::string AddressLine(const ServerConfig& config, int grpc_port, int http_port) {
   return absl::StrCat("  gRPC      ", Address(config.listen, grpc_port), "\n  HTTP      ",
-                      Address(config.listen, http_port), "  (status page; /metrics /healthz /readyz)\n");
+                      Address(config.listen, http_port),
+                      "  (status page; /metrics /healthz /readyz)\n");
 }
 
 std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
