@@ -244,7 +244,7 @@ absl::Status PublishStage(Admission& a) {
   options.kv_format = KvFormatOf(a.recipe());
   DriftMonitor* drift = a.host.options.drift;
   const EngineHost host{a.host.pool, a.host.clock, a.metrics,
-                        drift == nullptr ? nullptr : drift->Watch(a.report, a.spec.task)};
+                        drift == nullptr ? nullptr : drift->Watch(a.report, a.spec.task, a.checkpoint)};
   if (a.spec.task == ModelTask::kGenerate) {
     ASSIGN_OR_RETURN(servable->generate,
                      GenerateEngine::Start(a.candidate, a.tokenizer, options, host));

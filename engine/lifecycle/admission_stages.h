@@ -59,7 +59,7 @@ struct Admission {
   std::function<absl::Status(double fraction, const std::string& message)> progress;
 
   // Open
-  std::unique_ptr<const Checkpoint> checkpoint;
+  std::shared_ptr<const Checkpoint> checkpoint;
   const ModelFamily* family = nullptr;
   ModelSpec spec;
   std::vector<LinearSlot> slots;

@@ -102,14 +102,14 @@ struct DriftMonitor::Shared {
 struct DriftMonitor::Subject {
   DriftStatus status;
   KvFormat kv_format;
-  std::string path;
+  std::shared_ptr<const Checkpoint> checkpoint;
   double clip = 1, flip_limit = 1;
   bool gone = false;
   double flips = 0, logprob_differences = 0;  // sums over requests
   std::unique_ptr<DriftTest> test;
   std::shared_ptr<DriftMetrics> metrics;
   std::shared_ptr<TrafficSampler> sampler;
-  std::unique_ptr<ShadowEvaluator> evaluator;  // opened with the first request
+  std::unique_ptr<ShadowEvaluator> evaluator;  // made with the first request
   uint64_t seed = 0;
   // Sampled requests that never came to the ring: counted by the engine's thread.
   const std::shared_ptr<std::atomic<int64_t>> dropped = std::make_shared<std::atomic<int64_t>>(0);
@@ -136,7 +136,8 @@ DriftMonitor::~DriftMonitor() {
   for (auto& [key, subject] : subjects_) subject->sampler->Close();
 }
 
-std::shared_ptr<TrafficWatch> DriftMonitor::Watch(const AdmissionReport& report, ModelTask task) {
+std::shared_ptr<TrafficWatch> DriftMonitor::Watch(const AdmissionReport& report, ModelTask task,
+                                                  std::shared_ptr<const Checkpoint> checkpoint) {
   if (options_.sampler.rate <= 0) return nullptr;
   auto subject = std::make_shared<Subject>();
   DriftStatus& status = subject->status;
@@ -150,7 +151,7 @@ std::shared_ptr<TrafficWatch> DriftMonitor::Watch(const AdmissionReport& report,
   status.limit = LimitOf(bounds, options_.tolerance);
   const Recipe& recipe = report.decision.recipe;
   subject->kv_format = {recipe.kv_dtype, recipe.kv_window, recipe.kv_sinks};
-  subject->path = report.source_path;
+  subject->checkpoint = std::move(checkpoint);
   subject->clip = kClip * status.limit;
   subject->flip_limit = 1 - report.decision.budget.min_top1;
   subject->test = std::make_unique<DriftTest>(DriftTest::Options{
@@ -255,12 +256,7 @@ absl::Duration DriftMonitor::Look(const std::shared_ptr<Subject>& subject,
   if (score.ok()) {
     Record(*subject, *score, cpu);
   } else {
-    MutexLock lock(mu_);
-    ++subject->status.skipped;
-    subject->metrics->Skipped(absl::IsUnavailable(score.status()) ? DriftSkip::kNotServing
-                                                                  : DriftSkip::kFailed);
-    if (!absl::IsUnavailable(score.status()))
-      subject->status.error = std::string(score.status().message());
+    Failed(*subject, score.status());
   }
   const double tokens = score.ok() ? score->tokens : 0;
   const double share = std::max(options_.cpu_share, 1e-6) * std::max(1, HostCpu().cores);
@@ -271,7 +267,7 @@ absl::StatusOr<ShadowScore> DriftMonitor::Score(Subject& subject, const ServedRe
   ASSIGN_OR_RETURN(const std::shared_ptr<Servable> servable,
                    registry_.Acquire(subject.status.model, subject.status.version));
   if (subject.evaluator == nullptr) {
-    ASSIGN_OR_RETURN(subject.evaluator, ShadowEvaluator::Open(subject.path));
+    ASSIGN_OR_RETURN(subject.evaluator, ShadowEvaluator::Create(subject.checkpoint));
   }
   ThreadPool alone({.num_threads = 1});  // the calling thread
   const auto pause = [&] {
@@ -336,6 +332,31 @@ void DriftMonitor::Record(Subject& subject, const ShadowScore& score, double cpu
   }
   for (Event& event : news) events_.Add(std::move(event));
   if (violated.has_value() && on_violated_) on_violated_(*violated);
+}
+
+// A reference that is not what was admitted is no reference: nothing more is compared with it.
+void DriftMonitor::Failed(Subject& subject, const absl::Status& status) {
+  const bool lost = absl::IsDataLoss(status);
+  std::optional<Event> news;
+  {
+    MutexLock lock(mu_);
+    const bool unserved = absl::IsUnavailable(status);
+    ++subject.status.skipped;
+    subject.metrics->Skipped(unserved ? DriftSkip::kNotServing : DriftSkip::kFailed);
+    if (unserved) return;
+    subject.status.error = std::string(status.message());
+    if (lost) {
+      news = {.level = LogLevel::kError,
+              .model = subject.status.model,
+              .version = subject.status.version,
+              .kind = "drift",
+              .reason = absl::StrCat("nothing can be compared any more: ", subject.status.error,
+                                     "; what serves is not touched, admit the model again")};
+    }
+  }
+  if (!lost) return;
+  subject.sampler->Close();
+  events_.Add(*std::move(news));
 }
 
 void DriftMonitor::Publish(Subject& subject) {

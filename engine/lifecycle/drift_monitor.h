@@ -65,7 +65,9 @@ class DriftMonitor {
     on_violated_ = std::move(callback);
   }
   // For the engine of a version that is about to serve; null when nothing is looked at.
-  std::shared_ptr<TrafficWatch> Watch(const AdmissionReport& report, ModelTask task)
+  // `checkpoint` is what was admitted: the reference.
+  std::shared_ptr<TrafficWatch> Watch(const AdmissionReport& report, ModelTask task,
+                                      std::shared_ptr<const Checkpoint> checkpoint)
       ABSL_LOCKS_EXCLUDED(mu_);
   // A version that no longer serves: its ring is overwritten, its series go.
   void Forget(std::string_view model, int64_t version) ABSL_LOCKS_EXCLUDED(mu_);
@@ -85,6 +87,7 @@ class DriftMonitor {
       ABSL_LOCKS_EXCLUDED(mu_);
   void Record(Subject& subject, const ShadowScore& score, double cpu_seconds)
       ABSL_LOCKS_EXCLUDED(mu_);
+  void Failed(Subject& subject, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void Publish(Subject& subject) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const DriftOptions options_;

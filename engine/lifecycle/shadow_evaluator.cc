@@ -84,10 +84,11 @@ bool AllFinite(std::span<const float> values) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ShadowEvaluator>> ShadowEvaluator::Open(const std::string& path) {
-  ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, OpenCheckpoint(path));
-  ASSIGN_OR_RETURN(std::unique_ptr<const Model> reference, BuildOnFile(std::move(checkpoint)));
-  return std::unique_ptr<ShadowEvaluator>(new ShadowEvaluator(std::move(reference)));
+absl::StatusOr<std::unique_ptr<ShadowEvaluator>> ShadowEvaluator::Create(
+    std::shared_ptr<const Checkpoint> checkpoint) {
+  ASSIGN_OR_RETURN(std::unique_ptr<const Model> reference, BuildOnFile(checkpoint));
+  return std::unique_ptr<ShadowEvaluator>(
+      new ShadowEvaluator(std::move(checkpoint), std::move(reference)));
 }
 
 absl::StatusOr<ShadowScore> ShadowEvaluator::Score(const Model& served, const KvFormat& kv_format,
@@ -113,6 +114,7 @@ absl::StatusOr<ShadowScore> ShadowEvaluator::ScoreDecoder(const Model& served,
                    WindowPass::Run(served, kv_format, request, window, pool, pause));
   ASSIGN_OR_RETURN(const WindowPass expected,
                    WindowPass::Run(*reference_, DType::kF32, request, window, pool, pause));
+  RETURN_IF_ERROR(checkpoint_->Unchanged());
   ShadowScore score{.tokens = window.end, .positions = window.end - window.begin};
   int emitted = 0;
   for (int p = window.begin; p < window.end; ++p) {
@@ -152,6 +154,7 @@ absl::StatusOr<ShadowScore> ShadowEvaluator::ScoreEncoder(const Model& served,
   ASSIGN_OR_RETURN(ModelPass expected_pass, ModelPass::Create(*reference_, size, pool));
   ASSIGN_OR_RETURN(const std::span<const float> expected,
                    expected_pass.Forward(std::span(&span, 1)));
+  RETURN_IF_ERROR(checkpoint_->Unchanged());
   ShadowScore score{.tokens = length, .positions = 1};
   if (spec().task == ModelTask::kClassify) {
     score.top1_flip = ArgMax(actual) == ArgMax(expected) ? 0 : 1;

@@ -36,7 +36,7 @@ class DriftServiceTest : public testing::Test {
     report.version = 1;
     report.verification.mean_kl = report.verification.mean_kl_bootstrap = {0.002, 0.001, 0.003};
     report.decision.budget.max_mean_kl = 0.01;
-    watch_ = serving_.drift().Watch(report, ModelTask::kGenerate);
+    watch_ = serving_.drift().Watch(report, ModelTask::kGenerate, nullptr);
   }
 
   FakeServing serving_;

@@ -174,17 +174,37 @@ TEST_F(DriftMonitorTest, WhatNoLongerServesIsForgotten) {
   monitor_->Forget("stories", 1);  // twice is once
 }
 
-TEST_F(DriftMonitorTest, ACheckpointThatIsGoneIsSaid) {
+// The file that was admitted, not what lies under its name now.
+TEST_F(DriftMonitorTest, ACheckpointThatIsReplacedOrDeletedStaysTheReference) {
   StartWatched();
   const std::string path = directory_.path() + "/stories.gguf";
   std::filesystem::copy_file(Stories260k(), path);
   ASSERT_OK(Admit({.name = "stories", .path = path}).status);
+  std::filesystem::rename(directory_.Write("other.gguf", "not a model"), path);
+  Serve(2);
   std::filesystem::remove(path);
   Serve(2);
-  EXPECT_EQ(Status().samples, 0);
-  EXPECT_EQ(Status().skipped, 2);
+  EXPECT_EQ(Status().samples, 4);
+  EXPECT_EQ(Status().error, "");
+  EXPECT_EQ(Status().state, DriftState::kOk);
+}
+
+// Shortened under the running server: before the mapping was guarded, SIGBUS ended the process.
+TEST_F(DriftMonitorTest, ACheckpointThatIsWrittenOverIsSaidAndServingGoesOn) {
+  StartWatched();
+  const std::string path = directory_.path() + "/stories.gguf";
+  std::filesystem::copy_file(Stories260k(), path);
+  ASSERT_OK(Admit({.name = "stories", .path = path}).status);
+  Serve(2);
+  std::filesystem::resize_file(path, 100'000);
+  Serve(5);
+  EXPECT_EQ(Status().samples, 2);
+  EXPECT_EQ(Status().skipped, 1);  // after which nothing is sampled
+  EXPECT_EQ(Status().state, DriftState::kOk);
   EXPECT_THAT(Status().error, HasSubstr("stories.gguf"));
-  EXPECT_TRUE(Scraped("reason=\"failed\",version=\"1\"} 2"));
+  EXPECT_TRUE(Scraped("reason=\"failed\",version=\"1\"} 1"));
+  EXPECT_THAT(events_.Since(0),
+              Contains(Field(&Event::reason, HasSubstr("nothing can be compared any more"))));
 }
 
 TEST_F(DriftMonitorTest, TheLimitIsTheCertificatesWithinTheBudget) {
