@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "engine/lifecycle/input_profile.h"
 #include "engine/lifecycle/model_pass.h"
 #include "engine/runtime/traffic.h"
 
@@ -33,8 +34,9 @@ class ShadowEvaluator {
  public:
   struct Options {
     int max_positions = 64;
-    double clip = 1;    // of one position's loss
-    uint64_t seed = 0;  // which positions of a long answer
+    double clip = 1;                 // of one position's loss
+    uint64_t seed = 0;               // which positions of a long answer
+    InputProfile* inputs = nullptr;  // sees the pass of the model that serves
   };
   // What the checkpoint's family returns.
   static absl::StatusOr<std::unique_ptr<ShadowEvaluator>> Create(

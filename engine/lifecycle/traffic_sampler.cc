@@ -29,6 +29,8 @@ void Wipe(ServedRequest& request) {
   WipeVector(request.token_types);
 }
 
+void WipeTokens(std::vector<int32_t>& tokens) { WipeVector(tokens); }
+
 TrafficSampler::TrafficSampler(const SamplerOptions& options, uint64_t key, const Clock& clock,
                                std::function<void()> arrived, std::function<void(Skip)> skipped)
     : options_(options),

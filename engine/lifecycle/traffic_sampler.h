@@ -45,7 +45,8 @@ class TrafficSampler final : public TrafficWatch {
   std::deque<ServedRequest> ring_ ABSL_GUARDED_BY(mu_);
 };
 
-// Overwrites the memory of a request's tokens.
+// Overwrites the memory of a request's tokens; of some tokens.
 void Wipe(ServedRequest& request);
+void WipeTokens(std::vector<int32_t>& tokens);
 
 }  // namespace assay

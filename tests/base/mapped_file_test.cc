@@ -76,8 +76,8 @@ TEST(MappedFileDeathTest, OtherBusErrorsAreNotSwallowed) {
   ASSERT_OK_AND_ASSIGN(const auto file, MappedFile::Open(dir.Write("a", "hello")));
   const std::string path = dir.Write("b", std::string(8192, 'x'));
   const int fd = open(path.c_str(), O_RDONLY);
-  const auto* data = static_cast<const volatile char*>(
-      mmap(nullptr, 8192, PROT_READ, MAP_PRIVATE, fd, 0));
+  const auto* data =
+      static_cast<const volatile char*>(mmap(nullptr, 8192, PROT_READ, MAP_PRIVATE, fd, 0));
   close(fd);
   std::filesystem::resize_file(path, 0);
   EXPECT_DEATH(static_cast<void>(data[5000]), "");
