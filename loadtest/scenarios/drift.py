@@ -9,7 +9,8 @@ repository's stories260K, smollm2 for one, with fewer --requests):
   kv       the same with an 8-bit KV cache whose calibrated key scales are spoiled.
   domain   a model with static activation ranges under a policy that allows them, calibrated and judged on text like the traffic; then
            the traffic changes to random tokens, which the ranges were not calibrated for; refresh calibrates with live prompts.
-A real Prometheus scrapes the server with the rules of deploy/prometheus, their windows scaled to a hundredth: AssayDriftViolated must
+Admissions after the first are held up for ten seconds, as long as a model of some size takes: else the violation would be over before
+Prometheus can see it. A real Prometheus scrapes the server with the rules of deploy/prometheus, their windows scaled to a hundredth: AssayDriftViolated must
 fire, and clear once the new version serves. Prints, for each: healthy requests and their verdict, requests and seconds to detection, to
 the alert and to the new version, failed requests, and the events. Exit code 1 when anything is not as it should be.
 """
@@ -51,6 +52,7 @@ class Scenario:
             live.point_at(folder, "server", address)
             live.point_at(folder, "stand_in", address)
             self.prometheus = live.Prometheus(folder)
+            live.wait_until(lambda: self.prometheus.query('up{job="assay"} == 1') and not self.prometheus.get("alerts")["alerts"])
             self.alerts = live.Watch(self.prometheus)
 
     def ask(self, foreign):
@@ -157,6 +159,7 @@ def main():
     parser.add_argument("--without-prometheus", action="store_true")
     options = parser.parse_args()
     os.environ["ASSAY_BUILD_DIR"] = str(options.build)
+    os.environ["SPOILABLE_ADMISSION_SECONDS"] = "0" if options.without_prometheus else "10"
     sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "slow")]
     spoilable = (options.build / "tests" / "e2e" / "spoilable_server", options.model)
     here = pathlib.Path(__file__).parent

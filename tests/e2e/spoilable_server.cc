@@ -1,12 +1,14 @@
 // assay-server whose models go bad on request: at SIGUSR1 the calibrated scales of the KV cache of
 // every version that serves are spoiled, or, where it has none, one weight is overwritten with
-// another layer's (in a copy: what is spoiled is which model Forward runs).
-// Versions that are admitted later are sound. For loadtest/scenarios/drift.py and
-// tests/e2e/drift_test.py.
+// another layer's (in a copy: what is spoiled is which model Forward runs). Versions that are
+// admitted later are sound; SPOILABLE_ADMISSION_SECONDS holds them up for so long. For
+// loadtest/scenarios/drift.py and tests/e2e/drift_test.py.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 
+#include "absl/time/clock.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/model/checkpoint.h"
 #include "server/flags.h"
@@ -67,7 +69,10 @@ int Run(int argc, char** argv) {
   std::signal(SIGUSR1, Spoil);
   const SignalWatcher signals;
   AdmissionHooks hooks;
-  hooks.served = [path](std::shared_ptr<const Model> proven) {
+  const char* hold = std::getenv("SPOILABLE_ADMISSION_SECONDS");
+  const absl::Duration wait = absl::Seconds(hold == nullptr ? 0 : std::atoi(hold));
+  hooks.served = [path, wait](std::shared_ptr<const Model> proven) {
+    if (versions.load() > 0) absl::SleepFor(wait);  // as long as a larger model takes
     return Spoilable(path, std::move(proven));
   };
   const auto server = Server::Start(effective->config, &hooks);
