@@ -183,9 +183,9 @@ void Server::Parts::RecordState(const VersionInfo& version) {
 }
 
 absl::Status Server::Parts::StartHttp() {
-  HttpEndpoint::Sources sources{[this] {
+  HttpEndpoint::Sources sources{[this](ExpositionFormat format) {
                                   metrics.SetGrpcConnections(OpenGrpcConnections());
-                                  return metrics.Scrape();
+                                  return metrics.Scrape(format);
                                 },
                                 [this] { return readiness.Obstacles(); },
                                 [this](std::string_view path) { return status_page.Get(path); }};
@@ -205,7 +205,6 @@ absl::Status Server::Parts::StartGrpc() {
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> observers;
   observers.push_back(NewRpcMetrics(metrics, RealClock()));
   builder.experimental().SetInterceptorCreators(std::move(observers));
-  DeclareRpcs(metrics);
   {
     const QuietGrpc quiet;  // a port in use is said below, in one line
     grpc = builder.BuildAndStart();

@@ -1,0 +1,118 @@
+"""What scrapers get from the real server: both formats, read by the parsers of the official Python client, and exemplars."""
+
+import re
+import urllib.request
+
+import grpc
+import pytest
+from conftest import Assay
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+OPEN_METRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+SPAN = "00f067aa0ba902b7"
+
+
+@pytest.fixture
+def assay(server):
+    return Assay(server.address)
+
+
+def scrape(server, accept):
+    request = urllib.request.Request(f"http://127.0.0.1:{server.http_port()}/metrics", headers={"Accept": accept} if accept else {})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.headers["Content-Type"], answer.read().decode()
+
+
+def call(assay, method, request, *metadata):
+    """An answer, or all of them, to a request with this metadata."""
+    descriptor = assay.service.methods_by_name[method]
+    answer = assay._message(descriptor.output_type.name)
+    make = assay.channel.unary_stream if descriptor.server_streaming else assay.channel.unary_unary
+    done = make("/assay.v1.AssayService/" + method, type(request).SerializeToString, answer.FromString)(
+        request, metadata=metadata, timeout=120)
+    return list(done) if descriptor.server_streaming else done
+
+
+def generate(assay, *metadata):
+    request = assay.message("GenerateRequest", model="stories260k", prompt="Once",
+                            sampling=assay.message("SamplingParams", max_tokens=3))
+    return call(assay, "Generate", request, *metadata)
+
+
+def exemplars(server):
+    """{metric: trace ids} of stories260k's buckets."""
+    found = {}
+    for family in parse_open_metrics(scrape(server, OPEN_METRICS)[1]):
+        for sample in family.samples:
+            if sample.exemplar:
+                assert sample.labels["model"] == "stories260k" and sample.name.endswith("_bucket")
+                assert float(sample.labels["le"]) >= sample.exemplar.value > 0
+                found.setdefault(family.name, set()).add(sample.exemplar.labels["trace_id"])
+    return found
+
+
+def values(families):
+    """{(sample, labels): value}, bounds as numbers; without what changes between two scrapes."""
+    found = {}
+    for family in families:
+        for sample in family.samples:
+            if not re.match("process_|assay_device_", sample.name):
+                labels = {k: float(v) if k == "le" else v for k, v in sample.labels.items()}
+                found[sample.name, tuple(sorted(labels.items()))] = sample.value
+    return found
+
+
+def test_both_formats_say_the_same(server, assay):
+    generate(assay)
+    assay.call("Embed", assay.message("EmbedRequest", model="tiny_bert", texts=["a"]))
+    text_type, text = scrape(server, None)
+    open_type, open_metrics = scrape(server, OPEN_METRICS)
+    assert text_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert open_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert open_metrics.endswith("\n# EOF\n") and "# EOF" not in text
+    as_text, as_open_metrics = values(parse_text(text)), values(parse_open_metrics(open_metrics))
+    assert as_text == pytest.approx(as_open_metrics, rel=1e-15)  # the text has 16 digits
+    assert as_text["assay_llm_generated_tokens_total", (("model", "stories260k"), ("version", "1"))] >= 3
+
+
+def test_families_are_named_once_and_units_are_right(server):
+    families = list(parse_open_metrics(scrape(server, OPEN_METRICS)[1]))
+    names = [family.name for family in families]
+    assert len(set(names)) == len(names) > 60
+    units = {family.name: family.unit for family in families}
+    assert units["assay_inference_queue_duration_seconds"] == units["process_cpu_seconds"] == "seconds"
+    assert units["assay_model_memory_bytes"] == "bytes" and units["assay_model_ready"] == ""
+    assert all(family.documentation for family in families)
+
+
+def test_a_sampled_trace_is_the_exemplar_of_its_buckets(server, assay):
+    generate(assay, ("traceparent", f"00-{TRACE}-{SPAN}-01"))
+    found = exemplars(server)
+    for name in ("assay_inference_request_duration_seconds", "assay_llm_time_to_first_token_seconds"):
+        assert TRACE in found[name]
+
+
+@pytest.mark.parametrize("header", ["", "00", f"00-{'e' * 31}-{SPAN}-01", f"00-{'E' * 32}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01",
+                                    f"00-{'e' * 32}-{'0' * 16}-01", f"ff-{'e' * 32}-{SPAN}-01", f"00-{'e' * 32}-{SPAN}-00",
+                                    f"00-{'e' * 32}-{SPAN}-01-more", '"} 1\\nevil{x="', "e" * 4000])
+def test_another_header_changes_nothing(server, assay, header):
+    answer = generate(assay, ("traceparent", header))
+    assert answer[-1].done
+    assert not {trace for traces in exemplars(server).values() for trace in traces if trace.lower() in ("e" * 32, "0" * 32)}
+    assert "evil" not in scrape(server, OPEN_METRICS)[1]
+
+
+def test_a_failed_request_keeps_its_trace_out_of_other_models(server, assay):
+    request = assay.message("GenerateRequest", model="nobody", prompt="a")
+    with pytest.raises(grpc.RpcError):
+        call(assay, "Generate", request, ("traceparent", f"00-{'c' * 32}-{SPAN}-01"))
+    assert "c" * 32 not in scrape(server, OPEN_METRICS)[1]
+
+
+def test_the_parser_would_find_fault(server):
+    text = scrape(server, OPEN_METRICS)[1]
+    for broken in (text.removesuffix("# EOF\n"), text.replace("requests_total{", "requests{", 1), text.replace('le="1.0"', 'le="x"', 1)):
+        with pytest.raises(ValueError):
+            list(parse_open_metrics(broken))
