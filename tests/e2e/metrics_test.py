@@ -25,20 +25,8 @@ def scrape(server, accept):
         return answer.headers["Content-Type"], answer.read().decode()
 
 
-def call(assay, method, request, *metadata):
-    """An answer, or all of them, to a request with this metadata."""
-    descriptor = assay.service.methods_by_name[method]
-    answer = assay._message(descriptor.output_type.name)
-    make = assay.channel.unary_stream if descriptor.server_streaming else assay.channel.unary_unary
-    done = make("/assay.v1.AssayService/" + method, type(request).SerializeToString, answer.FromString)(
-        request, metadata=metadata, timeout=120)
-    return list(done) if descriptor.server_streaming else done
-
-
-def generate(assay, *metadata):
-    request = assay.message("GenerateRequest", model="stories260k", prompt="Once",
-                            sampling=assay.message("SamplingParams", max_tokens=3))
-    return call(assay, "Generate", request, *metadata)
+def generate(assay, *metadata, model="stories260k"):
+    return list(assay.generate("Once", model=model, metadata=metadata, max_tokens=3))
 
 
 def exemplars(server):
@@ -105,9 +93,8 @@ def test_another_header_changes_nothing(server, assay, header):
 
 
 def test_a_failed_request_keeps_its_trace_out_of_other_models(server, assay):
-    request = assay.message("GenerateRequest", model="nobody", prompt="a")
     with pytest.raises(grpc.RpcError):
-        call(assay, "Generate", request, ("traceparent", f"00-{'c' * 32}-{SPAN}-01"))
+        generate(assay, ("traceparent", f"00-{'c' * 32}-{SPAN}-01"), model="nobody")
     assert "c" * 32 not in scrape(server, OPEN_METRICS)[1]
 
 
