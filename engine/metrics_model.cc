@@ -81,7 +81,6 @@ struct GenerationSeries {
                                      "Time between two tokens of one request", m, TokenGap());
     duration = group.NewHistogram("assay_llm_request_duration_seconds",
                                   "Time from arrival to the last token", m, GenerationTime());
-    prompt_tokens = group.NewCounter("assay_llm_prompt_tokens_total", "Prompt tokens computed", m);
     generated_tokens = group.NewCounter("assay_llm_generated_tokens_total", "Tokens generated", m);
     cache_hits = group.NewCounter("assay_llm_prefix_cache_hit_tokens_total",
                                   "Prompt tokens taken from the prefix cache", m);
@@ -114,7 +113,7 @@ struct GenerationSeries {
   std::atomic<int> kv_total{-1};  // what kv_info says
   TracedHistogram first_token;
   Histogram *inter_token, *duration, *prompt_length, *generated_length;
-  Counter *prompt_tokens, *generated_tokens, *cache_hits, *preemptions;
+  Counter *generated_tokens, *cache_hits, *preemptions;
   Counter* finished[5];
   Gauge *running, *waiting, *kv_used, *kv_cached, *kv_free, *kv_usage, *kv_block_tokens;
 };
@@ -170,8 +169,9 @@ class PrometheusModelMetrics final : public ModelMetrics {
     g.duration->Observe(absl::ToDoubleSeconds(latency));
   }
   void TokensProcessed(int prompt_tokens, int generated_tokens, int prefix_cache_hits) override {
+    prompt_tokens_->Increment(prompt_tokens);
+    if (generated_tokens == 0 && prefix_cache_hits == 0) return;  // encoders never come further
     GenerationSeries& g = Generation();
-    g.prompt_tokens->Increment(prompt_tokens);
     g.generated_tokens->Increment(generated_tokens);
     g.cache_hits->Increment(prefix_cache_hits);
   }
@@ -264,6 +264,8 @@ class PrometheusModelMetrics final : public ModelMetrics {
     batch_size_ = group_.NewHistogram("assay_inference_batch_size",
                                       "Requests merged in one executed batch", m_, BatchSize());
     pending_ = group_.NewGauge("assay_inference_pending_requests", "Requests waiting", m_);
+    prompt_tokens_ =
+        group_.NewCounter("assay_llm_prompt_tokens_total", "Prompt tokens computed", m_);
     running_ = group_.NewGauge("assay_inference_running_requests", "Requests executing", m_);
     group_.NewCounters(rejected_, "assay_inference_rejected_total",
                        "Requests refused before execution", m_, Label("reason", kRejectReasons));
@@ -313,7 +315,8 @@ class PrometheusModelMetrics final : public ModelMetrics {
   TracedHistogram request_time_;
   std::unique_ptr<SeriesGroup> info_, quantization_;
   std::atomic<GenerationSeries*> generation_{nullptr};  // owned; set once
-  Counter *requests_[5], *rejected_[5], *expired_[3], *cancelled_[3], *admissions_[4];
+  Counter *requests_[5], *rejected_[5], *expired_[3], *cancelled_[3], *admissions_[4],
+      *prompt_tokens_;
   Histogram *queue_time_, *compute_time_, *batch_size_;
   Gauge *pending_, *running_, *ready_, *last_swap_, *states_[8], *memory_[4], *stage_times_[16];
 };

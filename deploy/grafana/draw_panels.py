@@ -47,7 +47,7 @@ def short(value, unit):
     for scale, name in scales:
         if abs(value) >= scale:
             return f"{value / (1e3 if name == ' k' else scale):.3g}{name}"
-    text = f"{value:.3g}" + (" B" if unit == "bytes" else "")
+    text = (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}") + (" B" if unit == "bytes" else "")
     return text + (" /s" if unit == "reqps" else "")
 
 
@@ -114,10 +114,12 @@ def draw_lines(axes, panel, span):
         for limit in defaults["thresholds"]["steps"]:
             if limit["value"] is not None:
                 axes.axhline(limit["value"], color=NAMED.get(limit["color"], limit["color"]), linestyle="--", linewidth=0.8)
-    low, high = axes.get_ylim()
-    if "min" in defaults or all(value >= 0 for _, points in moving for _, value in points):
-        low = 0
-    axes.set_ylim(low, defaults.get("max", high if high > low else low + 1))
+    values = [value for _, points in moving for _, value in points]
+    values += [line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"]
+    low, high = min([0, *values]), max([0, *values])
+    if high == low:
+        high = low + (0.01 if defaults["unit"] == "percentunit" else 1)
+    axes.set_ylim(low, defaults.get("max", high + 0.08 * (high - low)))
     finish_time_axis(axes, span)
     axes.yaxis.set_major_locator(plt.MaxNLocator(5))
     axes.yaxis.set_major_formatter(lambda value, _: short(value, defaults["unit"]))
@@ -134,6 +136,10 @@ def draw_legend(axes, names, at_zero):
     if shown and any(shown):
         axes.legend(handles, [name[:34] for name in shown], loc="upper left", bbox_to_anchor=(0, -0.11), ncols=2, frameon=False,
                     fontsize=6, handlelength=1.2, columnspacing=1, labelspacing=0.2, borderpad=0)
+    draw_rest(axes, rest, at_zero)
+
+
+def draw_rest(axes, rest, at_zero):
     more = [f"{rest} more"] * (rest > 0) + [f"{at_zero} at 0"] * (at_zero > 0)
     if more:
         axes.text(1, 1.02, "+ " + ", ".join(more), transform=axes.transAxes, ha="right", fontsize=6, color="#777777")
@@ -217,7 +223,7 @@ def draw_bars(axes, panel, _):
     axes.set_xticks([])
     for side in ("top", "right", "bottom"):
         axes.spines[side].set_visible(False)
-    draw_legend(axes, [f"+ {len(dropped)}"] if False else [], len(values) - len(shown) - len(dropped))
+    draw_rest(axes, len(dropped), len(values) - len(shown) - len(dropped))
 
 
 def draw_states(axes, panel, span):
@@ -278,7 +284,7 @@ def draw_board(board, span):
                                             edgecolor="#dddddd", linewidth=0.6, transform=figure.transFigure, zorder=-1))
         figure.text(left + 0.13 / WIDTH, bottom + tall - 0.17 / inches, panel["title"], fontsize=8.5, weight="bold", va="center")
         bar, flat = panel["type"] == "bargauge", panel["type"] in ("stat", "table")
-        edge_left = 1.45 if bar else 0.15 if flat else 0.62
+        edge_left = 1.6 if bar else 0.15 if flat else 0.95 if panel["type"] == "state-timeline" else 0.62
         edge_bottom = 0.1 if flat or bar else 0.24 if panel["type"] in ("heatmap", "state-timeline") else 0.58
         axes = figure.add_axes([left + edge_left / WIDTH, bottom + edge_bottom / inches, width - (edge_left + 0.15) / WIDTH,
                                 tall - (edge_bottom + 0.34) / inches])

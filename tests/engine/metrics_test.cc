@@ -44,8 +44,19 @@ TEST(MetricsTest, EverySeriesOfAModelExistsAtZero) {
         R"(assay_build_info{backend="cpu",revision="abc",version="0.1.0"} 1)"}) {
     EXPECT_THAT(scrape, HasSubstr(series));
   }
-  // An encoder never gets the series of text generation.
-  EXPECT_THAT(scrape, Not(HasSubstr("assay_llm_")));
+}
+
+TEST(MetricsTest, AnEncoderHasNoSeriesOfTextGenerationButItsTokens) {
+  Metrics metrics("0.1.0", "cpu");
+  const auto model = metrics.ForModel("m", 1);
+  const size_t before = NumSeries(metrics.Scrape());
+  model->Queued(absl::Milliseconds(1));
+  model->StepDone(2, absl::Milliseconds(1));
+  model->TokensProcessed(20, 0, 0);  // as the encoders' engine calls it
+  model->SetLoad(0, 0);
+  const std::string scrape = metrics.Scrape();
+  EXPECT_THAT(scrape, HasSubstr("assay_llm_prompt_tokens_total{model=\"m\",version=\"1\"} 20\n"));
+  EXPECT_EQ(NumSeries(scrape), before);
 }
 
 TEST(MetricsTest, GenerationSeriesAppearTogetherAtTheFirstSign) {
