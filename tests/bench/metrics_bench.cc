@@ -11,6 +11,7 @@
 #include "engine/metrics.h"
 #include "proto/open_inference/grpc_service.grpc.pb.h"
 #include "server/rpc_metrics.h"
+#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -50,19 +51,27 @@ BENCHMARK_CAPTURE(BM_Request, untraced, TraceId{})->Arg(1)->Arg(8)->Arg(64);
 BENCHMARK_CAPTURE(BM_Request, traced, TraceId{1, 2})->Arg(1)->Arg(8)->Arg(64);
 
 class LiveService final : public inference::GRPCInferenceService::CallbackService {
+ public:
+  explicit LiveService(bool reads_trace) : reads_trace_(reads_trace) {}
+
+ private:
   grpc::ServerUnaryReactor* ServerLive(grpc::CallbackServerContext* context,
                                        const inference::ServerLiveRequest*,
                                        inference::ServerLiveResponse*) override {
+    if (reads_trace_) benchmark::DoNotOptimize(TraceOf(*context));
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);
     return reactor;
   }
+
+  const bool reads_trace_;
 };
 
-// Time of client and server together: the difference of the two is the interceptor's.
+// Time of client and server together: the difference of the two is the interceptor's and that of
+// looking for a trace.
 void BM_Rpc(benchmark::State& state, bool observed) {
   Metrics metrics("0.1.0", "cpu");
-  LiveService service;
+  LiveService service(observed);
   grpc::ServerBuilder builder;
   builder.RegisterService(&service);
   if (observed) {

@@ -297,11 +297,16 @@ TEST(MetricsTest, ScrapesWhileModelsComeAndGo) {
   std::thread churn([&metrics] {
     for (int i = 0; i < 200; ++i) {
       const auto model = metrics.ForModel("m", i % 3);
-      model->SetKvBlocks(1, 1, 4);
+      model->SetKvBlocks(1, 1, 4 + i);
+      model->FirstToken(absl::Milliseconds(i), {1, 2});
       model->AdmissionStageDone("open", absl::Seconds(1));
+      metrics.ForRpc("S", "M", "unary").Done(i % 17, absl::Milliseconds(1), 1, 1);
     }
   });
-  for (int i = 0; i < 20; ++i) EXPECT_THAT(metrics.Scrape(), HasSubstr("assay_build_info"));
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_THAT(metrics.Scrape(), HasSubstr("assay_build_info"));
+    EXPECT_THAT(metrics.Scrape(ExpositionFormat::kOpenMetrics), testing::EndsWith("# EOF\n"));
+  }
   churn.join();
 }
 
