@@ -159,12 +159,15 @@ struct Server::Parts {
 };
 
 // Changes of state are events; what ends is no longer watched. The admission's stages, which are
-// many, are told by its progress.
+// many, are told by its progress, and its states are set in the metrics by the admission itself.
 void Server::Parts::RecordState(const VersionInfo& version) {
   const bool ends =
       version.state == VersionState::kDraining || version.state == VersionState::kRetired ||
       version.state == VersionState::kRejected || version.state == VersionState::kFailed;
   if (ends) drift.Forget(version.name, version.version);
+  if (version.state == VersionState::kDraining) {
+    metrics.ForModel(version.name, version.version)->SetState("draining");
+  }
   {
     MutexLock lock(mu);
     const auto [known, first] =

@@ -24,8 +24,8 @@ from PIL import Image  # noqa: E402
 COLUMNS, WIDTH, UNIT = 24, 15.0, 0.29  # inches: of the picture, of one unit of height in the grid
 COLORS = ["#3274d9", "#e0752d", "#37872d", "#a352cc", "#c4162a", "#0a9ba8", "#b08800", "#7f6ec7", "#6f6f6f", "#d64f9b"]
 NAMED = {"green": "#37872d", "yellow": "#e0b400", "red": "#c4162a", "gray": "#8e8e8e", "transparent": "#f2f3f5"}
-MOST_LEGENDS = 5
-MOST_COLORS = 96  # of a picture: keeps the files small
+MOST_LEGENDS = 6  # of a panel of a third of the width; twice as many of a wider one
+MOST_COLORS = 256  # of a picture: keeps the files small
 plt.rcParams.update({"font.size": 7.5, "axes.edgecolor": "#c8c8c8", "axes.linewidth": 0.6, "xtick.color": "#555555",
                      "ytick.color": "#555555", "font.family": "DejaVu Sans"})
 
@@ -35,7 +35,7 @@ def short(value, unit):
     if value is None or math.isnan(value):
         return "-"
     if unit == "percentunit":
-        return f"{100 * value:.3g} %"
+        return f"{100 * value:.0f} %" if abs(value) >= 10 else f"{100 * value:.3g} %"
     if unit == "s":
         if abs(value) >= 60:
             return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
@@ -121,20 +121,24 @@ def draw_lines(axes, panel, span):
         high = low + (0.01 if defaults["unit"] == "percentunit" else 1)
     axes.set_ylim(low, defaults.get("max", high + 0.08 * (high - low)))
     finish_time_axis(axes, span)
-    axes.yaxis.set_major_locator(plt.MaxNLocator(5))
+    if defaults["unit"] == "bytes":  # round in binary units
+        scale = next((scale for scale in (2**30, 2**20, 2**10) if high >= 2 * scale), 1)
+        axes.set_yticks([tick * scale for tick in plt.MaxNLocator(5).tick_values(0, high / scale) if tick * scale <= axes.get_ylim()[1]])
+    else:
+        axes.yaxis.set_major_locator(plt.MaxNLocator(5))
     axes.yaxis.set_major_formatter(lambda value, _: short(value, defaults["unit"]))
     axes.grid(True, color="#ececec", linewidth=0.6)
-    draw_legend(axes, [name for name, _ in moving], len(series) - len(moving))
+    draw_legend(axes, [name for name, _ in moving], len(series) - len(moving), panel["gridPos"]["w"] > 12)
     if not series:
         nothing(axes)
 
 
-def draw_legend(axes, names, at_zero):
-    shown = names[:MOST_LEGENDS]
+def draw_legend(axes, names, at_zero, wide):
+    shown = names[:MOST_LEGENDS * (1 + wide)]
     rest = len(names) - len(shown)
     handles = axes.get_lines()[:len(shown)]
     if shown and any(shown):
-        axes.legend(handles, [name[:34] for name in shown], loc="upper left", bbox_to_anchor=(0, -0.11), ncols=2, frameon=False,
+        axes.legend(handles, [name[:34] for name in shown], loc="upper left", bbox_to_anchor=(0, -0.11), ncols=4 if wide else 2, frameon=False,
                     fontsize=6, handlelength=1.2, columnspacing=1, labelspacing=0.2, borderpad=0)
     draw_rest(axes, rest, at_zero)
 
@@ -239,7 +243,11 @@ def draw_states(axes, panel, span):
         for state, times in of.items():
             color = colors.get(state, COLORS[states.index(state) % len(COLORS)])
             axes.barh(i, [2.4] * len(times), left=[at - span[0] - 2 for at in times], color=color, height=0.6)
-            axes.text(times[-1] - span[0] - 4, i, state, ha="right", va="center", fontsize=6.5, color="white")
+            fits = times[-1] - times[0] > 0.15 * (span[1] - span[0])
+            if not fits and times[-1] < max(max(other) for other in of.values()):
+                continue  # a later state is written there
+            axes.text(times[-1] - span[0] + (-4 if fits else 4), i, state, ha="right" if fits else "left", va="center", fontsize=6.5,
+                      color="white" if fits else "black")
     axes.set_yticks(range(len(rows)), sorted(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     finish_time_axis(axes, span)

@@ -189,9 +189,10 @@ def batching_memory():
         ("Memory", [
             panel("By model and kind", LINES, "bytes", "Weights, KV cache, workspace, reference.",
                   (gauge("assay_model_memory_bytes", "model, version, kind"), f"{NAME} {{{{kind}}}}"), min=0),
-            panel("Process and host", LINES, "bytes", "Resident memory; what the host, or its cgroup, has left.",
-                  (gauge("process_resident_memory_bytes", "instance", PROCESS), "resident {{instance}}"),
-                  (gauge("assay_device_memory_bytes", "instance", f'{PROCESS},state="available"'), "left {{instance}}"), min=0),
+            panel("Process", LINES, "bytes", "Resident memory.",
+                  (gauge("process_resident_memory_bytes", "instance", PROCESS), "{{instance}}"), min=0),
+            panel("Devices", LINES, "bytes", "Memory of the host, or what its cgroup allows.",
+                  (gauge("assay_device_memory_bytes", "instance, device, state", PROCESS), "{{instance}} {{device}} {{state}}"), min=0),
             panel("All models together", LINES, "none", "Waiting and running requests and the KV cache's use, for routers.",
                   (gauge("assay_process_pending_requests", "instance", PROCESS), "waiting {{instance}}"),
                   (gauge("assay_process_running_requests", "instance", PROCESS), "running {{instance}}"),

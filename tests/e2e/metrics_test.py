@@ -5,7 +5,7 @@ import urllib.request
 
 import grpc
 import pytest
-from conftest import Assay
+from conftest import ROOT, Assay, wait_until
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -96,6 +96,22 @@ def test_a_failed_request_keeps_its_trace_out_of_other_models(server, assay):
     with pytest.raises(grpc.RpcError):
         generate(assay, ("traceparent", f"00-{'c' * 32}-{SPAN}-01"), model="nobody")
     assert "c" * 32 not in scrape(server, OPEN_METRICS)[1]
+
+
+def test_a_version_that_drains_is_not_ready(own_server):
+    server = own_server("--engine-max-sequences", "1", "--engine-max-queue", "64")
+    assay = Assay(server.address)
+    streams = [assay.generate("Once", max_tokens=400, ignore_eos=True) for _ in range(60)]  # one after the other: seconds
+    wait_until(lambda: server.load() > 20)
+    path = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
+    stages = list(assay.call("Admit", assay.message("AdmitRequest", name="stories260k", path=str(path))))
+    assert stages[-1].verdict == "admitted"
+    assert server.metric('^assay_model_state{model="stories260k",state="draining",version="1"}') == 1
+    assert server.metric('^assay_model_state{model="stories260k",state="serving",version="1"}') == 0
+    assert server.metric('^assay_model_ready{model="stories260k",version="1"}') == 0
+    assert server.metric('^assay_model_ready{model="stories260k",version="2"}') == 1
+    for stream in streams:
+        assert list(stream)[-1].done
 
 
 def test_the_parser_would_find_fault(server):
