@@ -1,6 +1,11 @@
 // A file mapped read-only. The only place that opens and maps files for reading tensors.
+//
+// A file that somebody shortens while it is mapped does not end the process: what is gone reads as
+// zeros from then on, and Unchanged() says so. Whoever must rely on what was read asks it
+// afterwards.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -11,8 +16,9 @@ namespace assay {
 
 class MappedFile {
  public:
-  // NotFound, PermissionDenied, InvalidArgument (not a regular file); an empty file maps to an
-  // empty span.
+  // NotFound, PermissionDenied, InvalidArgument (not a regular file), ResourceExhausted (more than
+  // kMaxMapped files at once); an empty file maps to an empty span.
+  static constexpr size_t kMaxMapped = 4096;
   static absl::StatusOr<std::shared_ptr<const MappedFile>> Open(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -23,13 +29,20 @@ class MappedFile {
   // Tells the kernel that [offset, offset+length) will not be needed soon; the pages leave the
   // resident set.
   void DropResident(size_t offset, size_t length) const;
+  // DataLoss where the file that was opened has another size or time of change by now, whatever
+  // lies under its path.
+  absl::Status Unchanged() const;
 
  private:
-  MappedFile(std::string path, const std::byte* data, size_t size)
-      : path_(std::move(path)), data_(data), size_(size) {}
+  struct Guard;  // what the signal handler knows of a mapping
+  struct Guards;
+  MappedFile() = default;
   std::string path_;
-  const std::byte* data_;
-  size_t size_;
+  int fd_ = -1;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  int64_t modified_ns_ = 0;
+  Guard* guard_ = nullptr;
 };
 
 // The whole file as text. NotFound with the path.

@@ -19,6 +19,23 @@ std::string Dump(const ordered_json& json) {
   return json.dump(2, ' ', false, ordered_json::error_handler_t::replace);
 }
 
+ordered_json ToJson(const assay::v1::InputDrift& input) {
+  const auto known = [](bool is, double value) {
+    return is ? ordered_json(value) : ordered_json(nullptr);
+  };
+  return {{"shifted", input.shifted()},
+          {"cause", input.cause()},
+          {"requests", input.requests()},
+          {"saturation", known(input.has_saturation(), input.saturation())},
+          {"saturation_admitted", input.saturation_admitted()},
+          {"saturated_layer", input.saturated_layer()},
+          {"range", known(input.has_range(), input.range())},
+          {"range_layer", input.range_layer()},
+          {"outlier_overlap", known(input.has_outlier_overlap(), input.outlier_overlap())},
+          {"length_psi", known(input.has_length_psi(), input.length_psi())},
+          {"token_psi", known(input.has_token_psi(), input.token_psi())}};
+}
+
 ordered_json ToJson(const assay::v1::GetDriftResponse& response) {
   ordered_json models = ordered_json::array();
   for (const auto& m : response.models()) {
@@ -46,7 +63,8 @@ ordered_json ToJson(const assay::v1::GetDriftResponse& response) {
                       {"waiting", m.waiting()},
                       {"last", m.last()},
                       {"violated_at", m.violated_at()},
-                      {"error", m.error()}});
+                      {"error", m.error()},
+                      {"input", ToJson(m.input())}});
   }
   return {{"rate", response.rate()}, {"action", response.action()}, {"models", models}};
 }
@@ -77,6 +95,27 @@ std::vector<std::string> Row(const assay::v1::DriftSummary& m) {
                                 : "a change above the limit"};
 }
 
+// What is put into the models, against what they were admitted for.
+void PrintInput(const assay::v1::GetDriftResponse& response) {
+  const auto known = [](bool is, const char* format, double value) {
+    return is ? absl::StrFormat(*absl::ParsedFormat<'g'>::New(format), value) : std::string("-");
+  };
+  std::vector<std::vector<std::string>> rows{{"INPUT", "VERSION", "STATE", "CUT OFF", "RANGE",
+                                              "OUTLIERS", "LENGTH PSI", "TOKEN PSI", "WHY"}};
+  for (const auto& m : response.models()) {
+    const assay::v1::InputDrift& in = m.input();
+    rows.push_back({m.model(), absl::StrCat(m.version()),
+                    in.shifted() ? Paint("SHIFTED", Color::kYellow, stdout)
+                                 : Paint("OK", Color::kGreen, stdout),
+                    known(in.has_saturation(), "%.3g %%", 100 * in.saturation()),
+                    known(in.has_range(), "%.3gx", in.range()),
+                    known(in.has_outlier_overlap(), "%.3g %%", 100 * in.outlier_overlap()),
+                    known(in.has_length_psi(), "%.2g", in.length_psi()),
+                    known(in.has_token_psi(), "%.2g", in.token_psi()), in.cause()});
+  }
+  std::printf("\n%s", FormatTable(rows).c_str());
+}
+
 int RunDrift(const GlobalOptions& global, const std::string& model, bool json) {
   const Client client(global);
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
@@ -104,6 +143,7 @@ int RunDrift(const GlobalOptions& global, const std::string& model, bool json) {
                                               "BAND", "LIMIT", "TOP-1", "REQUESTS", "LAST", "WHY"}};
   for (const auto& m : response.models()) rows.push_back(Row(m));
   std::fputs(FormatTable(rows).c_str(), stdout);
+  PrintInput(response);
   return kExitOk;
 }
 

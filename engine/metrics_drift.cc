@@ -10,7 +10,8 @@ namespace {
 constexpr const char* kResults[] = {"match", "mismatch"};
 constexpr const char* kStates[] = {"ok", "warn", "violated"};
 constexpr const char* kSkips[] = {"ring_full", "too_long", "failed", "not_serving"};
-constexpr const char* kActions[] = {"alert", "refresh", "roll_back", "serve_reference"};
+constexpr const char* kActions[] = {"alert", "refresh", "raise_precision", "roll_back",
+                                    "serve_reference"};
 
 class PrometheusDriftMetrics final : public DriftMetrics {
  public:
@@ -47,6 +48,23 @@ class PrometheusDriftMetrics final : public DriftMetrics {
                               "Evidence of a change above the limit; 1 = none", m_);
     last_ = group_.NewGauge("assay_drift_last_evaluation_timestamp_seconds",
                             "When a request was last computed again, Unix time", m_);
+    shifted_ = group_.NewGauge("assay_drift_input_shifted",
+                               "1 when the input is not what the version was admitted for", m_);
+    saturation_ = group_.NewGauge(
+        "assay_drift_input_saturation_ratio",
+        "Share of a linear's input that its static scale cuts off, where it is worst", m_);
+    range_ = group_.NewGauge("assay_drift_input_range_ratio",
+                             "Largest input of a linear / the largest at admission, at most", m_);
+    overlap_ = group_.NewGauge("assay_drift_input_outlier_overlap_ratio",
+                               "Outlier channels at admission that still are, of all that are or "
+                               "were",
+                               m_);
+    const char* help = "Population stability index against the first requests";
+    length_psi_ =
+        group_.NewGauge("assay_drift_input_psi_ratio", help, With(m_, "statistic", "length"));
+    token_psi_ =
+        group_.NewGauge("assay_drift_input_psi_ratio", help, With(m_, "statistic", "token"));
+    SetInput({});
   }
 
   void ShadowDone(bool match, int tokens, double cpu_seconds) override {
@@ -55,6 +73,14 @@ class PrometheusDriftMetrics final : public DriftMetrics {
     cpu_->Increment(cpu_seconds);
   }
   void Skipped(DriftSkip why) override { skips_[static_cast<int>(why)]->Increment(); }
+  void SetInput(const InputGauges& gauges) override {
+    shifted_->Set(gauges.shifted ? 1 : 0);
+    saturation_->Set(gauges.saturation);
+    range_->Set(gauges.range);
+    overlap_->Set(gauges.outlier_overlap);
+    length_psi_->Set(gauges.length_psi);
+    token_psi_->Set(gauges.token_psi);
+  }
   void Acted(DriftAction action) override { actions_[static_cast<int>(action)]->Increment(); }
   void Set(const DriftGauges& gauges) override {
     for (int i = 0; i < static_cast<int>(std::size(kStates)); ++i)
@@ -78,8 +104,9 @@ class PrometheusDriftMetrics final : public DriftMetrics {
 
   const Labels m_;
   SeriesGroup group_;
-  Counter *results_[2], *skips_[4], *actions_[4], *tokens_, *cpu_;
+  Counter *results_[2], *skips_[4], *actions_[5], *tokens_, *cpu_;
   Gauge *states_[3], *score_, *low_, *high_, *threshold_, *e_value_, *change_, *last_;
+  Gauge *shifted_, *saturation_, *range_, *overlap_, *length_psi_, *token_psi_;
   Gauge *flip_ = nullptr, *flip_threshold_ = nullptr;
 };
 

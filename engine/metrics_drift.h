@@ -8,8 +8,9 @@
 namespace assay {
 
 enum class DriftSkip { kRingFull, kTooLong, kFailed, kNotServing };
-enum class DriftAction { kAlert, kRefresh, kRollBack, kServeReference };
-std::string_view Name(DriftAction action);  // "alert", "refresh", "roll_back", "serve_reference"
+enum class DriftAction { kAlert, kRefresh, kRaisePrecision, kRollBack, kServeReference };
+// "alert", "refresh", "raise_precision", "roll_back", "serve_reference"
+std::string_view Name(DriftAction action);
 
 struct DriftGauges {
   int state = 0;                                       // 0 OK, 1 WARN, 2 VIOLATED
@@ -19,12 +20,19 @@ struct DriftGauges {
   absl::Time last;
 };
 
+// Of the input (engine/lifecycle/input_drift.h); what is not known is 0, an overlap 1.
+struct InputGauges {
+  bool shifted = false;
+  double saturation = 0, range = 0, outlier_overlap = 1, length_psi = 0, token_psi = 0;
+};
+
 class DriftMetrics {
  public:
   virtual ~DriftMetrics() = default;  // removes the series
   virtual void ShadowDone(bool match, int tokens, double cpu_seconds) = 0;
   virtual void Skipped(DriftSkip why) = 0;
   virtual void Set(const DriftGauges& gauges) = 0;
+  virtual void SetInput(const InputGauges& gauges) = 0;
   virtual void Acted(DriftAction action) = 0;
 };
 

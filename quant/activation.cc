@@ -217,6 +217,21 @@ absl::Status WriteActivationParams(const ActivationParams& params, ActivationMod
   return absl::OkStatus();
 }
 
+std::optional<StaticRange> StaticRangeOf(ActivationMode mode, const ActivationParams& params) {
+  switch (mode) {
+    case ActivationMode::kA8Tensor:
+    case ActivationMode::kA8Mix: {
+      // What still rounds to the first and the last code.
+      const auto zero = static_cast<float>(params.zero);
+      return StaticRange{(-128.5f - zero) * params.scale, (127.5f - zero) * params.scale};
+    }
+    case ActivationMode::kFp8Tensor:
+      return StaticRange{-448.0f * params.scale, 448.0f * params.scale};
+    default:
+      return std::nullopt;
+  }
+}
+
 float QuantizeRow(ActivationMode mode, const ActivationParams& params, RowPhase phase,
                   std::span<const float> x, std::span<int16_t> codes) {
   if (mode == ActivationMode::kA8Tensor || (mode == ActivationMode::kA8Mix && phase.decode))

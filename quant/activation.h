@@ -23,6 +23,7 @@
 // batch; a4_token: QuaRot; fp8_block: DeepSeek-V3's activations, 1 x 128.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "quant/scheme.h"
@@ -47,6 +48,13 @@ absl::StatusOr<ActivationParams> ReadActivationParams(const QuantizedTensor& w,
 // ResourceExhausted.
 absl::Status WriteActivationParams(const ActivationParams& params, ActivationMode mode,
                                    QuantizedTensor& w);
+
+// What codes of a calibrated scale stand for; x outside of it is cut off. Of a8_mix: in decode.
+struct StaticRange {
+  float low = 0, high = 0;
+};
+// nullopt: the mode finds its scales from x.
+std::optional<StaticRange> StaticRangeOf(ActivationMode mode, const ActivationParams& params);
 
 // The modes in which x is replaced by codes: all but a16.
 inline bool HasCodes(ActivationMode mode) { return mode != ActivationMode::kA16; }

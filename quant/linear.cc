@@ -64,6 +64,10 @@ absl::StatusOr<QuantizedLinear> QuantizedLinear::Create(const QuantizedTensor& w
   linear.problem_ = {w.shape, w.scheme, options.activation, DeviceKind::kCpu};
   ASSIGN_OR_RETURN(linear.parts_, MakeParts(w));
   ASSIGN_OR_RETURN(linear.keys_, ReadKeyParts(w));
+  if (!linear.rotates_input()) {
+    const absl::StatusOr<ActivationParams> params = ReadActivationParams(w, options.activation);
+    if (params.ok()) linear.static_range_ = StaticRangeOf(options.activation, *params);
+  }
   for (const LinearKernel* kernel : AllLinearKernels()) {
     if (!options.kernel.empty() && kernel->name() != options.kernel) continue;
     // A kernel may find out only when it packs that it cannot: onednn_int8 tries its numbers there.

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/arena.h"
+#include "quant/activation.h"
 #include "quant/linear_parts.h"
 #include "quant/scheme.h"
 
@@ -99,6 +100,9 @@ class QuantizedLinear {
   int64_t low_rank() const;  // of the branch, 0 without one
   // How the keys that it gives are stored and multiplied; null: nothing is said.
   const KeyParts* keys() const { return keys_.has_value() ? &*keys_ : nullptr; }
+  // Of the input as Forward is given it; nullopt: its scales are found from it, or it is rotated
+  // before they apply.
+  std::optional<StaticRange> static_range() const { return static_range_; }
   // One line per kernel that was asked before the chosen one: "onednn_int8: CPU has no VNNI".
   const std::vector<std::string>& refusals() const { return refusals_; }
 
@@ -118,6 +122,7 @@ class QuantizedLinear {
   Tensor bias_;
   std::unique_ptr<const Parts> parts_;  // null: none
   std::optional<KeyParts> keys_;
+  std::optional<StaticRange> static_range_;
   std::vector<std::string> refusals_;
 };
 

@@ -201,6 +201,7 @@ constexpr Choice<LogFormat> kFormats[] = {{"text", LogFormat::kText}, {"json", L
 
 constexpr Choice<DriftAction> kDriftActions[] = {{"alert", DriftAction::kAlert},
                                                  {"refresh", DriftAction::kRefresh},
+                                                 {"raise_precision", DriftAction::kRaisePrecision},
                                                  {"roll_back", DriftAction::kRollBack},
                                                  {"serve_reference", DriftAction::kServeReference}};
 
@@ -298,9 +299,13 @@ std::vector<ConfigOption> DriftOptionsTable() {
              1e6, ASSAY_FIELD(drift.tolerance)),
       Number("drift.alpha", "Chance of ever calling a good version VIOLATED", 1e-12, 0.5,
              ASSAY_FIELD(drift.alpha)),
-      OneOf("drift.action",
-            "When a version is VIOLATED: alert, refresh, roll_back, serve_reference", kDriftActions,
-            ASSAY_FIELD(drift_action)),
+      OneOf(
+          "drift.action",
+          "When a version is VIOLATED: alert, refresh, raise_precision, roll_back, serve_reference",
+          kDriftActions, ASSAY_FIELD(drift_action)),
+      Integer("drift.calibration_requests",
+              "Prompts kept in memory, for refresh and raise_precision to calibrate with; 0: none",
+              0, 4096, ASSAY_FIELD(drift.calibration_requests)),
   };
 }
 

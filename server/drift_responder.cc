@@ -1,19 +1,83 @@
 #include "server/drift_responder.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "quant/policy/recipe_list.h"
 
 namespace assay {
 namespace {
 
-// A recipe that can be asked for by name; else the policy chooses, as it did before.
-std::string RecipeOf(const VersionInfo& version) {
-  if (version.report == nullptr) return "";
-  const std::string& name = version.report->decision.recipe.name;
-  return FindLadder(name).ok() ? name : "";
+// Fewer prompts, or fewer tokens in them, are no calibration set.
+constexpr int kFewestPrompts = 32;
+constexpr int64_t kFewestTokens = 2048;
+// Of the layers that are quantized, how many raise_precision takes out at a time.
+constexpr double kRaised = 0.1;
+
+// As it was asked for: a ladder by its name is climbed again, anything else is taken as it served.
+void TakeRecipe(const VersionInfo& version, AdmissionRequest& request) {
+  if (version.report == nullptr) return;
+  const Recipe& recipe = version.report->decision.recipe;
+  if (FindLadder(recipe.name).ok()) {
+    request.recipe = recipe.name;
+  } else {
+    request.exact = recipe;
+  }
+}
+
+// Of quantized layers those whose outputs are least accurate, and the one whose input its static
+// scale cuts off.
+std::vector<std::string> WorstLayers(const AdmissionReport& report, const DriftStatus& status) {
+  std::vector<std::pair<double, std::string>> by_accuracy;
+  for (const LayerReport& layer : report.layers) {
+    const absl::StatusOr<const QuantScheme*> scheme = FindScheme(layer.scheme);
+    if (scheme.ok() && (*scheme)->is_floating()) continue;
+    const bool cut = status.input.shifted && layer.name == status.input.saturated_layer;
+    by_accuracy.emplace_back(cut ? -1e9 : layer.output_sqnr_db, layer.name);
+  }
+  std::sort(by_accuracy.begin(), by_accuracy.end());
+  const auto count = static_cast<size_t>(std::ceil(kRaised * by_accuracy.size()));
+  std::vector<std::string> worst;
+  for (size_t i = 0; i < count; ++i) worst.push_back(by_accuracy[i].second);
+  return worst;
 }
 
 }  // namespace
+
+void DriftResponder::Again(const DriftStatus& status, const VersionInfo& version,
+                           Answer& answer) const {
+  TakeRecipe(version, answer.request);
+  absl::StrAppend(&answer.reason, "admitting the checkpoint again");
+  // Where memory went bad, the calibration was not at fault.
+  if (status.replay_difference > DriftMonitor::kReplayTolerance) return;
+  std::string prompts = monitor_.Prompts(status.model, status.version);
+  const auto count = std::count(prompts.begin(), prompts.end(), '\n');
+  const auto tokens = std::count(prompts.begin(), prompts.end(), ',') + count;
+  if (count < kFewestPrompts || tokens < kFewestTokens) return;
+  absl::StrAppend(&answer.reason, ", what is calibrated with ", count, " live prompts");
+  answer.request.traffic = std::move(prompts);
+}
+
+DriftResponder::Answer DriftResponder::RollBack(const DriftStatus& status, Answer answer) const {
+  std::optional<VersionInfo> previous;
+  for (VersionInfo& version : registry_.List()) {
+    const bool served = version.state == VersionState::kRetired && version.report != nullptr &&
+                        version.report->verdict == "admitted";
+    if (version.name == status.model && version.version < status.version && served)
+      previous = std::move(version);
+  }
+  if (previous.has_value()) {
+    answer.request.path = previous->path;
+    TakeRecipe(*previous, answer.request);
+    answer.reason = absl::StrCat("admitting what version ", previous->version, " served");
+    return answer;
+  }
+  answer.action = DriftAction::kRefresh;
+  answer.reason = "no earlier version has served: ";
+  return answer;
+}
 
 DriftResponder::Answer DriftResponder::Decide(const DriftStatus& status) const {
   Answer answer{.action = action_, .request = {.name = status.model}, .reason = ""};
@@ -31,25 +95,20 @@ DriftResponder::Answer DriftResponder::Decide(const DriftStatus& status) const {
     return answer;
   }
   if (action_ == DriftAction::kRollBack) {
-    const VersionInfo* previous = nullptr;
-    const std::vector<VersionInfo> all = registry_.List();
-    for (const VersionInfo& version : all) {
-      const bool served = version.state == VersionState::kRetired && version.report != nullptr &&
-                          version.report->verdict == "admitted";
-      if (version.name == status.model && version.version < status.version && served)
-        previous = &version;
-    }
-    if (previous != nullptr) {
-      answer.request.path = previous->path;
-      answer.request.recipe = RecipeOf(*previous);
-      answer.reason = absl::StrCat("admitting what version ", previous->version, " served");
-      return answer;
-    }
-    answer.action = DriftAction::kRefresh;
-    answer.reason = "no earlier version has served: ";
+    answer = RollBack(status, std::move(answer));
+    if (answer.action == DriftAction::kRollBack) return answer;
   }
-  answer.request.recipe = RecipeOf(*now);
-  absl::StrAppend(&answer.reason, "admitting the checkpoint again");
+  Again(status, *now, answer);
+  if (action_ != DriftAction::kRaisePrecision || now->report == nullptr) return answer;
+  answer.request.keep = WorstLayers(*now->report, status);
+  if (answer.request.keep.empty()) {
+    answer.action = DriftAction::kRefresh;
+    absl::StrAppend(&answer.reason, "; no layer is left to raise");
+  } else {
+    absl::StrAppend(&answer.reason, ", ", answer.request.keep.size(), " layers in ",
+                    now->report->decision.recipe.fallback_scheme, ": ",
+                    absl::StrJoin(answer.request.keep, ", "));
+  }
   return answer;
 }
 
@@ -69,23 +128,40 @@ void DriftResponder::Act(const DriftStatus& status) {
     return Tell(status, LogLevel::kWarning, absl::StrCat(name, ": ", answer.reason));
   }
   if (!answered_.insert({status.model, status.version}).second) return;
-  const auto sink = [this, status, name](const AdmissionProgress& progress) {
-    if (!progress.done) return;
-    Tell(status, progress.status.ok() ? LogLevel::kInfo : LogLevel::kError,
-         progress.status.ok()
-             ? absl::StrCat(name, " done: version ", progress.version, " serves")
-             : absl::StrCat(name, " failed, version ", status.version,
-                            " keeps serving: ", std::string(progress.status.message())));
-  };
   Tell(status, LogLevel::kWarning, absl::StrCat(name, ": ", answer.reason));  // before its end
-  const absl::StatusOr<int64_t> version = admissions_.Enqueue(answer.request, sink);
-  if (!version.ok()) {
+  const absl::Status begun = Begin(status, name, answer.request);
+  if (!begun.ok()) {
     answered_.erase({status.model, status.version});
-    return Tell(status, LogLevel::kError,
-                absl::StrCat(name, " failed, version ", status.version,
-                             " keeps serving: ", std::string(version.status().message())));
+    return TellFailed(status, name, begun);
   }
   monitor_.Acted(status.model, status.version, answer.action);
+}
+
+absl::Status DriftResponder::Begin(const DriftStatus& status, const std::string& name,
+                                   const AdmissionRequest& request) {
+  const auto sink = [this, status, name, request](const AdmissionProgress& progress) {
+    if (!progress.done) return;
+    if (progress.status.ok()) {
+      return Tell(status, LogLevel::kInfo,
+                  absl::StrCat(name, " done: version ", progress.version, " serves"));
+    }
+    if (request.traffic.empty() || absl::IsUnavailable(progress.status))
+      return TellFailed(status, name, progress.status);
+    Tell(status, LogLevel::kWarning,
+         absl::StrCat(name, " with live prompts failed, once more as the recipe says: ",
+                      progress.status.message()));
+    AdmissionRequest again = request;
+    again.traffic.clear();
+    const absl::Status begun = Begin(status, name, again);
+    if (!begun.ok()) TellFailed(status, name, begun);
+  };
+  return admissions_.Enqueue(request, sink).status();
+}
+
+void DriftResponder::TellFailed(const DriftStatus& status, const std::string& name,
+                                const absl::Status& why) {
+  Tell(status, LogLevel::kError,
+       absl::StrCat(name, " failed, version ", status.version, " keeps serving: ", why.message()));
 }
 
 }  // namespace assay

@@ -30,7 +30,14 @@ class DriftResponder {
     std::string reason;
   };
   Answer Decide(const DriftStatus& status) const;
+  Answer RollBack(const DriftStatus& status, Answer answer) const;
+  // As `version` was admitted, for this traffic.
+  void Again(const DriftStatus& status, const VersionInfo& version, Answer& answer) const;
+  // Enqueues; what comes of it is told. Once more without live prompts where these are at fault.
+  absl::Status Begin(const DriftStatus& status, const std::string& name,
+                     const AdmissionRequest& request);
   void Tell(const DriftStatus& status, LogLevel level, std::string reason);
+  void TellFailed(const DriftStatus& status, const std::string& name, const absl::Status& why);
 
   const DriftAction action_;
   const ModelRegistry& registry_;

@@ -12,6 +12,20 @@ std::string TimeText(absl::Time time) {
              : absl::FormatTime(absl::RFC3339_sec, time, absl::UTCTimeZone());
 }
 
+void Fill(const InputDriftStatus& from, assay::v1::InputDrift& to) {
+  to.set_shifted(from.shifted);
+  to.set_cause(from.cause);
+  to.set_requests(from.requests);
+  to.set_saturation_admitted(from.saturation_admitted);
+  to.set_saturated_layer(from.saturated_layer);
+  to.set_range_layer(from.range_layer);
+  if (from.saturation.has_value()) to.set_saturation(*from.saturation);
+  if (from.range.has_value()) to.set_range(*from.range);
+  if (from.outlier_overlap.has_value()) to.set_outlier_overlap(*from.outlier_overlap);
+  if (from.length_psi.has_value()) to.set_length_psi(*from.length_psi);
+  if (from.token_psi.has_value()) to.set_token_psi(*from.token_psi);
+}
+
 void Fill(const DriftStatus& from, assay::v1::DriftSummary& to) {
   to.set_model(from.model);
   to.set_version(from.version);
@@ -38,6 +52,7 @@ void Fill(const DriftStatus& from, assay::v1::DriftSummary& to) {
   to.set_last(TimeText(from.last));
   to.set_violated_at(TimeText(from.violated_at));
   to.set_error(from.error);
+  Fill(from.input, *to.mutable_input());
 }
 
 const char* SeverityName(LogLevel level) {

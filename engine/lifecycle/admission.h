@@ -17,11 +17,16 @@ struct AdmissionRequest {
   // Instead of the policy's recipe, one of: a scheme for every layer ("f32", "int4_group:g32"); a
   // recipe, built-in or from a file (quant/policy/recipe_list.h). Both empty: the policy decides.
   std::string scheme, recipe;
-  std::string calibration;       // file, instead of the recipe's and the options'; empty: theirs
-  std::string labelled;          // file (engine/lifecycle/labelled.h), or empty
-  SearchRecipe search;           // what is set here replaces the recipe's
-  std::optional<Budget> budget;  // instead of the policy's
-  bool dry_run = false;          // verify and report, do not serve
+  std::optional<Recipe> exact;  // or one that another version has; goes before both
+  std::string calibration;      // file, instead of the recipe's and the options'; empty: theirs
+  // Instead of any file: token ids of live requests (DriftMonitor::Prompts). Never logged or
+  // stored.
+  std::string traffic;
+  std::vector<std::string> keep;  // globs over slot names, besides the recipe's
+  std::string labelled;           // file (engine/lifecycle/labelled.h), or empty
+  SearchRecipe search;            // what is set here replaces the recipe's
+  std::optional<Budget> budget;   // instead of the policy's
+  bool dry_run = false;           // verify and report, do not serve
 };
 
 struct AdmissionProgress {

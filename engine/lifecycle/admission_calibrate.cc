@@ -226,11 +226,19 @@ absl::Status MakeReference(Admission& a) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<CalibrationSet> ReadCalibration(const Admission& a, const CalibrationSize& size) {
+  if (a.request.traffic.empty())
+    return LoadCalibrationSet(a.recipe().calibration.path, a.tokenizer.get(), a.spec, size);
+  // Prompts are shorter than windows of a text: all of them.
+  const auto prompts = std::count(a.request.traffic.begin(), a.request.traffic.end(), '\n');
+  return MakeCalibrationSet(a.request.traffic, "live requests", a.tokenizer.get(), a.spec,
+                            {std::max(size.samples, static_cast<int>(prompts)), size.window});
+}
+
 absl::Status LoadCalibration(Admission& a) {
   if (!a.calibration.samples.empty()) return absl::OkStatus();
   const CalibrationRecipe& recipe = a.recipe().calibration;
-  ASSIGN_OR_RETURN(a.calibration, LoadCalibrationSet(recipe.path, a.tokenizer.get(), a.spec,
-                                                     {recipe.samples, recipe.window}));
+  ASSIGN_OR_RETURN(a.calibration, ReadCalibration(a, {recipe.samples, recipe.window}));
   const CalibrationCoverage& coverage = a.calibration.coverage;
   a.report.calibration = {.set = a.calibration.name,
                           .hash = a.calibration.hash,
@@ -247,7 +255,7 @@ absl::Status LoadCalibration(Admission& a) {
   }
   // Random ids stand in for both sets when there is no tokenizer.
   if (a.calibration.kind == CalibrationKind::kRandom) return absl::OkStatus();
-  return CheckDisjoint(a.calibration, a.evaluation, a.tokenizer.get());
+  return CheckDisjoint(a.calibration, a.evaluation, Quoting(a));
 }
 
 absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& a, const LinearSlot& slot,

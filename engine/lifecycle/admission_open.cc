@@ -173,11 +173,18 @@ absl::Status ChooseRecipe(Admission& a) {
     decision.reason = "the request asks for recipe " + a.request.recipe;
     decision.trace.push_back(decision.reason);
   }
+  if (a.request.exact.has_value()) {
+    decision.ladder.rungs = {*a.request.exact};
+    decision.reason = "the request brings its own recipe, " + a.request.exact->name;
+    decision.trace.push_back(decision.reason);
+  }
   if (a.request.budget.has_value()) {
     decision.budget = *a.request.budget;
     decision.trace.emplace_back("the request brings its own budget");
   }
   TakeRung(a);
+  std::vector<std::string>& keep = a.recipe().keep;
+  keep.insert(keep.end(), a.request.keep.begin(), a.request.keep.end());
   return absl::OkStatus();
 }
 

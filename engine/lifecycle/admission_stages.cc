@@ -168,6 +168,11 @@ void DescribeLayers(Admission& a) {
       layer.key_channels = !keys->scale.empty();
       layer.int8_scores = keys->int8_scores;
     }
+    if (const auto input = a.inputs.find(slot.name); input != a.inputs.end()) {
+      layer.input_absmax = input->second.absmax;
+      layer.input_saturation = input->second.saturation;
+      layer.input_outliers = input->second.outliers;
+    }
     layer.weight_sqnr_db = value(a.weight_sqnr, slot.name, 0);
     layer.output_sqnr_db = value(a.output_sqnr, slot.name, layer.weight_sqnr_db);
     if (!linear->second->refusals().empty()) {
@@ -243,8 +248,9 @@ absl::Status PublishStage(Admission& a) {
   EngineOptions options = a.host.options.engine;
   options.kv_format = KvFormatOf(a.recipe());
   DriftMonitor* drift = a.host.options.drift;
-  const EngineHost host{a.host.pool, a.host.clock, a.metrics,
-                        drift == nullptr ? nullptr : drift->Watch(a.report, a.spec.task)};
+  const EngineHost host{
+      a.host.pool, a.host.clock, a.metrics,
+      drift == nullptr ? nullptr : drift->Watch(a.report, a.spec.task, a.checkpoint)};
   if (a.spec.task == ModelTask::kGenerate) {
     ASSIGN_OR_RETURN(servable->generate,
                      GenerateEngine::Start(a.candidate, a.tokenizer, options, host));

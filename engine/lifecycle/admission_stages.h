@@ -12,6 +12,7 @@
 #include "engine/lifecycle/calibrate_keys.h"
 #include "engine/lifecycle/calibration_set.h"
 #include "engine/lifecycle/evaluation.h"
+#include "engine/lifecycle/input_profile.h"
 #include "engine/lifecycle/layer_source.h"
 #include "engine/lifecycle/plan_search.h"
 #include "engine/lifecycle/verifier.h"
@@ -59,7 +60,7 @@ struct Admission {
   std::function<absl::Status(double fraction, const std::string& message)> progress;
 
   // Open
-  std::unique_ptr<const Checkpoint> checkpoint;
+  std::shared_ptr<const Checkpoint> checkpoint;
   const ModelFamily* family = nullptr;
   ModelSpec spec;
   std::vector<LinearSlot> slots;
@@ -100,6 +101,7 @@ struct Admission {
   std::shared_ptr<const Model> reference;  // whole, where it is run many times; else null
   std::unique_ptr<Verifier> verifier, long_verifier;
   std::map<std::string, double> weight_sqnr, output_sqnr;  // dB
+  std::map<std::string, InputSummary> inputs;              // by slot, as the candidate has them
 
   AdmissionReport report;
   std::string note;  // of the running stage
@@ -187,6 +189,14 @@ StreamedLayers ReferenceLayers(const Admission& admission);
 absl::Status RejectDefect(Admission& admission, absl::Status status);
 // All of it at once, for who runs it many times.
 absl::Status MakeReference(Admission& admission);
+// Of live requests where the request brings some, else of the recipe's file. Status codes of
+// LoadCalibrationSet.
+absl::StatusOr<CalibrationSet> ReadCalibration(const Admission& admission,
+                                               const CalibrationSize& size);
+// For messages that quote what was calibrated with; null: it is users' own.
+inline const Tokenizer* Quoting(const Admission& admission) {
+  return admission.request.traffic.empty() ? admission.tokenizer.get() : nullptr;
+}
 // Once: the calibration set. InvalidArgument: too small; FailedPrecondition: it shares text with
 // the evaluation set; status codes of LoadCalibrationSet.
 absl::Status LoadCalibration(Admission& admission);

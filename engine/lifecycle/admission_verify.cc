@@ -161,12 +161,17 @@ absl::Status Measure(Admission& a) {
     a.SamplePeak();
     return a.progress(fraction, "comparing with the reference");
   };
+  InputProfile inputs(*a.candidate);
+  const LinearObserver observer = inputs.observer();
   const Verifier::Extent extent{
+      .observer = &observer,
       .early = Verifier::EarlyStop{
           .max_mean_kl = a.report.decision.budget.max_mean_kl,
           .hopeless = HasNextRung(a) ? kHopelessOnLadder : Verifier::kHopeless}};
   ASSIGN_OR_RETURN(a.report.verification,
                    a.verifier->Compare(*a.candidate, KvFormatOf(a.recipe()), extent, progress));
+  a.inputs.clear();
+  for (const auto& [name, slot] : inputs.slots()) a.inputs[name] = Summarize(slot);
   VerificationResult& v = a.report.verification;
   if (v.defects.empty()) {
     v.failures = CheckBudget(v, a.report.decision.budget, a.spec.task);

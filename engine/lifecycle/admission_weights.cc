@@ -30,7 +30,9 @@ std::string CalibrationKey(const Admission& a) {
   if (!fitted && a.recipe().search.candidates.empty()) return "";
   const CalibrationRecipe& calibration = a.recipe().calibration;
   std::string content;
-  if (!calibration.path.empty()) {
+  if (!a.request.traffic.empty()) {
+    content = Sha256Hex(a.request.traffic);
+  } else if (!calibration.path.empty()) {
     const absl::StatusOr<std::shared_ptr<const MappedFile>> file =
         MappedFile::Open(calibration.path);
     content = file.ok() ? Sha256Hex({reinterpret_cast<const char*>((*file)->bytes().data()),
@@ -300,11 +302,9 @@ absl::Status QuantizeSlots(Admission& a) {
 absl::Status CalibrateKeysStage(Admission& a) {
   RETURN_IF_ERROR(ScanCheckpoint(a));
   RETURN_IF_ERROR(LoadCalibration(a));  // its checks and its report
-  ASSIGN_OR_RETURN(
-      const CalibrationSet set,
-      LoadCalibrationSet(a.recipe().calibration.path, a.tokenizer.get(), a.spec, kKeyCalibration));
+  ASSIGN_OR_RETURN(const CalibrationSet set, ReadCalibration(a, kKeyCalibration));
   if (set.kind != CalibrationKind::kRandom)
-    RETURN_IF_ERROR(CheckDisjoint(set, a.evaluation, a.tokenizer.get()));
+    RETURN_IF_ERROR(CheckDisjoint(set, a.evaluation, Quoting(a)));
   const CalibrationRun run = {set, a.host.pool, [&a](double fraction) {
                                 a.SamplePeak();
                                 return a.progress(fraction, "keys of the KV cache");

@@ -9,10 +9,12 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "base/cpu_info.h"
 #include "base/thread_pool.h"
 
@@ -71,6 +73,15 @@ Bounds BoundsOf(const AdmissionReport& report, ModelTask task) {
   return {};
 }
 
+InputGauges GaugesOf(const InputDriftStatus& input) {
+  return {.shifted = input.shifted,
+          .saturation = input.saturation.value_or(0),
+          .range = input.range.value_or(0),
+          .outlier_overlap = input.outlier_overlap.value_or(1),
+          .length_psi = input.length_psi.value_or(0),
+          .token_psi = input.token_psi.value_or(0)};
+}
+
 double LimitOf(const Bounds& bounds, double tolerance) {
   return std::max(std::min(bounds.budget, std::max(tolerance * bounds.certificate, bounds.least)),
                   1e-9);
@@ -102,14 +113,21 @@ struct DriftMonitor::Shared {
 struct DriftMonitor::Subject {
   DriftStatus status;
   KvFormat kv_format;
-  std::string path;
+  std::shared_ptr<const Checkpoint> checkpoint;
   double clip = 1, flip_limit = 1;
   bool gone = false;
   double flips = 0, logprob_differences = 0;  // sums over requests
   std::unique_ptr<DriftTest> test;
   std::shared_ptr<DriftMetrics> metrics;
   std::shared_ptr<TrafficSampler> sampler;
-  std::unique_ptr<ShadowEvaluator> evaluator;  // opened with the first request
+  std::unique_ptr<ShadowEvaluator> evaluator;  // made with the first request
+  AdmissionReport report;                      // what `input` starts from
+  std::unique_ptr<InputDrift> input;           // likewise
+  std::deque<std::vector<int32_t>> prompts;    // under the monitor's lock
+
+  ~Subject() {
+    for (std::vector<int32_t>& prompt : prompts) WipeTokens(prompt);
+  }
   uint64_t seed = 0;
   // Sampled requests that never came to the ring: counted by the engine's thread.
   const std::shared_ptr<std::atomic<int64_t>> dropped = std::make_shared<std::atomic<int64_t>>(0);
@@ -136,7 +154,8 @@ DriftMonitor::~DriftMonitor() {
   for (auto& [key, subject] : subjects_) subject->sampler->Close();
 }
 
-std::shared_ptr<TrafficWatch> DriftMonitor::Watch(const AdmissionReport& report, ModelTask task) {
+std::shared_ptr<TrafficWatch> DriftMonitor::Watch(const AdmissionReport& report, ModelTask task,
+                                                  std::shared_ptr<const Checkpoint> checkpoint) {
   if (options_.sampler.rate <= 0) return nullptr;
   auto subject = std::make_shared<Subject>();
   DriftStatus& status = subject->status;
@@ -150,7 +169,8 @@ std::shared_ptr<TrafficWatch> DriftMonitor::Watch(const AdmissionReport& report,
   status.limit = LimitOf(bounds, options_.tolerance);
   const Recipe& recipe = report.decision.recipe;
   subject->kv_format = {recipe.kv_dtype, recipe.kv_window, recipe.kv_sinks};
-  subject->path = report.source_path;
+  subject->checkpoint = std::move(checkpoint);
+  subject->report.layers = report.layers;
   subject->clip = kClip * status.limit;
   subject->flip_limit = 1 - report.decision.budget.min_top1;
   subject->test = std::make_unique<DriftTest>(DriftTest::Options{
@@ -253,14 +273,9 @@ absl::Duration DriftMonitor::Look(const std::shared_ptr<Subject>& subject,
   const absl::StatusOr<ShadowScore> score = Score(*subject, request);
   const double cpu = ThreadCpuSeconds() - began;
   if (score.ok()) {
-    Record(*subject, *score, cpu);
+    Record(*subject, request, *score, cpu);
   } else {
-    MutexLock lock(mu_);
-    ++subject->status.skipped;
-    subject->metrics->Skipped(absl::IsUnavailable(score.status()) ? DriftSkip::kNotServing
-                                                                  : DriftSkip::kFailed);
-    if (!absl::IsUnavailable(score.status()))
-      subject->status.error = std::string(score.status().message());
+    Failed(*subject, score.status());
   }
   const double tokens = score.ok() ? score->tokens : 0;
   const double share = std::max(options_.cpu_share, 1e-6) * std::max(1, HostCpu().cores);
@@ -271,7 +286,8 @@ absl::StatusOr<ShadowScore> DriftMonitor::Score(Subject& subject, const ServedRe
   ASSIGN_OR_RETURN(const std::shared_ptr<Servable> servable,
                    registry_.Acquire(subject.status.model, subject.status.version));
   if (subject.evaluator == nullptr) {
-    ASSIGN_OR_RETURN(subject.evaluator, ShadowEvaluator::Open(subject.path));
+    ASSIGN_OR_RETURN(subject.evaluator, ShadowEvaluator::Create(subject.checkpoint));
+    subject.input = std::make_unique<InputDrift>(subject.report, *servable->model);
   }
   ThreadPool alone({.num_threads = 1});  // the calling thread
   const auto pause = [&] {
@@ -280,13 +296,57 @@ absl::StatusOr<ShadowScore> DriftMonitor::Score(Subject& subject, const ServedRe
     return over || subject.gone ? absl::UnavailableError("the version no longer serves")
                                 : absl::OkStatus();
   };
-  return subject.evaluator->Score(
-      *servable->model, subject.kv_format, request,
-      {.max_positions = options_.max_positions, .clip = subject.clip, .seed = subject.seed++},
-      alone, pause);
+  return subject.evaluator->Score(*servable->model, subject.kv_format, request,
+                                  {.max_positions = options_.max_positions,
+                                   .clip = subject.clip,
+                                   .seed = subject.seed++,
+                                   .inputs = &subject.input->profile()},
+                                  alone, pause);
 }
 
-void DriftMonitor::Record(Subject& subject, const ShadowScore& score, double cpu_seconds) {
+void DriftMonitor::RecordInput(Subject& subject, const ServedRequest& request,
+                               std::vector<Event>& news) {
+  // What an answer makes of a prompt is the model's doing.
+  const bool decoder = request.num_prompt > 0;
+  const auto prompt =
+      std::span(request.tokens)
+          .first(decoder ? static_cast<size_t>(request.num_prompt) : request.tokens.size());
+  subject.input->Add(prompt);
+  const bool shifted = subject.input->status().shifted;
+  if (shifted != subject.status.input.shifted) {
+    const std::string back = "the input is again what the version was admitted for";
+    news.push_back({.level = shifted ? LogLevel::kWarning : LogLevel::kInfo,
+                    .model = subject.status.model,
+                    .version = subject.status.version,
+                    .kind = "input",
+                    .reason = shifted ? subject.input->status().cause : back});
+  }
+  subject.status.input = subject.input->status();
+  subject.metrics->SetInput(GaugesOf(subject.status.input));
+  const auto most = static_cast<size_t>(options_.calibration_requests);
+  if (most == 0) return;
+  if (subject.prompts.size() == most) {
+    WipeTokens(subject.prompts.front());
+    subject.prompts.pop_front();
+  }
+  subject.prompts.emplace_back(prompt.begin(), prompt.end());
+}
+
+std::string DriftMonitor::Prompts(std::string_view model, int64_t version) const {
+  std::string lines;
+  MutexLock lock(mu_);
+  const auto found = subjects_.find({std::string(model), version});
+  if (found == subjects_.end()) return lines;
+  size_t tokens = 0;
+  for (const std::vector<int32_t>& prompt : found->second->prompts) tokens += prompt.size();
+  lines.reserve(tokens * 12 + found->second->prompts.size() * 4);  // no copy is left behind
+  for (const std::vector<int32_t>& prompt : found->second->prompts)
+    absl::StrAppend(&lines, "[", absl::StrJoin(prompt, ","), "]\n");
+  return lines;
+}
+
+void DriftMonitor::Record(Subject& subject, const ServedRequest& request, const ShadowScore& score,
+                          double cpu_seconds) {
   const bool replayed = score.replay_difference <= kReplayTolerance;
   std::vector<Event> news;
   std::optional<DriftStatus> violated;
@@ -307,6 +367,7 @@ void DriftMonitor::Record(Subject& subject, const ShadowScore& score, double cpu
     subject.flips += score.top1_flip;
     subject.logprob_differences += score.logprob_difference;
     subject.metrics->ShadowDone(match, score.tokens, cpu_seconds);
+    RecordInput(subject, request, news);
     if (after == DriftState::kViolated && before != after) status.violated_at = status.last;
     Publish(subject);
     const auto tell = [&](LogLevel level, std::string reason) {
@@ -336,6 +397,31 @@ void DriftMonitor::Record(Subject& subject, const ShadowScore& score, double cpu
   }
   for (Event& event : news) events_.Add(std::move(event));
   if (violated.has_value() && on_violated_) on_violated_(*violated);
+}
+
+// A reference that is not what was admitted is no reference: nothing more is compared with it.
+void DriftMonitor::Failed(Subject& subject, const absl::Status& status) {
+  const bool lost = absl::IsDataLoss(status);
+  std::optional<Event> news;
+  {
+    MutexLock lock(mu_);
+    const bool unserved = absl::IsUnavailable(status);
+    ++subject.status.skipped;
+    subject.metrics->Skipped(unserved ? DriftSkip::kNotServing : DriftSkip::kFailed);
+    if (unserved) return;
+    subject.status.error = std::string(status.message());
+    if (lost) {
+      news = {.level = LogLevel::kError,
+              .model = subject.status.model,
+              .version = subject.status.version,
+              .kind = "drift",
+              .reason = absl::StrCat("nothing can be compared any more: ", subject.status.error,
+                                     "; what serves is not touched, admit the model again")};
+    }
+  }
+  if (!lost) return;
+  subject.sampler->Close();
+  events_.Add(*std::move(news));
 }
 
 void DriftMonitor::Publish(Subject& subject) {

@@ -24,6 +24,7 @@
 
 #include "engine/lifecycle/drift_options.h"
 #include "engine/lifecycle/event_log.h"
+#include "engine/lifecycle/input_drift.h"
 #include "engine/lifecycle/registry.h"
 #include "engine/lifecycle/shadow_evaluator.h"
 #include "engine/lifecycle/traffic_sampler.h"
@@ -46,7 +47,8 @@ struct DriftStatus {
   size_t waiting = 0;
   double cpu_seconds = 0;
   absl::Time last, violated_at;  // UnixEpoch: never
-  std::string error;             // why nothing can be compared; empty: can
+  InputDriftStatus input;
+  std::string error;  // why nothing can be compared; empty: can
 };
 
 class DriftMonitor {
@@ -65,13 +67,18 @@ class DriftMonitor {
     on_violated_ = std::move(callback);
   }
   // For the engine of a version that is about to serve; null when nothing is looked at.
-  std::shared_ptr<TrafficWatch> Watch(const AdmissionReport& report, ModelTask task)
+  // `checkpoint` is what was admitted: the reference.
+  std::shared_ptr<TrafficWatch> Watch(const AdmissionReport& report, ModelTask task,
+                                      std::shared_ptr<const Checkpoint> checkpoint)
       ABSL_LOCKS_EXCLUDED(mu_);
   // A version that no longer serves: its ring is overwritten, its series go.
   void Forget(std::string_view model, int64_t version) ABSL_LOCKS_EXCLUDED(mu_);
   void Acted(std::string_view model, int64_t version, DriftAction action) ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<DriftStatus> List() const ABSL_LOCKS_EXCLUDED(mu_);  // by name, then version
-  void WaitUntilIdle() ABSL_LOCKS_EXCLUDED(mu_);                   // tests: no request waits
+  // The kept prompts of a version as a calibration source (calibration_source.h): lines of token
+  // ids, oldest first. They hold what users wrote: not for logs or files. Empty: none.
+  std::string Prompts(std::string_view model, int64_t version) const ABSL_LOCKS_EXCLUDED(mu_);
+  void WaitUntilIdle() ABSL_LOCKS_EXCLUDED(mu_);  // tests: no request waits
 
  private:
   struct Subject;
@@ -83,8 +90,11 @@ class DriftMonitor {
       ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<ShadowScore> Score(Subject& subject, const ServedRequest& request)
       ABSL_LOCKS_EXCLUDED(mu_);
-  void Record(Subject& subject, const ShadowScore& score, double cpu_seconds)
-      ABSL_LOCKS_EXCLUDED(mu_);
+  void Record(Subject& subject, const ServedRequest& request, const ShadowScore& score,
+              double cpu_seconds) ABSL_LOCKS_EXCLUDED(mu_);
+  void RecordInput(Subject& subject, const ServedRequest& request, std::vector<Event>& news)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Failed(Subject& subject, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void Publish(Subject& subject) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const DriftOptions options_;

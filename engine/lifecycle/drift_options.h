@@ -19,6 +19,9 @@ struct DriftOptions {
   double tolerance = 2;             // of the certificate's bound
   double alpha = 0.01;              // chance of ever calling a good version VIOLATED
   double change_requests = 10000;   // between false alarms of the change detector
+  // Prompts of requests that were looked at, the latest, for the calibration of what replaces the
+  // version; 0 = none are kept.
+  int calibration_requests = 256;
 };
 
 }  // namespace assay

@@ -89,27 +89,6 @@ json ToJson(const FoldReport& f) {
           {"most_scale", f.most_scale}};
 }
 
-json ToJson(const LayerReport& l) {
-  return {{"name", l.name},
-          {"scheme", l.scheme},
-          {"activation", l.activation},
-          {"kernel", l.kernel},
-          {"n", l.n},
-          {"k", l.k},
-          {"bytes", l.bytes},
-          {"bytes_f32", l.bytes_f32},
-          {"bytes_stored", l.bytes_stored},
-          {"weight_sqnr_db", l.weight_sqnr_db},
-          {"output_sqnr_db", l.output_sqnr_db},
-          {"kl_contribution", l.kl_contribution},
-          {"fallback", l.fallback},
-          {"rotates_input", l.rotates_input},
-          {"low_rank", l.low_rank},
-          {"key_channels", l.key_channels},
-          {"int8_scores", l.int8_scores},
-          {"why", l.why}};
-}
-
 json ToJson(const TaskReport& t) {
   return {{"metric", t.metric}, {"reference", t.reference}, {"candidate", t.candidate}};
 }
@@ -250,30 +229,6 @@ VerificationResult ReadVerification(const json& object, const std::string& path,
   f.Get("defects", v.defects);
   f.Get("failures", v.failures);
   return v;
-}
-
-LayerReport ReadLayer(const json& object, const std::string& path, absl::Status& status) {
-  LayerReport l;
-  Fields f(object, path, status);
-  f.Get("name", l.name);
-  f.Get("scheme", l.scheme);
-  f.Get("activation", l.activation);
-  f.Get("kernel", l.kernel);
-  f.GetInt("n", l.n);
-  f.GetInt("k", l.k);
-  f.GetInt("bytes", l.bytes);
-  f.GetInt("bytes_f32", l.bytes_f32);
-  f.GetInt("bytes_stored", l.bytes_stored);
-  f.Get("weight_sqnr_db", l.weight_sqnr_db);
-  f.Get("output_sqnr_db", l.output_sqnr_db);
-  f.Get("kl_contribution", l.kl_contribution);
-  f.Get("fallback", l.fallback);
-  f.Get("rotates_input", l.rotates_input);
-  f.GetInt("low_rank", l.low_rank);
-  f.Get("key_channels", l.key_channels);
-  f.Get("int8_scores", l.int8_scores);
-  f.Get("why", l.why);
-  return l;
 }
 
 CalibrationReport ReadCalibration(const json& object, const std::string& path,
@@ -454,7 +409,7 @@ absl::StatusOr<AdmissionReport> ReportFromJson(const json& object) {
   absl::Status status;
   Fields f(object, "", status);
   f.GetInt("schema", report.schema);
-  if (status.ok() && report.schema != 4) f.Fail("schema", "4");
+  if (status.ok() && report.schema != 5) f.Fail("schema", "5");
   f.Get("model", report.model);
   f.GetInt("version", report.version);
   f.Get("task", report.task);

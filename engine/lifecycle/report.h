@@ -50,6 +50,10 @@ struct LayerReport {
   // keys that it gives are stored and multiplied.
   bool rotates_input = false, key_channels = false, int8_scores = false;
   int64_t low_rank = 0;
+  // Of its input as it serves, on the evaluation text: the largest value, the share that a static
+  // scale cuts off, and channels that stand out (input_profile.h). 0 and empty: a table.
+  double input_absmax = 0, input_saturation = 0;
+  std::vector<int32_t> input_outliers;
   std::string why;  // why this precision, and kernels that were refused
 };
 // "rotated input, rank 16": all of that in words; empty: only codes.
@@ -113,7 +117,7 @@ struct SliceReport {
 };
 
 struct AdmissionReport {
-  int schema = 4;
+  int schema = 5;
   std::string model;
   int64_t version = 0;
   std::string task;     // "generate", "embed", "classify"

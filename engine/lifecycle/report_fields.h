@@ -48,6 +48,12 @@ class ReportFields {
       item.is_string() ? out.push_back(item.get<std::string>()) : Fail(key, "a list of texts");
     });
   }
+  void Get(const char* key, std::vector<int32_t>& out) {
+    ForEach(key, [&](const nlohmann::json& item, const std::string&) {
+      item.is_number_integer() ? out.push_back(item.get<int32_t>())
+                               : Fail(key, "a list of whole numbers");
+    });
+  }
   void Get(const char* key, absl::Duration& out) {
     double seconds = 0;
     Get(key, seconds);
@@ -103,5 +109,9 @@ class ReportFields {
   const std::string path_;
   absl::Status& status_;
 };
+
+// report_layers.cc
+nlohmann::json ToJson(const LayerReport& layer);
+LayerReport ReadLayer(const nlohmann::json& object, const std::string& path, absl::Status& status);
 
 }  // namespace assay

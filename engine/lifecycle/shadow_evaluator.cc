@@ -34,9 +34,16 @@ Window WindowOf(const ServedRequest& request, const ShadowEvaluator::Options& op
 // Logits of a window's positions, after everything before it.
 class WindowPass {
  public:
+  struct Work {
+    const ServedRequest& request;
+    const Window& window;
+    ThreadPool& pool;
+    const ShadowEvaluator::Pause& pause;
+  };
+  // `inputs` may be null.
   static absl::StatusOr<WindowPass> Run(const Model& model, const KvFormat& kv_format,
-                                        const ServedRequest& request, const Window& window,
-                                        ThreadPool& pool, const ShadowEvaluator::Pause& pause) {
+                                        const Work& work, InputProfile* inputs) {
+    const auto& [request, window, pool, pause] = work;
     const int rows = std::min(kChunkRows, window.end);
     ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(model,
                                                        {.sequences = 1,
@@ -46,7 +53,10 @@ class WindowPass {
                                                         .kv_format = kv_format},
                                                        pool));
     WindowPass result(std::move(pass));
+    const LinearObserver observer = inputs == nullptr ? LinearObserver() : inputs->observer();
+    const LinearObserver* seen = inputs == nullptr ? nullptr : &observer;
     const auto span = [&](int start, int end) {
+      if (inputs != nullptr) inputs->set_first_decode_row(request.num_prompt - start);
       return ModelPass::Span{
           0, start,
           std::span(request.tokens)
@@ -55,11 +65,11 @@ class WindowPass {
     };
     for (int start = 0; start < window.begin; start += kChunkRows) {
       const ModelPass::Span before = span(start, std::min(start + kChunkRows, window.begin));
-      RETURN_IF_ERROR(result.pass_.Forward(std::span(&before, 1), /*logits=*/false).status());
+      RETURN_IF_ERROR(result.pass_.Forward(std::span(&before, 1), /*logits=*/false, seen).status());
       RETURN_IF_ERROR(pause());
     }
     const ModelPass::Span inside = span(window.begin, window.end);
-    ASSIGN_OR_RETURN(result.logits_, result.pass_.Forward(std::span(&inside, 1)));
+    ASSIGN_OR_RETURN(result.logits_, result.pass_.Forward(std::span(&inside, 1), true, seen));
     RETURN_IF_ERROR(pause());
     return result;
   }
@@ -84,10 +94,11 @@ bool AllFinite(std::span<const float> values) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ShadowEvaluator>> ShadowEvaluator::Open(const std::string& path) {
-  ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, OpenCheckpoint(path));
-  ASSIGN_OR_RETURN(std::unique_ptr<const Model> reference, BuildOnFile(std::move(checkpoint)));
-  return std::unique_ptr<ShadowEvaluator>(new ShadowEvaluator(std::move(reference)));
+absl::StatusOr<std::unique_ptr<ShadowEvaluator>> ShadowEvaluator::Create(
+    std::shared_ptr<const Checkpoint> checkpoint) {
+  ASSIGN_OR_RETURN(std::unique_ptr<const Model> reference, BuildOnFile(checkpoint));
+  return std::unique_ptr<ShadowEvaluator>(
+      new ShadowEvaluator(std::move(checkpoint), std::move(reference)));
 }
 
 absl::StatusOr<ShadowScore> ShadowEvaluator::Score(const Model& served, const KvFormat& kv_format,
@@ -109,10 +120,12 @@ absl::StatusOr<ShadowScore> ShadowEvaluator::ScoreDecoder(const Model& served,
         absl::StrCat("nothing to predict: tokens=", request.tokens.size()));
   }
   const Window window = WindowOf(request, options);
+  const WindowPass::Work work{request, window, pool, pause};
   ASSIGN_OR_RETURN(const WindowPass actual,
-                   WindowPass::Run(served, kv_format, request, window, pool, pause));
+                   WindowPass::Run(served, kv_format, work, options.inputs));
   ASSIGN_OR_RETURN(const WindowPass expected,
-                   WindowPass::Run(*reference_, DType::kF32, request, window, pool, pause));
+                   WindowPass::Run(*reference_, DType::kF32, work, nullptr));
+  RETURN_IF_ERROR(checkpoint_->Unchanged());
   ShadowScore score{.tokens = window.end, .positions = window.end - window.begin};
   int emitted = 0;
   for (int p = window.begin; p < window.end; ++p) {
@@ -147,11 +160,16 @@ absl::StatusOr<ShadowScore> ShadowEvaluator::ScoreEncoder(const Model& served,
   const ModelPass::Span span{
       .sequence = 0, .start = 0, .tokens = request.tokens, .token_types = request.token_types};
   ASSIGN_OR_RETURN(ModelPass actual_pass, ModelPass::Create(served, size, pool));
-  ASSIGN_OR_RETURN(const std::span<const float> actual, actual_pass.Forward(std::span(&span, 1)));
+  const LinearObserver observer =
+      options.inputs == nullptr ? LinearObserver() : options.inputs->observer();
+  ASSIGN_OR_RETURN(const std::span<const float> actual,
+                   actual_pass.Forward(std::span(&span, 1), true,
+                                       options.inputs == nullptr ? nullptr : &observer));
   RETURN_IF_ERROR(pause());
   ASSIGN_OR_RETURN(ModelPass expected_pass, ModelPass::Create(*reference_, size, pool));
   ASSIGN_OR_RETURN(const std::span<const float> expected,
                    expected_pass.Forward(std::span(&span, 1)));
+  RETURN_IF_ERROR(checkpoint_->Unchanged());
   ShadowScore score{.tokens = length, .positions = 1};
   if (spec().task == ModelTask::kClassify) {
     score.top1_flip = ArgMax(actual) == ArgMax(expected) ? 0 : 1;

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "engine/lifecycle/input_profile.h"
 #include "engine/lifecycle/model_pass.h"
 #include "engine/runtime/traffic.h"
 
@@ -33,24 +34,27 @@ class ShadowEvaluator {
  public:
   struct Options {
     int max_positions = 64;
-    double clip = 1;    // of one position's loss
-    uint64_t seed = 0;  // which positions of a long answer
+    double clip = 1;                 // of one position's loss
+    uint64_t seed = 0;               // which positions of a long answer
+    InputProfile* inputs = nullptr;  // sees the pass of the model that serves
   };
-  // What a checkpoint and its family return.
-  static absl::StatusOr<std::unique_ptr<ShadowEvaluator>> Open(const std::string& path);
+  // What the checkpoint's family returns.
+  static absl::StatusOr<std::unique_ptr<ShadowEvaluator>> Create(
+      std::shared_ptr<const Checkpoint> checkpoint);
 
   // Called between pieces of work; an error of it ends the scoring.
   using Pause = std::function<absl::Status()>;
   // InvalidArgument: fewer than two tokens (decoders), or tokens that the model does not know;
-  // ResourceExhausted; what `pause` returns.
+  // ResourceExhausted; DataLoss: the checkpoint's file is not what it was; what `pause` returns.
   absl::StatusOr<ShadowScore> Score(const Model& served, const KvFormat& kv_format,
                                     const ServedRequest& request, const Options& options,
                                     ThreadPool& pool, const Pause& pause) const;
   const ModelSpec& spec() const { return reference_->spec(); }
 
  private:
-  explicit ShadowEvaluator(std::unique_ptr<const Model> reference)
-      : reference_(std::move(reference)) {}
+  ShadowEvaluator(std::shared_ptr<const Checkpoint> checkpoint,
+                  std::unique_ptr<const Model> reference)
+      : checkpoint_(std::move(checkpoint)), reference_(std::move(reference)) {}
   absl::StatusOr<ShadowScore> ScoreDecoder(const Model& served, const KvFormat& kv_format,
                                            const ServedRequest& request, const Options& options,
                                            ThreadPool& pool, const Pause& pause) const;
@@ -58,7 +62,8 @@ class ShadowEvaluator {
                                            const Options& options, ThreadPool& pool,
                                            const Pause& pause) const;
 
-  std::unique_ptr<const Model> reference_;
+  const std::shared_ptr<const Checkpoint> checkpoint_;
+  const std::unique_ptr<const Model> reference_;
 };
 
 }  // namespace assay

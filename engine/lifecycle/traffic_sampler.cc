@@ -29,6 +29,8 @@ void Wipe(ServedRequest& request) {
   WipeVector(request.token_types);
 }
 
+void WipeTokens(std::vector<int32_t>& tokens) { WipeVector(tokens); }
+
 TrafficSampler::TrafficSampler(const SamplerOptions& options, uint64_t key, const Clock& clock,
                                std::function<void()> arrived, std::function<void(Skip)> skipped)
     : options_(options),
@@ -41,7 +43,7 @@ TrafficSampler::TrafficSampler(const SamplerOptions& options, uint64_t key, cons
 TrafficSampler::~TrafficSampler() { Close(); }
 
 bool TrafficSampler::Sample() {
-  if (options_.rate <= 0) return false;
+  if (options_.rate <= 0 || closed_.load(std::memory_order_relaxed)) return false;
   const uint64_t number = requests_.fetch_add(1, std::memory_order_relaxed);
   const double place = static_cast<double>(Hash(key_, number)) /
                        static_cast<double>(std::numeric_limits<uint64_t>::max());
@@ -65,7 +67,7 @@ void TrafficSampler::Served(ServedRequest request) {
   }
   {
     MutexLock lock(mu_);
-    full = closed_ || ring_.size() >= options_.ring;
+    full = closed_.load(std::memory_order_relaxed) || ring_.size() >= options_.ring;
     if (!full) ring_.push_back(std::move(request));
   }
   if (!full) return arrived_();
@@ -88,7 +90,7 @@ size_t TrafficSampler::waiting() const {
 
 void TrafficSampler::Close() {
   MutexLock lock(mu_);
-  closed_ = true;
+  closed_.store(true, std::memory_order_relaxed);
   for (ServedRequest& request : ring_) Wipe(request);
   ring_.clear();
 }

@@ -40,12 +40,13 @@ class TrafficSampler final : public TrafficWatch {
   const std::function<void(Skip)> skipped_;
   std::atomic<uint64_t> requests_{0};
   std::atomic<int64_t> last_taken_ns_{0};  // of the floor
+  std::atomic<bool> closed_{false};        // set under the lock
   mutable Mutex mu_;
-  bool closed_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<ServedRequest> ring_ ABSL_GUARDED_BY(mu_);
 };
 
-// Overwrites the memory of a request's tokens.
+// Overwrites the memory of a request's tokens; of some tokens.
 void Wipe(ServedRequest& request);
+void WipeTokens(std::vector<int32_t>& tokens);
 
 }  // namespace assay

@@ -18,6 +18,7 @@ constexpr int kDecodePrefix = 16, kDecodeSteps = 16;
 // Kernels are batch-invariant, so the two paths agree bit for bit; what is allowed for is a backend
 // that sums in another order: logits off by 1e-4 give KL of about (1e-4)^2 / 2.
 constexpr double kMaxDecodeKl = 1e-6;
+constexpr size_t kObserved = 2;  // documents
 
 bool AllFinite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
@@ -118,7 +119,7 @@ absl::StatusOr<VerificationResult> Verifier::Compare(const Model& candidate,
     }
     for (int i = 0; !decoder && i < count; ++i)
       spans.push_back({i, 0, set_.documents[document + static_cast<size_t>(i)]});
-    return pass->Forward(spans);
+    return pass->Forward(spans, true, document < kObserved ? extent.observer : nullptr);
   };
   ASSIGN_OR_RETURN(VerificationResult result, CompareOutputs(outputs, extent, progress));
   pass.reset();

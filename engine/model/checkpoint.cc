@@ -85,6 +85,10 @@ class MappedCheckpoint final : public Checkpoint {
     for (const auto& file : files_) bytes += file->bytes().size();
     return bytes;
   }
+  absl::Status Unchanged() const override {
+    for (const auto& file : files_) RETURN_IF_ERROR(file->Unchanged());
+    return absl::OkStatus();
+  }
 
  private:
   absl::StatusOr<size_t> IndexOf(std::string_view name) const {

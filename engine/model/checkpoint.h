@@ -57,6 +57,9 @@ class Checkpoint {
   // (reads everything once), then cached.
   virtual absl::StatusOr<std::string> ContentHash() const = 0;
   virtual uint64_t file_bytes() const = 0;  // of all those files
+  // DataLoss where one of those files was changed after it was opened: what was read since may be
+  // anything. (A file that was replaced by another or deleted is still there for us.)
+  virtual absl::Status Unchanged() const { return absl::OkStatus(); }
 
   // The whole tensor as a host tensor f32. Codes of ReadRows; ResourceExhausted.
   absl::StatusOr<Tensor> ReadAll(std::string_view name) const;

@@ -37,6 +37,7 @@ class FoldedCheckpoint final : public Checkpoint {
   const nlohmann::json& tokenizer() const override { return base_.tokenizer(); }
   absl::StatusOr<std::string> ContentHash() const override;
   uint64_t file_bytes() const override { return base_.file_bytes(); }
+  absl::Status Unchanged() const override { return base_.Unchanged(); }
 
  private:
   const Checkpoint& base_;

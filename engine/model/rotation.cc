@@ -40,6 +40,7 @@ class RotatedCheckpoint final : public Checkpoint {
   const nlohmann::json& tokenizer() const override { return base_.tokenizer(); }
   absl::StatusOr<std::string> ContentHash() const override;
   uint64_t file_bytes() const override { return base_.file_bytes(); }
+  absl::Status Unchanged() const override { return base_.Unchanged(); }
 
  private:
   absl::StatusOr<const std::vector<float>*> TakeGain(const std::string& norm);

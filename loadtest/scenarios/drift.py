@@ -1,15 +1,17 @@
 """Drift from end to end, with the real server and stories260K: healthy requests, then what goes wrong, until it is found and mended.
 
-usage: drift.py [--build build/dev] [--requests 10000] [--clients 4]
+usage: drift.py [--build build/dev] [--requests 10000] [--clients 4] [--model FOLDER] [--only NAME] [--without-prometheus]
 
-Two servers, one after the other, both with every request computed again on the reference (drift.rate 1):
+Three servers, one after the other, every request computed again on the reference (drift.rate 1; --model: of another model than the
+repository's stories260K, smollm2 for one, with fewer --requests):
   memory   healthy traffic stays OK; then a weight of the served copy is overwritten (a hook of the test server); drift.action refresh
            admits the checkpoint again, which takes over while requests go on.
+  kv       the same with an 8-bit KV cache whose calibrated key scales are spoiled.
   domain   a model with static activation ranges under a policy that allows them, calibrated and judged on text like the traffic; then
-           the traffic changes to random tokens, which the ranges were not calibrated for; drift.action serve_reference puts f32 in its
-           place.
-Prints, for each: healthy requests and their verdict, requests and seconds to detection and to the new version, failed requests, and
-the events. Exit code 1 when anything is not as it should be.
+           the traffic changes to random tokens, which the ranges were not calibrated for; refresh calibrates with live prompts.
+A real Prometheus scrapes the server with the rules of deploy/prometheus, their windows scaled to a hundredth: AssayDriftViolated must
+fire, and clear once the new version serves. Prints, for each: healthy requests and their verdict, requests and seconds to detection, to
+the alert and to the new version, failed requests, and the events. Exit code 1 when anything is not as it should be.
 """
 import argparse
 import concurrent.futures
@@ -31,21 +33,30 @@ WORDS = "once upon a time there was little girl boy dog cat who liked to play in
 class Scenario:
     most = 5000  # requests until it must have been found and mended
 
-    def __init__(self, name, folder, flags, program, clients):
+    def __init__(self, name, folder, flags, program, options):
         from conftest import Assay, Server  # the tests' own: starts the binaries, speaks assay.v1
 
-        self.name, self.clients, self.numbers, self.failed = name, clients, itertools.count(), 0
-        repository = folder / "models" / "stories260k"
+        self.name, self.clients, self.numbers, self.failed = name, options.clients, itertools.count(), 0
+        self.model, self.folder, self.alerts = options.model.stem.split(".")[0].lower(), folder, None
+        repository = folder / "models" / self.model
         repository.mkdir(parents=True)
-        shutil.copy(STORIES, repository)
+        shutil.copy(options.model, repository)
         self.server = Server(folder, "--model-repository", folder / "models", "--drift-rate", "1", "--drift-cpu-share", "1",
                              "--drift-tokens-per-second", "1e9", *flags, program=program).wait_ready()
         self.assay = Assay(self.server.address)
+        if not options.without_prometheus:
+            import prometheus_live as live
+
+            address = f"127.0.0.1:{self.server.http_port()}"
+            live.point_at(folder, "server", address)
+            live.point_at(folder, "stand_in", address)
+            self.prometheus = live.Prometheus(folder)
+            self.alerts = live.Watch(self.prometheus)
 
     def ask(self, foreign):
         number = next(self.numbers)
         source = random.Random(number)
-        request = self.assay.message("GenerateRequest", model="stories260k", sampling=self.assay.message(
+        request = self.assay.message("GenerateRequest", model=self.model, sampling=self.assay.message(
             "SamplingParams", max_tokens=12, temperature=1.0, seed=number, ignore_eos=True))
         if foreign:
             request.prompt_ids.ids.extend(source.randrange(3, 512) for _ in range(24))
@@ -74,29 +85,59 @@ class Scenario:
     def events(self):
         return self.assay.call("ListEvents", self.assay.message("ListEventsRequest")).events
 
+    def quiet(self):
+        while self.drift().waiting > 0:
+            time.sleep(0.05)
+
     def run(self, healthy, spoil, foreign):
         began = time.monotonic()
         self.drive(healthy)
-        while self.drift().waiting > 0:
-            time.sleep(0.05)
+        self.quiet()
         before = self.drift()
         print(f"\n## {self.name}\n{healthy} healthy requests in {time.monotonic() - began:.0f} s: {before.state} after {before.samples} "
               f"computed again ({before.skipped} left out), {before.statistic} {before.score:.5f} [{before.low:.5f}, "
-              f"{before.high:.5f}], limit {before.limit:.5f}, top-1 {100 * (1 - before.top1_flip):.1f} %")
+              f"{before.high:.5f}], limit {before.limit:.5f}, top-1 {100 * (1 - before.top1_flip):.1f} %, "
+              f"input {'shifted' if before.input.shifted else 'not shifted'}", flush=True)
+        early = sorted(self.alerts.first) if self.alerts else []
         if spoil:
             self.server.process.send_signal(signal.SIGUSR1)
-        began = time.monotonic()
+        began, looked_at = time.monotonic(), before.samples
         asked = self.drive(self.most, foreign, until=2)
-        after = self.drift()
-        print(f"then version {after.version}: {after.state}, {after.statistic} {after.score:.5f}, limit {after.limit:.5f}")
-        print(f"then {asked} requests and {time.monotonic() - began:.1f} s until version 2 answered; failed requests: {self.failed}")
-        history = [event for event in self.events() if event.kind in ("drift", "action")]
+        print(f"then {asked} requests and {time.monotonic() - began:.1f} s until version 2 answered")
+        good = self.mended(foreign, began)
+        history = [event for event in self.events() if event.kind in ("drift", "input", "action")]
         for event in history:
-            print(f"  {event.severity:7} {event.kind:6} {event.reason}")
+            print(f"  v{event.version} {event.severity:7} {event.kind:6} {event.reason}")
+        found = [event.reason for event in history if "VIOLATED after" in event.reason]
+        if found:
+            after = int(found[0].split("VIOLATED after ")[1].split()[0])
+            print(f"found after {after - looked_at} requests that were computed again; failed requests: {self.failed}")
+        self.close()
+        return before.state == "OK" and bool(found) and asked < self.most and self.failed == 0 and good and not early
+
+    def mended(self, foreign, began):
+        """The alert has fired; the version that serves now is OK on the same traffic, and the alert clears."""
+        if self.alerts:
+            self.alerts.until_fired("AssayDriftViolated", seconds=60)
+            print(f"AssayDriftViolated fired {self.alerts.first['AssayDriftViolated'] - began:.1f} s after")
+        for _ in range(20):
+            self.drive(200, foreign)
+            self.quiet()
+            last = self.drift()
+            if last.state == "OK" and last.samples >= 150:
+                break
+        print(f"now version {last.version}: {last.state} after {last.samples}, {last.statistic} {last.score:.5f}, limit "
+              f"{last.limit:.5f}")
+        if self.alerts:
+            self.alerts.until_clear("AssayDriftViolated", seconds=60)
+        return last.state == "OK"
+
+    def close(self):
+        if self.alerts:
+            self.alerts.stop()
+            self.prometheus.stop()
         self.server.terminate()
         self.server.wait()
-        found = any("VIOLATED after" in event.reason for event in history)
-        return before.state == "OK" and found and asked < self.most and self.failed == 0
 
 
 def write_text(path, seed, sentences):
@@ -111,21 +152,25 @@ def main():
     parser.add_argument("--build", default=ROOT / "build" / "dev", type=pathlib.Path)
     parser.add_argument("--requests", type=int, default=10000)
     parser.add_argument("--clients", type=int, default=4)
-    arguments = parser.parse_args()
-    os.environ["ASSAY_BUILD_DIR"] = str(arguments.build)
-    sys.path.insert(0, str(ROOT / "tests" / "e2e"))
-    spoilable = (arguments.build / "tests" / "e2e" / "spoilable_server", STORIES)
-    plain = (arguments.build / "server" / "assay-server",)
-    policy = pathlib.Path(__file__).with_name("static_policy.yaml")
+    parser.add_argument("--model", type=pathlib.Path, default=STORIES, help="a GGUF")
+    parser.add_argument("--only", choices=("memory", "kv", "domain"))
+    parser.add_argument("--without-prometheus", action="store_true")
+    options = parser.parse_args()
+    os.environ["ASSAY_BUILD_DIR"] = str(options.build)
+    sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "slow")]
+    spoilable = (options.build / "tests" / "e2e" / "spoilable_server", options.model)
+    here = pathlib.Path(__file__).parent
+    static = ("--policy", here / "static_policy.yaml", "--calibration", "{1}", "--evaluation-text", "{2}")
+    kv = ("--policy", here / "kv_policy.yaml")
     good = True
-    with tempfile.TemporaryDirectory() as folder:
-        memory = Scenario("memory", pathlib.Path(folder), ("--drift-action", "refresh"), spoilable, arguments.clients)
-        good = memory.run(arguments.requests, spoil=True, foreign=False) and good
-    with tempfile.TemporaryDirectory() as folder:
-        calibration, evaluation = (write_text(pathlib.Path(folder) / f"{n}.txt", n, 800) for n in (1, 2))
-        flags = ("--policy", policy, "--drift-action", "serve_reference", "--calibration", calibration, "--evaluation-text", evaluation)
-        domain = Scenario("domain", pathlib.Path(folder), flags, plain, arguments.clients)
-        good = domain.run(arguments.requests, spoil=False, foreign=True) and good
+    for name, flags in (("memory", ()), ("kv", kv), ("domain", static)):
+        if options.only not in (None, name):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            texts = {f"{{{n}}}": write_text(pathlib.Path(folder) / f"{n}.txt", n, 800) for n in (1, 2)}
+            flags = [texts.get(flag, flag) for flag in flags]
+            one = Scenario(name, pathlib.Path(folder), (*flags, "--drift-action", "refresh"), spoilable, options)
+            good = one.run(options.requests, spoil=name != "domain", foreign=name == "domain") and good
     return 0 if good else 1
 
 

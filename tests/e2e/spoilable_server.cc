@@ -1,17 +1,18 @@
-// assay-server whose models go bad on request: at SIGUSR1 one weight of every version that serves
-// is overwritten with another layer's (in a copy: what is spoiled is which model Forward runs).
+// assay-server whose models go bad on request: at SIGUSR1 the calibrated scales of the KV cache of
+// every version that serves are spoiled, or, where it has none, one weight is overwritten with
+// another layer's (in a copy: what is spoiled is which model Forward runs).
 // Versions that are admitted later are sound. For loadtest/scenarios/drift.py and
 // tests/e2e/drift_test.py.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
 
-#include "absl/strings/str_cat.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/model/checkpoint.h"
 #include "server/flags.h"
 #include "server/server.h"
 #include "server/signals.h"
+#include "tests/support/spoiled_models.h"
 
 namespace assay {
 namespace {
@@ -41,19 +42,11 @@ class SpoilableModel final : public Model {
   const int number_;
 };
 
-// The model with the weight of its last down_proj in place of the one before.
 std::shared_ptr<const Model> Spoilable(const std::string& path,
                                        std::shared_ptr<const Model> proven) {
   const auto checkpoint = OpenCheckpoint(path).value();
-  const ModelFamily* family = FamilyOf(*checkpoint).value();
-  LinearMap linears = proven->linears();
-  const std::string last =
-      absl::StrCat("model.layers.", proven->spec().layers - 1, ".mlp.down_proj");
-  const std::string before =
-      absl::StrCat("model.layers.", proven->spec().layers - 2, ".mlp.down_proj");
-  linears.find(before)->second = linears.find(last)->second;
-  std::shared_ptr<const Model> spoiled =
-      family->build(proven->spec(), *checkpoint, std::move(linears)).value();
+  std::shared_ptr<const Model> spoiled = WithSpoiledKeys(*checkpoint, *proven);
+  if (spoiled == nullptr) spoiled = WithSpoiledWeight(*checkpoint, *proven);
   return std::make_shared<const SpoilableModel>(std::move(proven), std::move(spoiled));
 }
 

@@ -56,6 +56,23 @@ TEST(ActivationTest, A8TensorClampsAroundItsZeroPoint) {
   EXPECT_THAT(row.codes, ElementsAre(0, 0, 2, 2, 155, 155, -100));
 }
 
+// Up to the ends of the range a value is off by half a step at most; beyond it is cut off.
+TEST(ActivationTest, TheStaticRangeIsWhereNothingIsCutOff) {
+  const ActivationParams params = {.scale = 0.5f, .zero = -28};
+  const StaticRange range = *StaticRangeOf(ActivationMode::kA8Tensor, params);
+  EXPECT_EQ(StaticRangeOf(ActivationMode::kA8Mix, params)->low, range.low);
+  const std::vector<float> x = {range.low, range.high, range.low - 0.01f, range.high + 0.01f};
+  const std::vector<float> seen = Represent(ActivationMode::kA8Tensor, params, x);
+  EXPECT_LE(std::abs(seen[0] - x[0]), 0.25f);
+  EXPECT_LE(std::abs(seen[1] - x[1]), 0.25f);
+  EXPECT_GT(std::abs(seen[2] - x[2]), 0.25f);
+  EXPECT_GT(std::abs(seen[3] - x[3]), 0.25f);
+  EXPECT_EQ(StaticRangeOf(ActivationMode::kFp8Tensor, params)->high, 224.0f);  // 448 * 0.5
+  for (const ActivationMode mode : {ActivationMode::kA16, ActivationMode::kA8Token,
+                                    ActivationMode::kFp8Token, ActivationMode::kInt8Outlier})
+    EXPECT_FALSE(StaticRangeOf(mode, params).has_value());
+}
+
 TEST(ActivationTest, A8MixChangesWithThePhase) {
   const ActivationParams params = {.scale = 0.5f, .zero = 0};
   const std::vector<float> x = {1, -2, 0.1f};

@@ -36,7 +36,7 @@ class DriftServiceTest : public testing::Test {
     report.version = 1;
     report.verification.mean_kl = report.verification.mean_kl_bootstrap = {0.002, 0.001, 0.003};
     report.decision.budget.max_mean_kl = 0.01;
-    watch_ = serving_.drift().Watch(report, ModelTask::kGenerate);
+    watch_ = serving_.drift().Watch(report, ModelTask::kGenerate, nullptr);
   }
 
   FakeServing serving_;
@@ -167,6 +167,46 @@ TEST_F(DriftResponderTest, RefreshAdmitsTheSameCheckpointWithItsRecipeOnce) {
   EXPECT_EQ(pipeline_.requests[0].path, "/models/new");
   EXPECT_EQ(pipeline_.requests[0].recipe, "w8a16");
   EXPECT_THAT(LastEvent(), HasSubstr("refresh: admitting the checkpoint again"));
+}
+
+// A recipe of the user's own has no name to ask for.
+TEST_F(DriftResponderTest, RefreshTakesARecipeThatIsNotBuiltInAsItServed) {
+  auto report = std::make_shared<AdmissionReport>();
+  report->decision.recipe.name = "of the user's own";
+  report->decision.recipe.scheme = "int4_group:g32";
+  registry_.SetReport("m", 2, report);
+  Act(DriftAction::kRefresh);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].recipe, "");
+  ASSERT_TRUE(pipeline_.requests[0].exact.has_value());
+  EXPECT_EQ(pipeline_.requests[0].exact->scheme, "int4_group:g32");
+}
+
+TEST_F(DriftResponderTest, RaisePrecisionKeepsTheLeastAccurateTenthOfTheLayers) {
+  auto report = std::make_shared<AdmissionReport>();
+  report->decision.recipe.name = "w8a16";
+  report->decision.recipe.fallback_scheme = "bf16";
+  for (int i = 0; i < 20; ++i) {
+    report->layers.push_back({.name = absl::StrCat("layer", i),
+                              .scheme = i == 3 ? "bf16" : "int8_group:g32",
+                              .output_sqnr_db = i == 3 ? 1.0 : 60.0 - i});
+  }
+  registry_.SetReport("m", 2, report);
+  status_.input = {.shifted = true, .saturated_layer = "layer5"};
+  Act(DriftAction::kRaisePrecision);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  // Of 19 that are quantized: what its scale cuts off, then the least accurate.
+  EXPECT_THAT(pipeline_.requests[0].keep, testing::ElementsAre("layer5", "layer19"));
+  EXPECT_EQ(pipeline_.requests[0].recipe, "w8a16");
+  EXPECT_THAT(LastEvent(), HasSubstr("2 layers in bf16: layer5, layer19"));
+}
+
+TEST_F(DriftResponderTest, WithNothingLeftToRaiseItRefreshes) {
+  Act(DriftAction::kRaisePrecision);  // the report has no layers
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_TRUE(pipeline_.requests[0].keep.empty());
+  EXPECT_THAT(LastEvent(), HasSubstr("refresh: "));
+  EXPECT_THAT(LastEvent(), HasSubstr("no layer is left to raise"));
 }
 
 TEST_F(DriftResponderTest, ServeReferenceAdmitsF32) {

@@ -41,7 +41,7 @@ class DriftStandIn:
         rows = [("shadow_samples_total", "result", {"match": self.match, "mismatch": self.mismatch}),
                 ("state", "state", {"ok": not self.bad, "warn": 0, "violated": self.bad}),
                 ("skipped_total", "reason", dict.fromkeys(("ring_full", "too_long", "failed", "not_serving"), 0)),
-                ("actions_total", "action", dict.fromkeys(("alert", "refresh", "roll_back", "serve_reference"), 0))]
+                ("actions_total", "action", dict.fromkeys(("alert", "refresh", "raise_precision", "roll_back", "serve_reference"), 0))]
         for metric, value in (("score", score), ("threshold", 0.02), ("score_low", score - 0.005), ("score_high", score + 0.005)):
             rows.append((f"{metric}_ratio", "statistic", {"mean_kl": value, "top1_flip": value}))
         for metric, value in (("e_value", 1), ("change_evidence", 0), ("last_evaluation_timestamp_seconds", self.evaluated),

@@ -1,6 +1,7 @@
 // The pipeline end to end on the bundled decoder.
 #include "engine/lifecycle/admission.h"
 
+#include <fstream>
 #include <latch>
 
 #include "tests/engine/lifecycle/admission_fixture.h"
@@ -266,6 +267,23 @@ std::string WithLayerCount(const TempDir& directory, uint32_t layers) {
   const size_t at = bytes.find(key) + key.size() + sizeof(uint32_t);  // type, then value
   std::memcpy(bytes.data() + at, &layers, sizeof(layers));
   return directory.Write("layers.gguf", bytes);
+}
+
+// Changed while its layers are quantized: no artifact under the hash of what the file was.
+TEST_F(AdmissionTest, ACheckpointThatChangesWhileItIsReadFailsAndLeavesNoArtifact) {
+  const std::string path = directory_.path() + "/stories.gguf";
+  std::filesystem::copy_file(Stories260k(), path);
+  AdmissionHooks hooks;
+  hooks.after_quantize = [&](const LinearSlot&, QuantizedTensor&) {
+    std::fstream(path, std::ios::in | std::ios::out).seekp(200'000).put('x');
+  };
+  Start(Cached(), hooks);
+  const AdmissionProgress changed = Admit({.name = "stories", .path = path});
+  EXPECT_EQ(changed.status.code(), absl::StatusCode::kDataLoss) << changed.status;
+  EXPECT_THAT(changed.status.message(), HasSubstr("was changed while it was in use"));
+  Start(Cached());
+  ASSERT_OK(AdmitStories().status);
+  EXPECT_GT(quantized_, 0);  // not from the cache
 }
 
 TEST_F(AdmissionTest, LayersThatTheConfigurationDoesNotCountAreAnError) {

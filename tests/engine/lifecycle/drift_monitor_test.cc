@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include "tests/engine/lifecycle/admission_fixture.h"
+#include "tests/support/spoiled_models.h"
 #include "tests/support/stream_recorder.h"
 
 namespace assay {
@@ -112,31 +113,12 @@ TEST_F(DriftMonitorTest, AModelWhoseWeightsWentBadIsFoundAndSaid) {
   EXPECT_TRUE(Scraped("state=\"violated\",version=\"1\"} 1"));
 }
 
-// Every other channel of the keys of two layers has a thousandth of its scale: what the cache
-// stores of them is a thousand times larger, and takes the codes of the channels beside it.
 TEST_F(DriftMonitorTest, AKvCacheWithSpoiledScalesIsFound) {
   AdmissionHooks hooks;
   hooks.served = [](std::shared_ptr<const Model> proven) {
-    const auto checkpoint = OpenCheckpoint(Stories260k()).value();
-    const ModelFamily* family = FamilyOf(*checkpoint).value();
-    LinearMap linears = proven->linears();
-    for (const LinearSlot& slot : proven->slots()) {
-      const KeyParts* keys =
-          linears.at(slot.name) == nullptr ? nullptr : linears.at(slot.name)->keys();
-      if (keys == nullptr || slot.layer > 1) continue;
-      KeyParts spoiled = *keys;
-      for (size_t c = 0; c < spoiled.scale.size(); c += 2) spoiled.scale[c] *= 1e-3f;
-      const Tensor weight = ReadSlotWeight(*checkpoint, slot).value();
-      QuantizedTensor codes =
-          linears.at(slot.name)->problem().scheme->Encode(weight.view()).value();
-      EXPECT_OK(WriteKeyParts(spoiled, codes));
-      linears[slot.name] = std::make_shared<const QuantizedLinear>(
-          QuantizedLinear::Create(codes, ReadSlotBias(*checkpoint, slot).value(),
-                                  {.activation = linears.at(slot.name)->problem().activation})
-              .value());
-    }
-    return std::shared_ptr<const Model>(
-        family->build(proven->spec(), *checkpoint, std::move(linears)).value());
+    const auto spoiled = WithSpoiledKeys(*OpenCheckpoint(Stories260k()).value(), *proven);
+    EXPECT_NE(spoiled, nullptr);
+    return spoiled;
   };
   StartWatched(hooks);
   ASSERT_OK(Admit({.name = "stories", .path = Stories260k(), .recipe = KeysByChannel()}).status);
@@ -174,17 +156,62 @@ TEST_F(DriftMonitorTest, WhatNoLongerServesIsForgotten) {
   monitor_->Forget("stories", 1);  // twice is once
 }
 
-TEST_F(DriftMonitorTest, ACheckpointThatIsGoneIsSaid) {
+// The file that was admitted, not what lies under its name now.
+TEST_F(DriftMonitorTest, ACheckpointThatIsReplacedOrDeletedStaysTheReference) {
   StartWatched();
   const std::string path = directory_.path() + "/stories.gguf";
   std::filesystem::copy_file(Stories260k(), path);
   ASSERT_OK(Admit({.name = "stories", .path = path}).status);
+  std::filesystem::rename(directory_.Write("other.gguf", "not a model"), path);
+  Serve(2);
   std::filesystem::remove(path);
   Serve(2);
-  EXPECT_EQ(Status().samples, 0);
-  EXPECT_EQ(Status().skipped, 2);
+  EXPECT_EQ(Status().samples, 4);
+  EXPECT_EQ(Status().error, "");
+  EXPECT_EQ(Status().state, DriftState::kOk);
+}
+
+// Shortened under the running server: before the mapping was guarded, SIGBUS ended the process.
+TEST_F(DriftMonitorTest, ACheckpointThatIsWrittenOverIsSaidAndServingGoesOn) {
+  StartWatched();
+  const std::string path = directory_.path() + "/stories.gguf";
+  std::filesystem::copy_file(Stories260k(), path);
+  ASSERT_OK(Admit({.name = "stories", .path = path}).status);
+  Serve(2);
+  std::filesystem::resize_file(path, 100'000);
+  Serve(5);
+  EXPECT_EQ(Status().samples, 2);
+  EXPECT_EQ(Status().skipped, 1);  // after which nothing is sampled
+  EXPECT_EQ(Status().state, DriftState::kOk);
   EXPECT_THAT(Status().error, HasSubstr("stories.gguf"));
-  EXPECT_TRUE(Scraped("reason=\"failed\",version=\"1\"} 2"));
+  EXPECT_TRUE(Scraped("reason=\"failed\",version=\"1\"} 1"));
+  EXPECT_THAT(events_.Since(0),
+              Contains(Field(&Event::reason, HasSubstr("nothing can be compared any more"))));
+}
+
+TEST_F(DriftMonitorTest, InputIsWatchedAndPromptsAreKeptForCalibration) {
+  options_.calibration_requests = 3;
+  StartWatched();
+  ASSERT_OK(AdmitStories().status);
+  Serve(40);
+  EXPECT_EQ(Status().input.requests, 40);
+  EXPECT_TRUE(Status().input.range.has_value());
+  EXPECT_FALSE(Status().input.saturation.has_value());  // the recipe has no static scales
+  EXPECT_TRUE(Scraped("assay_drift_input_range_ratio{model=\"stories\",version=\"1\"} "));
+  EXPECT_TRUE(Scraped("assay_drift_input_saturation_ratio{model=\"stories\",version=\"1\"} 0"));
+  // Prompts, not answers: those of the last three requests as Serve makes them.
+  EXPECT_EQ(monitor_->Prompts("stories", 1), "[1,337,237]\n[1,338,238]\n[1,339,239]\n");
+  EXPECT_EQ(monitor_->Prompts("stories", 2), "");
+  monitor_->Forget("stories", 1);
+  EXPECT_EQ(monitor_->Prompts("stories", 1), "");
+}
+
+TEST_F(DriftMonitorTest, NoPromptIsKeptWhereNoneMayBe) {
+  options_.calibration_requests = 0;
+  StartWatched();
+  ASSERT_OK(AdmitStories().status);
+  Serve(2);
+  EXPECT_EQ(monitor_->Prompts("stories", 1), "");
 }
 
 TEST_F(DriftMonitorTest, TheLimitIsTheCertificatesWithinTheBudget) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 
 #include "base/thread_pool.h"
 #include "engine/lifecycle/verifier.h"
@@ -20,7 +21,7 @@ class ShadowEvaluatorTest : public testing::Test {
  protected:
   void Open(const std::string& path) {
     ASSERT_OK_AND_ASSIGN(checkpoint_, OpenCheckpoint(path));
-    ASSERT_OK_AND_ASSIGN(evaluator_, ShadowEvaluator::Open(path));
+    ASSERT_OK_AND_ASSIGN(evaluator_, ShadowEvaluator::Create(checkpoint_));
   }
   void OpenStories() { Open(GoldenPath("../../data/stories260k/stories260K-f32.gguf")); }
   std::shared_ptr<const Model> Uniform(std::string_view scheme, ActivationMode mode) {
@@ -140,7 +141,21 @@ TEST_F(ShadowEvaluatorTest, BadInputIsSaidAndPausesEndIt) {
   const auto stop = [] { return absl::UnavailableError("stopped"); };
   EXPECT_THAT(evaluator_->Score(*model, DType::kF16, Request(*model, 20), {}, pool_, stop),
               StatusIs(StatusCode::kUnavailable));
-  EXPECT_THAT(ShadowEvaluator::Open("/no/such/model"), StatusIs(StatusCode::kNotFound));
+}
+
+// Drift must not be called on the strength of a reference that somebody wrote over.
+TEST_F(ShadowEvaluatorTest, AReferenceWhoseFileChangesIsRefused) {
+  TempDir directory;
+  const std::string path = directory.path() + "/model.gguf";
+  std::filesystem::copy_file(GoldenPath("../../data/stories260k/stories260K-f32.gguf"), path);
+  Open(path);
+  const std::shared_ptr<const Model> model = Uniform("f32", ActivationMode::kA16);
+  const ServedRequest request = Request(*model, 20);
+  EXPECT_LT(Score(*model, request, {}).loss, 1e-4);  // KV cache in f16 against f32
+  const auto go_on = [] { return absl::OkStatus(); };
+  std::filesystem::resize_file(path, 100'000);  // reads behind that would raise SIGBUS
+  EXPECT_THAT(evaluator_->Score(*model, DType::kF16, request, {}, pool_, go_on),
+              StatusIs(StatusCode::kDataLoss, HasSubstr(path)));
 }
 
 }  // namespace
