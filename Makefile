@@ -5,11 +5,11 @@ JOBS  := $(or $(JOBS),$(shell nproc))
 # Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
 INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
 .DEFAULT_GOAL := help
-.PHONY: help serve build test sanitize check check-slow accuracy live-rules soak format fuzz bench clean setup
+.PHONY: help serve build test sanitize check check-slow accuracy live-rules dashboard-images soak format fuzz bench clean setup
 .PRECIOUS: build/%/build.ninja
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: setup ## Serve the demo models: set up, build, fetch them, start the server (ARGS="--help": its flags)
 	@$(MAKE) -s --no-print-directory build
@@ -67,6 +67,13 @@ accuracy: setup build/dev/build.ninja ## Every recipe on the off-grid twin, Mini
 live-rules: setup build/dev/build.ninja ## Rules and dashboards against a real Prometheus under load and faults: six minutes (ARGS="--help")
 	@scripts/build dev $(JOBS) assay-server assay
 	@ASSAY_BUILD_DIR=$(CURDIR)/build/dev $(CACHE)/venv/bin/python tests/slow/prometheus_live.py $(or $(ARGS),--drift-stand-in)
+
+dashboard-images: setup build/dev/build.ninja ## Draw the dashboards from such a run into docs/images
+	@scripts/build dev $(JOBS) assay-server assay
+	@test -x $(CACHE)/venv-slow/bin/python || python3 -m venv $(CACHE)/venv-slow
+	@$(CACHE)/venv-slow/bin/pip install --quiet -r tests/slow/requirements-plots.txt
+	@ASSAY_BUILD_DIR=$(CURDIR)/build/dev $(CACHE)/venv/bin/python tests/slow/prometheus_live.py --drift-stand-in --record build/dev/panels.json
+	@$(CACHE)/venv-slow/bin/python deploy/grafana/draw_panels.py build/dev/panels.json docs/images
 
 soak: setup build/dev/build.ninja ## 64 streaming clients for a minute, cancellations, deadlines, then SIGTERM under load
 	@scripts/build dev $(JOBS)

@@ -2,20 +2,16 @@
 
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
 #include <iterator>
 
+#include "base/cpu_info.h"
 #include "engine/metrics_series.h"
+#include "engine/open_metrics.h"
 #include "engine/process_metrics.h"
 
 namespace assay {
 namespace {
-
-// Seconds; as assay_inference_request_duration_seconds has them.
-const Buckets& RpcTime() {
-  static const auto& b =
-      *new Buckets{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10};
-  return b;
-}
 
 constexpr const char* kCacheResults[] = {"hit", "miss", "corrupt"};
 
@@ -41,34 +37,54 @@ ProcessLoad AddUp(const std::vector<prometheus::MetricFamily>& families) {
   return load;
 }
 
-// The grpc_server_* series of one method.
-struct RpcSeries {
-  RpcSeries(SeriesFactory& f, std::string_view service, std::string_view method,
-            std::string_view type)
-      : factory(f),
-        labels{{"grpc_service", std::string(service)},
-               {"grpc_method", std::string(method)},
-               {"grpc_type", std::string(type)}} {
-    started = &f.AddCounter("grpc_server_started_total", "RPCs started", labels);
-    received = &f.AddCounter("grpc_server_msg_received_total", "Messages received", labels);
-    sent = &f.AddCounter("grpc_server_msg_sent_total", "Messages sent", labels);
-    seconds =
-        &f.AddHistogram("grpc_server_handling_seconds", "Wall time of RPCs", labels, RpcTime());
-    in_flight = &f.AddGauge("assay_grpc_rpcs_in_flight", "RPCs being handled",
-                            {{"method", std::string(method)}});
-    Handled("OK");
-  }
-  Counter& Handled(std::string_view code) {
-    return factory.AddCounter("grpc_server_handled_total", "RPCs completed, by code",
-                              With(labels, "grpc_code", code));
-  }
+// Devices that models run on: today the host's processor.
+void AddDevices(std::vector<prometheus::MetricFamily>& families) {
+  const auto of = [](double value, const char* state) {
+    prometheus::ClientMetric metric;
+    metric.label.push_back({"device", "cpu"});
+    if (state != nullptr) metric.label.push_back({"state", state});
+    metric.gauge.value = value;
+    return metric;
+  };
+  const auto total = static_cast<double>(HostCpu().memory_bytes);
+  const double available = std::min(static_cast<double>(AvailableMemoryBytes()), total);
+  families.push_back({"assay_device_memory_bytes",
+                      "Memory of a device; cpu: of the host, or what the cgroup allows if less",
+                      prometheus::MetricType::Gauge,
+                      {of(available, "available"), of(total - available, "used")}});
+  families.push_back({"assay_device_cores",
+                      "Cores that the process may use",
+                      prometheus::MetricType::Gauge,
+                      {of(HostCpu().cores, nullptr)}});
+}
 
-  SeriesFactory& factory;
-  const Labels labels;
-  Counter *started, *received, *sent;
-  Histogram* seconds;
-  Gauge* in_flight;
-};
+// What nobody counts: it is read when it is asked for.
+void AddReadNow(std::vector<prometheus::MetricFamily>& families) {
+  const auto add = [&families](const char* name, const char* help, double value,
+                               prometheus::MetricType type) {
+    prometheus::ClientMetric metric;
+    (type == prometheus::MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
+    families.push_back({name, help, type, {std::move(metric)}});
+  };
+  constexpr auto kGauge = prometheus::MetricType::Gauge;
+  const ProcessLoad load = AddUp(families);
+  add("assay_process_pending_requests", "Requests waiting, all models", load.waiting, kGauge);
+  add("assay_process_running_requests", "Requests executing, all models", load.running, kGauge);
+  add("assay_process_kv_cache_usage_ratio",
+      "Share of the KV cache blocks of all models in use by live sequences, 0..1",
+      load.blocks > 0 ? load.blocks_used / load.blocks : 0, kGauge);
+  const ProcessMetrics process = ReadProcessMetrics();
+  add("process_cpu_seconds_total", "CPU time, user and system", process.cpu_seconds,
+      prometheus::MetricType::Counter);
+  add("process_resident_memory_bytes", "Resident memory", process.resident_bytes, kGauge);
+  add("process_virtual_memory_bytes", "Virtual memory", process.virtual_bytes, kGauge);
+  add("process_start_time_seconds", "Start of the process, Unix time", process.start_time_seconds,
+      kGauge);
+  add("process_open_fds", "Open file descriptors", process.open_fds, kGauge);
+  add("process_max_fds", "Limit of open file descriptors", process.max_fds, kGauge);
+  add("process_threads", "Threads", process.threads, kGauge);
+  AddDevices(families);
+}
 
 }  // namespace
 
@@ -78,10 +94,13 @@ struct Metrics::Impl {
     int users = 0;  // live shared_ptrs given out by ForModel
   };
   struct State {
+    explicit State(const Clock& clock) : factory(clock) {}
+
     SeriesFactory factory;
     Mutex mu;
     std::map<std::pair<std::string, int64_t>, Versioned> models ABSL_GUARDED_BY(mu);
-    std::map<std::pair<std::string, std::string>, RpcSeries> rpcs ABSL_GUARDED_BY(mu);
+    std::map<std::pair<std::string, std::string>, std::unique_ptr<RpcMetrics>> rpcs
+        ABSL_GUARDED_BY(mu);
 
     void Release(const std::pair<std::string, int64_t>& key) ABSL_LOCKS_EXCLUDED(mu) {
       MutexLock lock(mu);  // held while the series go: ForModel must not find half of them
@@ -90,23 +109,17 @@ struct Metrics::Impl {
     }
   };
 
-  // The methods are those that the server registered: a closed set.
-  RpcSeries& Rpc(std::string_view service, std::string_view method, std::string_view type) {
-    std::pair<std::string, std::string> key(service, method);
-    MutexLock lock(state->mu);
-    return state->rpcs.try_emplace(std::move(key), state->factory, service, method, type)
-        .first->second;
-  }
+  explicit Impl(const Clock& clock) : state(std::make_shared<State>(clock)) {}
 
   // Outlives Metrics for as long as any ModelMetrics lives.
-  std::shared_ptr<State> state = std::make_shared<State>();
+  std::shared_ptr<State> state;
   Counter *unknown_requests, *unknown_rejected;
   Counter* cache_results[3];
   Gauge *cache_bytes, *admissions_in_progress, *connections;
 };
 
-Metrics::Metrics(std::string_view version, std::string_view backend)
-    : impl_(std::make_unique<Impl>()) {
+Metrics::Metrics(std::string_view version, std::string_view backend, const Clock& clock)
+    : impl_(std::make_unique<Impl>(clock)) {
   SeriesFactory& f = impl_->state->factory;
   const size_t plus = version.find('+');
   const std::string_view revision =
@@ -133,6 +146,8 @@ Metrics::Metrics(std::string_view version, std::string_view backend)
   impl_->connections = &f.AddGauge("assay_grpc_connections", "Open connections", {});
   impl_->admissions_in_progress =
       &f.AddGauge("assay_admission_in_progress", "Admissions queued or running", {});
+  for (const char* stage : AdmissionStageNames()) AdmissionStageTime(f, stage);
+  for (const char* source : kLoadSources) LoadTime(f, source);
 }
 
 Metrics::~Metrics() = default;
@@ -155,29 +170,14 @@ std::unique_ptr<DriftMetrics> Metrics::ForDrift(std::string_view model, int64_t 
   return NewDriftMetrics(impl_->state->factory, model, version, statistic);
 }
 
-void Metrics::DeclareRpc(std::string_view service, std::string_view method, std::string_view type) {
-  impl_->Rpc(service, method, type);
-}
-
-void Metrics::RpcStarted(std::string_view service, std::string_view method, std::string_view type) {
-  RpcSeries& rpc = impl_->Rpc(service, method, type);
-  rpc.started->Increment();
-  rpc.in_flight->Increment();
-}
-
-void Metrics::RpcDone(std::string_view service, std::string_view method, std::string_view type,
-                      std::string_view code, absl::Duration wall) {
-  RpcSeries& rpc = impl_->Rpc(service, method, type);
-  rpc.Handled(code).Increment();
-  rpc.seconds->Observe(absl::ToDoubleSeconds(wall));
-  rpc.in_flight->Decrement();
-}
-
-void Metrics::RpcMessages(std::string_view service, std::string_view method, std::string_view type,
-                          int received, int sent) {
-  RpcSeries& rpc = impl_->Rpc(service, method, type);
-  rpc.received->Increment(received);
-  rpc.sent->Increment(sent);
+// The methods are those that the server registered: a closed set.
+RpcMetrics& Metrics::ForRpc(std::string_view service, std::string_view method,
+                            std::string_view type) {
+  Impl::State& state = *impl_->state;
+  MutexLock lock(state.mu);
+  std::unique_ptr<RpcMetrics>& rpc = state.rpcs[{std::string(service), std::string(method)}];
+  if (rpc == nullptr) rpc = NewRpcSeries(state.factory, service, method, type);
+  return *rpc;
 }
 
 void Metrics::SetGrpcConnections(int open) { impl_->connections->Set(open); }
@@ -197,31 +197,14 @@ void Metrics::SetArtifactCacheBytes(double bytes) { impl_->cache_bytes->Set(byte
 
 void Metrics::SetAdmissionsInProgress(int count) { impl_->admissions_in_progress->Set(count); }
 
-std::string Metrics::Scrape() const {
-  std::vector<prometheus::MetricFamily> families = impl_->state->factory.Collect();
-  const ProcessMetrics process = ReadProcessMetrics();
-  const auto add = [&families](const char* name, const char* help, double value,
-                               prometheus::MetricType type) {
-    prometheus::ClientMetric metric;
-    (type == prometheus::MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
-    families.push_back({name, help, type, {std::move(metric)}});
-  };
-  constexpr auto kGauge = prometheus::MetricType::Gauge;
-  const ProcessLoad load = AddUp(families);
-  add("assay_process_pending_requests", "Requests waiting, all models", load.waiting, kGauge);
-  add("assay_process_running_requests", "Requests executing, all models", load.running, kGauge);
-  add("assay_process_kv_cache_usage_ratio",
-      "Share of the KV cache blocks of all models in use by live sequences, 0..1",
-      load.blocks > 0 ? load.blocks_used / load.blocks : 0, kGauge);
-  add("process_cpu_seconds_total", "CPU time, user and system", process.cpu_seconds,
-      prometheus::MetricType::Counter);
-  add("process_resident_memory_bytes", "Resident memory", process.resident_bytes, kGauge);
-  add("process_virtual_memory_bytes", "Virtual memory", process.virtual_bytes, kGauge);
-  add("process_start_time_seconds", "Start of the process, Unix time", process.start_time_seconds,
-      kGauge);
-  add("process_open_fds", "Open file descriptors", process.open_fds, kGauge);
-  add("process_max_fds", "Limit of open file descriptors", process.max_fds, kGauge);
-  add("process_threads", "Threads", process.threads, kGauge);
+std::string Metrics::Scrape(ExpositionFormat format) const {
+  const SeriesFactory& factory = impl_->state->factory;
+  // Before the counts: an exemplar is of an observation that they hold.
+  const ExemplarsOfSeries exemplars =
+      format == ExpositionFormat::kOpenMetrics ? factory.CollectExemplars() : ExemplarsOfSeries();
+  std::vector<prometheus::MetricFamily> families = factory.Collect();
+  AddReadNow(families);
+  if (format == ExpositionFormat::kOpenMetrics) return OpenMetricsText(families, exemplars);
   return prometheus::TextSerializer().Serialize(families);
 }
 

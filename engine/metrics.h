@@ -1,7 +1,8 @@
 // Every series of the service, by domain verb (names, labels, buckets: docs/operations.md).
-// prometheus-cpp stays in the .cc. Thread-safe. Verbs on a ModelMetrics are cheap (resolved series,
-// no lookup, no lock beyond the library's atomics).
+// prometheus-cpp stays in the .cc. Thread-safe. Verbs on a ModelMetrics and an RpcMetrics are cheap
+// (resolved series, no lookup, no lock beyond the library's; tests/bench/metrics_bench.cc).
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "engine/metrics_drift.h"
 
 namespace assay {
@@ -19,11 +21,25 @@ enum class WorkStage { kQueue, kCompute, kSend };
 enum class FinishReason { kStop, kLength, kCancelled, kError, kDeadline };
 enum class MemoryKind { kWeights, kKv, kWorkspace, kReference };
 
+// The id of a distributed trace: 16 bytes. All zero, which W3C forbids, means that there is none.
+struct TraceId {
+  uint64_t high = 0, low = 0;
+  explicit operator bool() const { return (high | low) != 0; }
+  bool operator==(const TraceId&) const = default;
+};
+
+// How /metrics is written.
+enum class ExpositionFormat {
+  kText,         // Prometheus text 0.0.4
+  kOpenMetrics,  // OpenMetrics 1.0: with exemplars (engine/open_metrics.h)
+};
+
 // One model version. Series of an unloaded version are dropped when the object dies.
 class ModelMetrics {
  public:
   virtual ~ModelMetrics() = default;
-  virtual void RequestDone(Outcome outcome, absl::Duration latency) = 0;
+  // `trace`, where there is one, becomes the exemplar of the bucket that `latency` falls into.
+  virtual void RequestDone(Outcome outcome, absl::Duration latency, TraceId trace) = 0;
   virtual void Rejected(RejectReason reason) = 0;
   virtual void DeadlineExceeded(WorkStage stage) = 0;
   virtual void Cancelled(WorkStage stage) = 0;
@@ -31,7 +47,7 @@ class ModelMetrics {
   virtual void StepDone(int requests, absl::Duration compute) = 0;  // one executed batch
   virtual void SetLoad(int waiting, int running) = 0;
   // text generation
-  virtual void FirstToken(absl::Duration since_arrival) = 0;
+  virtual void FirstToken(absl::Duration since_arrival, TraceId trace) = 0;
   virtual void InterToken(absl::Duration gap) = 0;
   virtual void TokensDone(int prompt_tokens, int generated_tokens, FinishReason reason,
                           absl::Duration latency) = 0;
@@ -59,28 +75,35 @@ class ModelMetrics {
 // (engine/lifecycle/admission_stages.cc).
 std::span<const char* const> AdmissionStageNames();
 
+// One method of the gRPC layer.
+class RpcMetrics {
+ public:
+  virtual ~RpcMetrics() = default;
+  virtual void Started() = 0;
+  // `code` as gRPC numbers it, 0 = OK; what is no code of gRPC counts as Unknown.
+  virtual void Done(int code, absl::Duration wall, int received, int sent) = 0;
+};
+
 class Metrics {
  public:
-  Metrics(std::string_view version, std::string_view backend);
+  // `clock`, the time of exemplars, outlives this and every ModelMetrics.
+  Metrics(std::string_view version, std::string_view backend, const Clock& clock = RealClock());
   ~Metrics();
   // One live object per (model, version): asking again while it lives gives the same one.
   std::shared_ptr<ModelMetrics> ForModel(std::string_view model, int64_t version);
   // Drift of a version, by its statistic: mean_kl, cosine_loss or label_flip. Not to outlive this.
   std::unique_ptr<DriftMetrics> ForDrift(std::string_view model, int64_t version,
                                          std::string_view statistic);
-  // gRPC layer. DeclareRpc makes the series of a method at 0.
-  void DeclareRpc(std::string_view service, std::string_view method, std::string_view type);
-  void RpcStarted(std::string_view service, std::string_view method, std::string_view type);
-  void RpcDone(std::string_view service, std::string_view method, std::string_view type,
-               std::string_view code, absl::Duration wall);
-  void RpcMessages(std::string_view service, std::string_view method, std::string_view type,
-                   int received, int sent);
+  // gRPC layer: makes the series of a method at 0 (but for the histogram and the codes other than
+  // OK, which come with the first RPC that has them). Lives as long as this. `type` as
+  // "server_stream".
+  RpcMetrics& ForRpc(std::string_view service, std::string_view method, std::string_view type);
   void SetGrpcConnections(int open);
   void UnknownModel();  // a request for a model that does not exist: counted under model="_unknown"
   void ArtifactCache(std::string_view result);  // hit, miss, corrupt
   void SetArtifactCacheBytes(double bytes);
   void SetAdmissionsInProgress(int count);
-  std::string Scrape() const;  // Prometheus text format 0.0.4; also what tests assert on
+  std::string Scrape(ExpositionFormat format = ExpositionFormat::kText) const;
 
  private:
   struct Impl;

@@ -11,22 +11,28 @@ namespace {
 
 // Upper bounds, seconds unless said otherwise (docs/operations.md, "Metrics").
 const Buckets& Latency() {
-  static const auto& b =
-      *new Buckets{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10};
+  static const auto& b = *new Buckets{.0001, .00025, .0005, .001, .0025, .005, .01, .025,
+                                      .05,   .1,     .25,   .5,   1,     2.5,  5,   10};
   return b;
 }
 const Buckets& QueueTime() {
   static const auto& b =
-      *new Buckets{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5};
+      *new Buckets{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5};
+  return b;
+}
+const Buckets& ComputeTime() {
+  static const auto& b =
+      *new Buckets{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5};
   return b;
 }
 const Buckets& FirstTokenTime() {
-  static const auto& b = *new Buckets{.01, .025, .05, .1, .2, .35, .5, .75, 1, 2, 5, 10, 30};
+  static const auto& b = *new Buckets{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1,
+                                      .2,     .35,   .5,   .75,   1,    2,   5,    10,  30};
   return b;
 }
 const Buckets& TokenGap() {
-  static const auto& b =
-      *new Buckets{.0025, .005, .01, .015, .02, .03, .04, .05, .075, .1, .2, .5, 1};
+  static const auto& b = *new Buckets{.0001, .00025, .0005, .001, .0025, .005, .01, .015, .02,
+                                      .03,   .04,    .05,   .075, .1,    .2,   .5,  1};
   return b;
 }
 const Buckets& GenerationTime() {
@@ -35,6 +41,10 @@ const Buckets& GenerationTime() {
 }
 const Buckets& AdmissionTime() {
   static const auto& b = *new Buckets{.1, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800};
+  return b;
+}
+const Buckets& StageTime() {  // of 16 stages: few edges
+  static const auto& b = *new Buckets{.1, 1, 10, 100, 1000};
   return b;
 }
 const Buckets& TokenCount() {
@@ -63,14 +73,14 @@ constexpr const char* kAdmissionOutcomes[] = {"admitted", "rejected_accuracy", "
 
 // What only text generation has; made when a model shows that it generates.
 struct GenerationSeries {
-  GenerationSeries(SeriesFactory& factory, const Labels& m) : group(factory) {
-    first_token = group.NewHistogram("assay_llm_time_to_first_token_seconds",
-                                     "Time from arrival to the first token", m, FirstTokenTime());
+  GenerationSeries(SeriesFactory& factory, const Labels& m)
+      : group(factory),
+        first_token(factory, group, "assay_llm_time_to_first_token_seconds",
+                    "Time from arrival to the first token", m, FirstTokenTime()) {
     inter_token = group.NewHistogram("assay_llm_inter_token_latency_seconds",
                                      "Time between two tokens of one request", m, TokenGap());
     duration = group.NewHistogram("assay_llm_request_duration_seconds",
                                   "Time from arrival to the last token", m, GenerationTime());
-    prompt_tokens = group.NewCounter("assay_llm_prompt_tokens_total", "Prompt tokens computed", m);
     generated_tokens = group.NewCounter("assay_llm_generated_tokens_total", "Tokens generated", m);
     cache_hits = group.NewCounter("assay_llm_prefix_cache_hit_tokens_total",
                                   "Prompt tokens taken from the prefix cache", m);
@@ -99,8 +109,11 @@ struct GenerationSeries {
   static constexpr int kKvBlockTokens = 16;  // KvPool::kBlockTokens, checked by a test
 
   SeriesGroup group;
-  Histogram *first_token, *inter_token, *duration, *prompt_length, *generated_length;
-  Counter *prompt_tokens, *generated_tokens, *cache_hits, *preemptions;
+  std::unique_ptr<SeriesGroup> kv_info;
+  std::atomic<int> kv_total{-1};  // what kv_info says
+  TracedHistogram first_token;
+  Histogram *inter_token, *duration, *prompt_length, *generated_length;
+  Counter *generated_tokens, *cache_hits, *preemptions;
   Counter* finished[5];
   Gauge *running, *waiting, *kv_used, *kv_cached, *kv_free, *kv_usage, *kv_block_tokens;
 };
@@ -110,15 +123,17 @@ class PrometheusModelMetrics final : public ModelMetrics {
   PrometheusModelMetrics(SeriesFactory& factory, std::string_view model, int64_t version)
       : factory_(factory),
         m_{{"model", std::string(model)}, {"version", absl::StrCat(version)}},
-        group_(factory) {
+        group_(factory),
+        request_time_(factory, group_, "assay_inference_request_duration_seconds",
+                      "End-to-end time of one inference request in the server", m_, Latency()) {
     MakeRequestSeries();
     MakeLifecycleSeries();
   }
   ~PrometheusModelMetrics() override { delete generation_.load(); }
 
-  void RequestDone(Outcome outcome, absl::Duration latency) override {
+  void RequestDone(Outcome outcome, absl::Duration latency, TraceId trace) override {
     requests_[static_cast<int>(outcome)]->Increment();
-    if (outcome != Outcome::kRejected) request_time_->Observe(absl::ToDoubleSeconds(latency));
+    if (outcome != Outcome::kRejected) request_time_.Observe(latency, trace);
   }
   void Rejected(RejectReason reason) override { rejected_[static_cast<int>(reason)]->Increment(); }
   void DeadlineExceeded(WorkStage stage) override {
@@ -139,8 +154,8 @@ class PrometheusModelMetrics final : public ModelMetrics {
     }
   }
 
-  void FirstToken(absl::Duration since_arrival) override {
-    Generation().first_token->Observe(absl::ToDoubleSeconds(since_arrival));
+  void FirstToken(absl::Duration since_arrival, TraceId trace) override {
+    Generation().first_token.Observe(since_arrival, trace);
   }
   void InterToken(absl::Duration gap) override {
     Generation().inter_token->Observe(absl::ToDoubleSeconds(gap));
@@ -154,8 +169,9 @@ class PrometheusModelMetrics final : public ModelMetrics {
     g.duration->Observe(absl::ToDoubleSeconds(latency));
   }
   void TokensProcessed(int prompt_tokens, int generated_tokens, int prefix_cache_hits) override {
+    prompt_tokens_->Increment(prompt_tokens);
+    if (generated_tokens == 0 && prefix_cache_hits == 0) return;  // encoders never come further
     GenerationSeries& g = Generation();
-    g.prompt_tokens->Increment(prompt_tokens);
     g.generated_tokens->Increment(generated_tokens);
     g.cache_hits->Increment(prefix_cache_hits);
   }
@@ -166,6 +182,13 @@ class PrometheusModelMetrics final : public ModelMetrics {
     g.kv_cached->Set(cached);
     g.kv_free->Set(total - used - cached);
     g.kv_usage->Set(total > 0 ? static_cast<double>(used) / total : 0);
+    if (g.kv_total.exchange(total) != total) {
+      Labels labels = With(m_, "block_size", std::to_string(GenerationSeries::kKvBlockTokens));
+      labels["num_gpu_blocks"] = std::to_string(total);
+      Replace(g.kv_info, {{"assay_llm_cache_config_info",
+                           "Size of the KV cache as labels, which are named as routers want them",
+                           std::move(labels), 1}});
+    }
   }
 
   void SetInfo(std::string_view format, std::string_view precision,
@@ -197,14 +220,10 @@ class PrometheusModelMetrics final : public ModelMetrics {
   }
   void AdmissionStageDone(std::string_view stage, absl::Duration elapsed) override {
     const double seconds = absl::ToDoubleSeconds(elapsed);
-    MutexLock lock(mu_);
-    // 15 series a stage: made when it runs first.
-    group_
-        .NewHistogram("assay_admission_duration_seconds", "Time of one stage of an admission",
-                      With(m_, "stage", stage), AdmissionTime())
-        ->Observe(seconds);
     for (size_t i = 0; i < std::size(kAdmissionStages); ++i) {
-      if (stage == kAdmissionStages[i]) stage_times_[i]->Set(seconds);
+      if (stage != kAdmissionStages[i]) continue;
+      stage_times_[i]->Set(seconds);
+      AdmissionStageTime(factory_, stage).Observe(seconds);
     }
   }
   void AdmissionDone(std::string_view outcome) override {
@@ -221,11 +240,9 @@ class PrometheusModelMetrics final : public ModelMetrics {
         ->Set(value);
   }
   void Loaded(std::string_view source, absl::Duration elapsed) override {
-    MutexLock lock(mu_);
-    group_
-        .NewHistogram("assay_model_load_duration_seconds", "Load time by source of the weights",
-                      With(m_, "source", source), AdmissionTime())
-        ->Observe(absl::ToDoubleSeconds(elapsed));
+    for (const char* known : kLoadSources) {
+      if (source == known) LoadTime(factory_, source).Observe(absl::ToDoubleSeconds(elapsed));
+    }
   }
 
  private:
@@ -239,17 +256,16 @@ class PrometheusModelMetrics final : public ModelMetrics {
   void MakeRequestSeries() {
     group_.NewCounters(requests_, "assay_inference_requests_total",
                        "Inference requests completed, by outcome", m_, Label("outcome", kOutcomes));
-    request_time_ = group_.NewHistogram("assay_inference_request_duration_seconds",
-                                        "End-to-end time of one inference request in the server",
-                                        m_, Latency());
     queue_time_ =
         group_.NewHistogram("assay_inference_queue_duration_seconds",
                             "Time an inference request waited for a batch slot", m_, QueueTime());
     compute_time_ = group_.NewHistogram("assay_inference_compute_duration_seconds",
-                                        "Time of one batch execution", m_, Latency());
+                                        "Time of one batch execution", m_, ComputeTime());
     batch_size_ = group_.NewHistogram("assay_inference_batch_size",
                                       "Requests merged in one executed batch", m_, BatchSize());
     pending_ = group_.NewGauge("assay_inference_pending_requests", "Requests waiting", m_);
+    prompt_tokens_ =
+        group_.NewCounter("assay_llm_prompt_tokens_total", "Prompt tokens computed", m_);
     running_ = group_.NewGauge("assay_inference_running_requests", "Requests executing", m_);
     group_.NewCounters(rejected_, "assay_inference_rejected_total",
                        "Requests refused before execution", m_, Label("reason", kRejectReasons));
@@ -296,16 +312,31 @@ class PrometheusModelMetrics final : public ModelMetrics {
   const Labels m_;
   Mutex mu_;           // for series that appear after construction
   SeriesGroup group_;  // pointers below are set once, by the constructor
+  TracedHistogram request_time_;
   std::unique_ptr<SeriesGroup> info_, quantization_;
   std::atomic<GenerationSeries*> generation_{nullptr};  // owned; set once
-  Counter *requests_[5], *rejected_[5], *expired_[3], *cancelled_[3], *admissions_[4];
-  Histogram *request_time_, *queue_time_, *compute_time_, *batch_size_;
+  Counter *requests_[5], *rejected_[5], *expired_[3], *cancelled_[3], *admissions_[4],
+      *prompt_tokens_;
+  Histogram *queue_time_, *compute_time_, *batch_size_;
   Gauge *pending_, *running_, *ready_, *last_swap_, *states_[8], *memory_[4], *stage_times_[16];
 };
 
 }  // namespace
 
 std::span<const char* const> AdmissionStageNames() { return kAdmissionStages; }
+
+Histogram& AdmissionStageTime(SeriesFactory& factory, std::string_view stage) {
+  return factory.AddHistogram("assay_admission_duration_seconds",
+                              "Time of one stage of an admission, all models",
+                              {{"stage", std::string(stage)}}, StageTime());
+}
+
+Histogram& LoadTime(SeriesFactory& factory, std::string_view source) {
+  return factory.AddHistogram(
+      "assay_model_load_duration_seconds",
+      "Time from the start of an admission until the version serves, by source of the weights",
+      {{"source", std::string(source)}}, AdmissionTime());
+}
 
 std::unique_ptr<ModelMetrics> NewModelMetrics(SeriesFactory& factory, std::string_view model,
                                               int64_t version) {

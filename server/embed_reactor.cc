@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/model_description.h"
 #include "server/prompts.h"
+#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -39,7 +40,8 @@ absl::Status EmbedReactor::Open(ServiceContext& context, const assay::v1::EmbedR
     return absl::InvalidArgumentError(
         absl::StrCat("version must not be negative: ", request.version()));
   }
-  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), request.version()));
+  ASSIGN_OR_RETURN(
+      record_, RequestRecord::Open(context, request.model(), request.version(), TraceOf(*rpc_)));
   return absl::OkStatus();
 }
 

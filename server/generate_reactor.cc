@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/infer_job.h"
 #include "server/prompts.h"
+#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -84,7 +85,8 @@ absl::Status GenerateReactor::Open(ServiceContext& context,
     return absl::InvalidArgumentError(
         absl::StrCat("version must not be negative: ", request.version()));
   }
-  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), request.version()));
+  ASSIGN_OR_RETURN(
+      record_, RequestRecord::Open(context, request.model(), request.version(), TraceOf(*rpc_)));
   return absl::OkStatus();
 }
 
@@ -109,9 +111,9 @@ absl::Status GenerateReactor::Submit(const assay::v1::GenerateRequest& request,
     MutexLock lock(mu_);
     submitting_ = true;
   }
-  const absl::StatusOr<SequenceId> id =
-      servable->generate->Submit({std::move(prompt), std::move(sampling), deadline},
-                                 [this](TokenEvent&& event) { OnToken(std::move(event)); });
+  const absl::StatusOr<SequenceId> id = servable->generate->Submit(
+      {std::move(prompt), std::move(sampling), deadline, record_->trace()},
+      [this](TokenEvent&& event) { OnToken(std::move(event)); });
   RETURN_IF_ERROR(id.status());
   Next next;
   bool cancel = false;

@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/metrics_format.h"
 
 namespace assay {
 
@@ -48,7 +49,9 @@ int Handle(mg_connection* connection, void* data) {
   if (method != "GET" && !head) {
     Send(connection, 405, kText, "only GET and HEAD\n", true);
   } else if (path == "/metrics") {
-    Send(connection, 200, "text/plain; version=0.0.4; charset=utf-8", sources.metrics(), !head);
+    const char* accept = mg_get_header(connection, "Accept");
+    const ExpositionFormat format = NegotiateMetricsFormat(accept == nullptr ? "" : accept);
+    Send(connection, 200, ContentType(format), sources.metrics(format), !head);
   } else if (path == "/healthz") {
     Send(connection, 200, kText, "ok\n", !head);
   } else if (path == "/readyz") {

@@ -1,7 +1,7 @@
-// The HTTP port: GET /metrics (Prometheus text 0.0.4), /healthz (the process lives), /readyz (200,
-// or 503 with one line per obstacle). Served by civetweb on threads of its own, so that a saturated
-// server still answers. Other paths are asked of `Sources::page` (server/status_page.h). The
-// library is confined to the .cc.
+// The HTTP port: GET /metrics (Prometheus text or OpenMetrics, as Accept says), /healthz (the
+// process lives), /readyz (200, or 503 with one line per obstacle). Served by civetweb on threads
+// of its own, so that a saturated server still answers. Other paths are asked of `Sources::page`
+// (server/status_page.h). The library is confined to the .cc.
 #pragma once
 #include <functional>
 #include <memory>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/metrics.h"
 
 namespace assay {
 
@@ -23,7 +24,7 @@ struct HttpPage {
 class HttpEndpoint {
  public:
   struct Sources {  // called on the endpoint's threads
-    std::function<std::string()> metrics;
+    std::function<std::string(ExpositionFormat)> metrics;
     std::function<std::vector<std::string>()> obstacles;  // empty = ready
     // As in the request, still percent-encoded; nothing: no such path. May be empty.
     std::function<std::optional<HttpPage>(std::string_view path)> page;

@@ -29,6 +29,7 @@ using InferSink = std::function<void(InferEvent&&)>;
 struct InferOptions {
   absl::Time deadline = absl::InfiniteFuture();
   bool can_stream = false;  // the RPC can carry several responses
+  TraceId trace;
 };
 
 class InferJob {

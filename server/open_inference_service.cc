@@ -9,6 +9,7 @@
 #include "server/model_repository.h"
 #include "server/reactors.h"
 #include "server/stream_infer.h"
+#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -20,7 +21,7 @@ class InferReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
  public:
   InferReactor(ServiceContext& context, Context* rpc, const inference::ModelInferRequest& request,
                inference::ModelInferResponse* response)
-      : job_(context, {DeadlineOf(*rpc), /*can_stream=*/false},
+      : job_(context, {DeadlineOf(*rpc), /*can_stream=*/false, TraceOf(*rpc)},
              [this, rpc, response](InferEvent&& event) {
                *response = std::move(event.response);
                Finish(ToGrpc(event.status, rpc));

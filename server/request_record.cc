@@ -43,7 +43,7 @@ absl::StatusOr<std::shared_ptr<Servable>> AcquireModel(ServiceContext& context,
 
 absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContext& context,
                                                                    const std::string& model,
-                                                                   int64_t version) {
+                                                                   int64_t version, TraceId trace) {
   absl::StatusOr<WorkGate::Ticket> ticket = context.gate.Enter();
   if (!ticket.ok()) {
     if (const auto servable = context.registry.Acquire(model, version); servable.ok()) {
@@ -53,7 +53,7 @@ absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContex
   }
   ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, version));
   return std::unique_ptr<RequestRecord>(
-      new RequestRecord(context, *std::move(ticket), std::move(servable)));
+      new RequestRecord(context, *std::move(ticket), std::move(servable), trace));
 }
 
 void RequestRecord::Done(const absl::Status& status, Progress progress, RequestTimes times) {
@@ -64,7 +64,7 @@ void RequestRecord::Done(const absl::Status& status, Progress progress, RequestT
   if (progress == Progress::kChecked && outcome == Outcome::kRejected) {
     servable_->metrics->Rejected(RejectReason::kInvalid);
   }
-  servable_->metrics->RequestDone(outcome, times.total);
+  servable_->metrics->RequestDone(outcome, times.total, trace_);
   context_.traffic.Add(servable_->name, servable_->version,
                        {.total = times.total, .ok = status.ok(), .tokens = times.tokens}, now);
   if (status.ok()) {

@@ -20,23 +20,26 @@ class RequestRecord {
   // Unavailable: draining, or the model does not serve; NotFound. Each refusal is counted.
   static absl::StatusOr<std::unique_ptr<RequestRecord>> Open(ServiceContext& context,
                                                              const std::string& model,
-                                                             int64_t version);
+                                                             int64_t version, TraceId trace);
   // Counts the outcome; later calls do nothing.
   void Done(const absl::Status& status, Progress progress, RequestTimes times);
 
   const std::shared_ptr<Servable>& servable() const { return servable_; }
   absl::Time arrival() const { return arrival_; }
+  TraceId trace() const { return trace_; }
 
  private:
   RequestRecord(ServiceContext& context, WorkGate::Ticket ticket,
-                std::shared_ptr<Servable> servable)
+                std::shared_ptr<Servable> servable, TraceId trace)
       : context_(context),
         arrival_(context.clock.Now()),
+        trace_(trace),
         servable_(std::move(servable)),
         ticket_(std::move(ticket)) {}
 
   ServiceContext& context_;
   const absl::Time arrival_;
+  const TraceId trace_;
   const std::shared_ptr<Servable> servable_;
   WorkGate::Ticket ticket_;
   bool counted_ = false;

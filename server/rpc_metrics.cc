@@ -5,7 +5,10 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
 #include "proto/assay/v1/assay.pb.h"
 #include "proto/health/v1/health.pb.h"
 #include "proto/open_inference/grpc_service.pb.h"
@@ -35,30 +38,40 @@ std::string_view TypeName(const google::protobuf::MethodDescriptor& method) {
   return method.server_streaming() ? "server_stream" : "unary";
 }
 
-// Names of gRPC's codes as the metrics of other servers spell them.
-std::string_view CodeName(grpc::StatusCode code) {
-  constexpr std::string_view kNames[] = {
-      "OK",       "Canceled",       "Unknown",          "InvalidArgument",   "DeadlineExceeded",
-      "NotFound", "AlreadyExists",  "PermissionDenied", "ResourceExhausted", "FailedPrecondition",
-      "Aborted",  "OutOfRange",     "Unimplemented",    "Internal",          "Unavailable",
-      "DataLoss", "Unauthenticated"};
-  return static_cast<size_t>(code) < std::size(kNames) ? kNames[code] : "Unknown";
+// "/inference.GRPCInferenceService/ModelInfer"
+std::pair<std::string_view, std::string_view> ServiceAndMethod(std::string_view path) {
+  path.remove_prefix(1);
+  const size_t slash = path.find('/');
+  return {path.substr(0, slash), path.substr(slash + 1)};
+}
+
+// By path, of every service that has a file of ours.
+std::vector<std::pair<std::string, const google::protobuf::MethodDescriptor*>> OurMethods() {
+  const google::protobuf::FileDescriptor* const files[] = {
+      assay::v1::GenerateRequest::descriptor()->file(),
+      inference::ModelInferRequest::descriptor()->file(),
+      grpc::health::v1::HealthCheckRequest::descriptor()->file()};
+  std::vector<std::pair<std::string, const google::protobuf::MethodDescriptor*>> methods;
+  for (const auto* file : files) {
+    for (int s = 0; s < file->service_count(); ++s) {
+      const auto& service = *file->service(s);
+      for (int m = 0; m < service.method_count(); ++m) {
+        const auto& method = *service.method(m);
+        methods.emplace_back(absl::StrCat("/", service.full_name(), "/", method.name()), &method);
+      }
+    }
+  }
+  return methods;
 }
 
 // One per RPC; gRPC calls it from one thread at a time.
 class RpcObserver final : public grpc::experimental::Interceptor {
  public:
-  RpcObserver(Metrics& metrics, const Clock& clock, const ServerRpcInfo& info)
-      : metrics_(metrics), clock_(clock), type_(TypeName(info.type())), begin_(clock.Now()) {
-    // "/inference.GRPCInferenceService/ModelInfer"
-    std::string_view path = info.method();
-    path.remove_prefix(1);
-    const size_t slash = path.find('/');
-    service_ = path.substr(0, slash);
-    method_ = path.substr(slash + 1);
-    metrics_.RpcStarted(service_, method_, type_);
+  RpcObserver(RpcMetrics& metrics, const Clock& clock)
+      : metrics_(metrics), clock_(clock), begin_(clock.Now()) {
+    metrics_.Started();
   }
-  ~RpcObserver() override { Done("Canceled"); }  // what never sent a status was cut
+  ~RpcObserver() override { Done(grpc::CANCELLED); }  // what never sent a status was cut
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
@@ -67,38 +80,48 @@ class RpcObserver final : public grpc::experimental::Interceptor {
     }
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) ++sent_;
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
-      Done(CodeName(methods->GetSendStatus().error_code()));
+      Done(methods->GetSendStatus().error_code());
     }
     methods->Proceed();
   }
 
  private:
   // Counted before the status goes out: who has the answer sees the count.
-  void Done(std::string_view code) {
+  void Done(grpc::StatusCode code) {
     if (std::exchange(done_, true)) return;
-    metrics_.RpcMessages(service_, method_, type_, received_, sent_);
-    metrics_.RpcDone(service_, method_, type_, code, clock_.Now() - begin_);
+    metrics_.Done(code, clock_.Now() - begin_, received_, sent_);
   }
 
-  Metrics& metrics_;
+  RpcMetrics& metrics_;
   const Clock& clock_;
-  const std::string_view type_;
   const absl::Time begin_;
-  std::string_view service_, method_;  // of the registered method: gRPC keeps the text
   int received_ = 0, sent_ = 0;
   bool done_ = false;
 };
 
 class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  RpcObserverFactory(Metrics& metrics, const Clock& clock) : metrics_(metrics), clock_(clock) {}
+  RpcObserverFactory(Metrics& metrics, const Clock& clock) : metrics_(metrics), clock_(clock) {
+    for (const auto& [path, method] : OurMethods()) {
+      const auto [service, name] = ServiceAndMethod(path);
+      known_.emplace(path, &metrics.ForRpc(service, name, TypeName(*method)));
+    }
+  }
   grpc::experimental::Interceptor* CreateServerInterceptor(ServerRpcInfo* info) override {
-    return new RpcObserver(metrics_, clock_, *info);  // gRPC deletes it
+    return new RpcObserver(Find(*info), clock_);  // gRPC deletes it
   }
 
  private:
+  // gRPC's own services (reflection) are found under a lock.
+  RpcMetrics& Find(const ServerRpcInfo& info) const {
+    if (const auto it = known_.find(info.method()); it != known_.end()) return *it->second;
+    const auto [service, method] = ServiceAndMethod(info.method());
+    return metrics_.ForRpc(service, method, TypeName(info.type()));
+  }
+
   Metrics& metrics_;
   const Clock& clock_;
+  absl::flat_hash_map<std::string, RpcMetrics*> known_;  // by path; only read
 };
 
 }  // namespace
@@ -106,22 +129,6 @@ class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFac
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> NewRpcMetrics(
     Metrics& metrics, const Clock& clock) {
   return std::make_unique<RpcObserverFactory>(metrics, clock);
-}
-
-void DeclareRpcs(Metrics& metrics) {
-  const google::protobuf::FileDescriptor* const files[] = {
-      assay::v1::GenerateRequest::descriptor()->file(),
-      inference::ModelInferRequest::descriptor()->file(),
-      grpc::health::v1::HealthCheckRequest::descriptor()->file()};
-  for (const auto* file : files) {
-    for (int s = 0; s < file->service_count(); ++s) {
-      const auto& service = *file->service(s);
-      for (int m = 0; m < service.method_count(); ++m) {
-        metrics.DeclareRpc(service.full_name(), service.method(m)->name(),
-                           TypeName(*service.method(m)));
-      }
-    }
-  }
 }
 
 }  // namespace assay

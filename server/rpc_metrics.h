@@ -9,11 +9,8 @@
 
 namespace assay {
 
-// `metrics` and `clock` outlive the gRPC server.
+// Makes the series of all methods of our services. `metrics` and `clock` outlive the gRPC server.
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> NewRpcMetrics(
     Metrics& metrics, const Clock& clock);
-
-// Makes the series of all methods of our services at 0.
-void DeclareRpcs(Metrics& metrics);
 
 }  // namespace assay

@@ -159,12 +159,15 @@ struct Server::Parts {
 };
 
 // Changes of state are events; what ends is no longer watched. The admission's stages, which are
-// many, are told by its progress.
+// many, are told by its progress, and its states are set in the metrics by the admission itself.
 void Server::Parts::RecordState(const VersionInfo& version) {
   const bool ends =
       version.state == VersionState::kDraining || version.state == VersionState::kRetired ||
       version.state == VersionState::kRejected || version.state == VersionState::kFailed;
   if (ends) drift.Forget(version.name, version.version);
+  if (version.state == VersionState::kDraining) {
+    metrics.ForModel(version.name, version.version)->SetState("draining");
+  }
   {
     MutexLock lock(mu);
     const auto [known, first] =
@@ -183,9 +186,9 @@ void Server::Parts::RecordState(const VersionInfo& version) {
 }
 
 absl::Status Server::Parts::StartHttp() {
-  HttpEndpoint::Sources sources{[this] {
+  HttpEndpoint::Sources sources{[this](ExpositionFormat format) {
                                   metrics.SetGrpcConnections(OpenGrpcConnections());
-                                  return metrics.Scrape();
+                                  return metrics.Scrape(format);
                                 },
                                 [this] { return readiness.Obstacles(); },
                                 [this](std::string_view path) { return status_page.Get(path); }};
@@ -205,7 +208,6 @@ absl::Status Server::Parts::StartGrpc() {
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> observers;
   observers.push_back(NewRpcMetrics(metrics, RealClock()));
   builder.experimental().SetInterceptorCreators(std::move(observers));
-  DeclareRpcs(metrics);
   {
     const QuietGrpc quiet;  // a port in use is said below, in one line
     grpc = builder.BuildAndStart();

@@ -26,8 +26,8 @@ WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 BURNS = {"page": (("14.4", "1h", "5m"), ("6", "6h", "30m")), "ticket": (("3", "1d", "2h"), ("1", "3d", "6h"))}
 LEAST_BAD_EVENTS = 3  # fewer raise no alert: one failed request of a quiet model is no outage
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-LATENCY_EDGES = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)
-FIRST_TOKEN_EDGES = (.01, .025, .05, .1, .2, .35, .5, .75, 1, 2, 5, 10, 30)
+LATENCY_EDGES = (.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)
+FIRST_TOKEN_EDGES = (.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .2, .35, .5, .75, 1, 2, 5, 10, 30)
 BY = "sum by (model, version)"
 
 
@@ -52,6 +52,11 @@ class Alert:
     description: str
 
 
+def bound(edge):
+    """Matches the bucket: whole numbers are "1" in Prometheus' text and "1.0" in OpenMetrics and in Prometheus 3."""
+    return f'le=~"{edge:g}|{edge:g}[.]0"' if edge == int(edge) else f'le="{edge:.10f}"'.rstrip('0"') + '"'
+
+
 def objectives(options):
     requests, rejected = "assay_inference_requests_total", "assay_inference_rejected_total"
     ours = f'rate({rejected}{{reason=~"queue_full|not_ready"}}[<w>])'
@@ -63,7 +68,7 @@ def objectives(options):
     generates = f"{BY} (count_over_time({first}_count[<w>]))"
 
     def slow(metric, edge):
-        within = f'{BY} (rate({metric}_bucket{{le="{edge:g}"}}[<w>]))'
+        within = f'{BY} (rate({metric}_bucket{{{bound(edge)}}}[<w>]))'
         return f"1 - {within} / ({BY} (rate({metric}_count[<w>])) > 0)"
 
     return (

@@ -75,7 +75,9 @@ class Pipeline final : public AdmissionPipeline {
         hooks_(std::move(hooks)),
         cache_(options_.cache_dir),
         host_{registry, pool, metrics, clock, options_, hooks_, cache_},
-        worker_([this] { Work(); }) {}
+        worker_([this] { Work(); }) {
+    if (cache_.enabled()) metrics_.SetArtifactCacheBytes(static_cast<double>(cache_.bytes()));
+  }
   ~Pipeline() override;
 
   absl::StatusOr<int64_t> Enqueue(AdmissionRequest request, ProgressSink sink) override;
@@ -354,7 +356,7 @@ AdmissionProgress Pipeline::Conclude(Admission& admission, const absl::Status& s
                        "dry run: " + admission.report.reason);
   } else {
     outcome.message = std::string(status.message());
-    admission.metrics->SetState("failed");
+    admission.metrics->SetState(rejected ? "rejected" : "failed");
     registry_.SetState(request.name, request.version,
                        rejected ? VersionState::kRejected : VersionState::kFailed, "",
                        outcome.message);

@@ -206,6 +206,7 @@ std::unique_ptr<Sequence> GenerateLoop::NewSequence(GenerateRequest request, Tok
   s->sampling = std::move(request.sampling);
   s->arrival = host_.clock.Now();
   s->deadline = request.deadline;
+  s->trace = request.trace;
   s->num_prompt = static_cast<int>(request.prompt.size());
   s->tokens = std::move(request.prompt);
   s->tokens.reserve(most);
@@ -349,7 +350,7 @@ void GenerateLoop::Deliver(Sequence& s, absl::StatusOr<SampledToken>& sampled, a
   if (UsesPenalties(s.sampling)) s.counts.Add(event.token);
   if (s.num_generated() == 1) {
     s.usage.time_to_first_token = now - s.arrival;
-    host_.metrics->FirstToken(s.usage.time_to_first_token);
+    host_.metrics->FirstToken(s.usage.time_to_first_token, s.trace);
   } else {
     host_.metrics->InterToken(now - s.last_token);
   }

@@ -60,6 +60,7 @@ struct GenerateRequest {
   std::vector<int32_t> prompt;  // not empty
   SamplingParams sampling;
   absl::Time deadline = absl::InfiniteFuture();
+  TraceId trace;
 };
 
 struct EncodeRequest {

@@ -17,6 +17,7 @@ struct Sequence {
   SequenceId id = 0;  // in order of arrival
   SamplingParams sampling;
   absl::Time arrival, deadline = absl::InfiniteFuture();
+  TraceId trace;
 
   // scheduler
   std::vector<int32_t> tokens;  // prompt, then what was generated

@@ -116,18 +116,18 @@ class Assay:
     def message(self, message_type, /, **fields):
         return self._message(message_type)(**fields)
 
-    def call(self, method, request, timeout=120):
+    def call(self, method, request, timeout=120, metadata=None):
         """A unary answer, or the iterator of a stream."""
         descriptor = self.service.methods_by_name[method]
         answer = self._message(descriptor.output_type.name)
         make = self.channel.unary_stream if descriptor.server_streaming else self.channel.unary_unary
         return make("/assay.v1.AssayService/" + method, type(request).SerializeToString, answer.FromString)(
-            request, timeout=timeout)
+            request, timeout=timeout, metadata=metadata)
 
-    def generate(self, prompt, model="stories260k", timeout=120, **sampling):
+    def generate(self, prompt, model="stories260k", timeout=120, metadata=None, **sampling):
         request = self.message("GenerateRequest", model=model, prompt=prompt,
                                sampling=self.message("SamplingParams", **sampling))
-        return self.call("Generate", request, timeout)
+        return self.call("Generate", request, timeout, metadata)
 
 
 def make_repository(folder):

@@ -57,6 +57,31 @@ TEST_F(AssayServiceTest, GeneratesWithUsageAtTheEnd) {
   EXPECT_FALSE(token_.has_logprob());
 }
 
+std::string Sampled(const std::string& trace) { return "00-" + trace + "-00f067aa0ba902b7-01"; }
+
+TEST_F(AssayServiceTest, ATracedRequestIsTheExemplarOfItsBucket) {
+  const auto embed = [this](std::initializer_list<std::string> traceparents) {
+    grpc::ClientContext context;
+    for (const std::string& one : traceparents) context.AddMetadata("traceparent", one);
+    assay::v1::EmbedRequest request;
+    request.set_model("embed");
+    request.add_texts("abc");
+    assay::v1::EmbedResponse response;
+    return FromGrpc(stub_->Embed(&context, request, &response));
+  };
+  const std::string trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+  ASSERT_OK(embed({"00-0123456789abcdef0123456789abcdef-00f067aa0ba902b7-00"}));  // not sampled
+  ASSERT_OK(embed({"00-x-y-z"}));
+  ASSERT_OK(embed({Sampled(trace), Sampled("0123456789abcdef0123456789abcdef")}));  // which?
+  EXPECT_THAT(serving_.metrics().Scrape(ExpositionFormat::kOpenMetrics),
+              testing::Not(HasSubstr("trace_id")));
+  ASSERT_OK(embed({Sampled(trace)}));
+  EXPECT_THAT(serving_.metrics().Scrape(ExpositionFormat::kOpenMetrics),
+              testing::ContainsRegex("request_duration_seconds_bucket[{]model=\"embed\"[^\n]* # "
+                                     "[{]trace_id=\"" +
+                                     trace + "\"[}]"));
+}
+
 TEST_F(AssayServiceTest, LogprobsComeWhenAskedFor) {
   auto request = Prompt("text", 1);
   request.mutable_sampling()->set_logprobs(1);

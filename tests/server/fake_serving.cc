@@ -215,7 +215,6 @@ FakeServing::FakeServing(ServerConfig config)
     registry_.Publish(std::move(servable));
   }
   readiness_.StartupDeclared();
-  DeclareRpcs(metrics_);
   grpc::ServerBuilder builder;
   builder.RegisterService(&open_inference_);
   builder.RegisterService(&assay_);

@@ -53,7 +53,10 @@ class HttpEndpointTest : public testing::Test {
   void SetUp() override {
     auto started = HttpEndpoint::Start(
         "127.0.0.1", 0,
-        {[] { return std::string("a_metric 1\n"); }, [this] { return obstacles_; },
+        {[](ExpositionFormat format) {
+           return std::string(format == ExpositionFormat::kText ? "a_metric 1\n" : "# EOF\n");
+         },
+         [this] { return obstacles_; },
          [](std::string_view path) -> std::optional<HttpPage> {
            if (path != "/") return std::nullopt;
            return HttpPage{200, "text/html; charset=utf-8", "<p>page</p>"};
@@ -71,6 +74,16 @@ TEST_F(HttpEndpointTest, ServesMetricsInTheTextFormat) {
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(answer, HasSubstr("Content-Type: text/plain; version=0.0.4"));
   EXPECT_THAT(answer, HasSubstr("\r\n\r\na_metric 1\n"));
+}
+
+TEST_F(HttpEndpointTest, ServesOpenMetricsToWhoAsksForIt) {
+  const std::string answer =
+      Ask(endpoint_->port(),
+          "GET /metrics HTTP/1.1\r\nHost: x\r\n"
+          "Accept: application/openmetrics-text; version=1.0.0,text/plain;q=0.5\r\n\r\n");
+  EXPECT_THAT(answer, HasSubstr("Content-Type: application/openmetrics-text; version=1.0.0; "
+                                "charset=utf-8\r\n"));
+  EXPECT_THAT(answer, HasSubstr("\r\n\r\n# EOF\n"));
 }
 
 TEST_F(HttpEndpointTest, ReadyzNamesWhatIsNotReady) {

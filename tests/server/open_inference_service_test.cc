@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
+
+#include "absl/strings/str_cat.h"
 #include "server/status_convert.h"
 #include "tests/server/fake_serving.h"
 #include "tests/support/status_matchers.h"
@@ -447,6 +451,21 @@ TEST_F(OpenInferenceServiceTest, SettingsAreReadableOnly) {
   inference::SystemSharedMemoryStatusResponse shm;
   EXPECT_THAT(Unary([&](auto& c) { return stub_->SystemSharedMemoryStatus(&c, {}, &shm); }),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("shared memory")));
+}
+
+TEST_F(OpenInferenceServiceTest, TenThousandRandomNamesAddNoSeries) {
+  const auto lines = [this] {
+    const std::string scrape = serving_.metrics().Scrape();
+    return std::count(scrape.begin(), scrape.end(), '\n');
+  };
+  Infer(TextRequest("nobody", "a")).IgnoreError();  // the series of the method and of its code
+  const auto before = lines();
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 10000; ++i) {
+    EXPECT_THAT(Infer(TextRequest(absl::StrCat("model-", random()), "a")),
+                StatusIs(absl::StatusCode::kNotFound));
+  }
+  EXPECT_EQ(lines(), before);
 }
 
 TEST_F(OpenInferenceServiceTest, EveryOutcomeIsCounted) {

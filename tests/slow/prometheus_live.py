@@ -1,23 +1,24 @@
 """Rules and dashboards against a real Prometheus that scrapes the real server under load: six minutes, `make live-rules`.
 
-usage: prometheus_live.py [--without-drift] [--drift-stand-in] [--only-healthy]     (ASSAY_BUILD_DIR: default build/dev)
+usage: prometheus_live.py [--without-drift] [--drift-stand-in] [--only-healthy] [--record FILE]  (ASSAY_BUILD_DIR: default build/dev)
 
 Healthy traffic first: every query of every panel and every recording rule must return data, every scrape must take less than
-100 ms, no alert may fire. Then faults, with the windows of the rules scaled down to a hundredth (an hour is 36 seconds): each
+100 ms, no alert may fire, and a traced request must be found among the exemplars. Then faults, with the windows of the rules scaled down to a hundredth (an hour is 36 seconds): each
 alert must fire and clear again. --without-drift: the server does not watch drift, what asks for it may be empty.
 --drift-stand-in: after the healthy part this program serves the series of one more model, whose drift it makes up, so that
-the drift alerts fire and clear, too.
+the drift alerts fire and clear, too. --record FILE: in the end, what each panel has to show of the whole run, for
+deploy/grafana/draw_panels.py.
 Wants Prometheus (Debian: `apt-get install prometheus`) and the environment of scripts/setup.
 """
 
 import argparse
-import http.server
 import json
 import math
 import pathlib
 import random
 import re
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -38,6 +39,7 @@ from tritonclient.utils import InferenceServerException
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "deploy" / "prometheus")]
 import make_rules  # noqa: E402
+from drift_stand_in import DriftStandIn  # noqa: E402
 from conftest import BUILD, Assay, Server, clean_environment, make_repository, wait_until  # noqa: E402
 
 MODEL = "stories260k"
@@ -90,7 +92,8 @@ class Prometheus:
         self.log = (folder / "prometheus.log").open("w")
         self.process = subprocess.Popen(
             [shutil.which("prometheus"), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
-             f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=warn"], stdout=self.log, stderr=self.log)
+             f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=warn", "--enable-feature=exemplar-storage"],
+            stdout=self.log, stderr=self.log)
         try:
             wait_until(self._answers)
         except BaseException:
@@ -119,14 +122,21 @@ class Prometheus:
     def value(self, expr):
         return float(self.query(expr)[0]["value"][1])
 
-    def has_data(self, expr, instant):
+    def rows(self, expr, instant, seconds, step=1):
+        """[{"metric": labels, "values": [[time, value], ...]}, ...] of the last seconds, or of now."""
         if instant:
-            samples = [row["value"] for row in self.query(expr)]
-        else:
-            now = time.time()
-            rows = self.get("query_range", query=expr, start=now - 20, end=now, step=1)["result"]
-            samples = [sample for row in rows for sample in row["values"]]
-        return any(not math.isnan(float(value)) for _, value in samples)
+            return [{"metric": row["metric"], "values": [row["value"]]} for row in self.query(expr)]
+        now = time.time()
+        return self.get("query_range", query=expr, start=now - seconds, end=now, step=step)["result"]
+
+    def has_data(self, expr, instant):
+        return any(not math.isnan(float(value)) for row in self.rows(expr, instant, 20) for _, value in row["values"])
+
+    def traces(self, metric, seconds=60):
+        """Trace ids among the exemplars of a histogram."""
+        now = time.time()
+        found = self.get("query_exemplars", query=f"{metric}_bucket", start=now - seconds, end=now + 1)
+        return {exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]}
 
     def stop(self):
         self.process.terminate()
@@ -188,7 +198,7 @@ class Load:
                     assay = Assay(at)
                 self._request(assay, rng)
                 self.answers += 1
-            except (grpc.RpcError, KeyError):
+            except (grpc.RpcError, KeyError, AttributeError):  # the address of a server that has not said it yet
                 time.sleep(0.05)
             self._stop.wait(self.pause)
 
@@ -219,76 +229,30 @@ class Burst(Load):
             client.close()
 
 
-class DriftStandIn:
-    """Serves the series of a model that a drift monitor watches. `bad` turns the answers bad; `asleep` stops the evaluations."""
-
-    def __init__(self):
-        self.bad = self.asleep = False
-        self.match = self.mismatch = 0.0
-        self.began = self.evaluated = self._told = time.time()
-        stand_in = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):  # the name is http.server's
-                body = stand_in.text().encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def text(self):
-        now = time.time()
-        passed, self._told = now - self._told, now
-        self.match += passed * (1 if self.bad else 5)
-        self.mismatch += passed * (4 if self.bad else 0)
-        if not self.asleep:
-            self.evaluated = now
-        score = 0.05 if self.bad else 0.01
-        rows = [("shadow_samples_total", "result", {"match": self.match, "mismatch": self.mismatch}),
-                ("state", "state", {"ok": not self.bad, "warn": 0, "violated": self.bad}),
-                ("skipped_total", "reason", dict.fromkeys(("ring_full", "too_long", "failed", "not_serving"), 0)),
-                ("actions_total", "action", dict.fromkeys(("alert", "refresh", "raise_precision", "roll_back", "serve_reference"), 0))]
-        for metric, value in (("score", score), ("threshold", 0.02), ("score_low", score - 0.005), ("score_high", score + 0.005)):
-            rows.append((f"{metric}_ratio", "statistic", {"mean_kl": value, "top1_flip": value}))
-        for metric, value in (("e_value", 1), ("change_evidence", 0), ("last_evaluation_timestamp_seconds", self.evaluated),
-                              ("shadow_tokens_total", 50 * self.match), ("shadow_cpu_seconds_total", self.match / 100)):
-            rows.append((metric, "", {"": value}))
-        labels = 'model="stand_in",version="1"'
-        text = "".join(f'assay_drift_{metric}{{{labels}{f",{label}=" + json.dumps(k) if label else ""}}} {float(v)}\n'
-                       for metric, label, values in rows for k, v in values.items())
-        return (f'{text}assay_inference_requests_total{{{labels},outcome="success"}} {self.match + self.mismatch}\n'
-                f"assay_model_last_swap_timestamp_seconds{{{labels}}} {self.began}\n")
-
-    def stop(self):
-        self._server.shutdown()
-
-
 def substituted(expr, values):
     for name, value in values.items():
         expr = re.sub(rf"\${name}\b", lambda _, value=value: value, expr)
     return expr
 
 
-def check_dashboards(prometheus, may_be_empty):
-    """Counts (panels, queries); every query of every panel returns data, every variable has values."""
-    panels = queries = 0
-    problems = []
+def boards(prometheus):
+    """(name, dashboard, the values of its variables), all of them chosen."""
     for path in sorted((ROOT / "deploy" / "grafana").glob("*.json")):
         board = json.loads(path.read_text())
         values = {"__rate_interval": "10s"}
         for variable in board["templating"]["list"][1:]:
             selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()
             found = {row["metric"].get(label) for row in prometheus.query(substituted(selector, values))} - {None}
-            if not found:
-                problems.append(f"{path.name}: variable {variable['name']} has no values")
+            assert found, f"{path.name}: variable {variable['name']} has no values"
             values[variable["name"]] = variable.get("allValue") or "|".join(sorted(found))
+        yield path.stem, board, values
+
+
+def check_dashboards(prometheus, may_be_empty):
+    """Counts (panels, queries); every query of every panel returns data, every variable has values."""
+    panels = queries = 0
+    problems = []
+    for name, board, values in boards(prometheus):
         for one in board["annotations"]["list"]:
             prometheus.query(substituted(one["expr"], values))
         for panel in board["panels"]:
@@ -297,9 +261,33 @@ def check_dashboards(prometheus, may_be_empty):
                 queries += 1
                 expr = substituted(target["expr"], values)
                 if not prometheus.has_data(expr, target["instant"]) and not may_be_empty(expr):
-                    problems.append(f"{path.name}: {panel['title']}: no data: {expr}")
+                    problems.append(f"{name}: {panel['title']}: no data: {expr}")
     assert not problems, "\n".join(problems)
     return panels, queries
+
+
+def record(prometheus, path):
+    """Writes the dashboards with the rows of each query of each panel since the beginning."""
+    seconds = time.monotonic() - BEGAN
+    made = {}
+    for name, board, values in boards(prometheus):
+        for panel in board["panels"]:
+            for target in panel.get("targets", []):
+                target["rows"] = prometheus.rows(substituted(target["expr"], values), target["instant"], seconds, 2)
+        made[name] = board
+    path.write_text(json.dumps({"began": time.time() - seconds, "ended": time.time(), "dashboards": made}))
+    say(f"recorded {len(made)} dashboards")
+
+
+def check_exemplars(scene):
+    """A traced request is found by its trace."""
+    trace = secrets.token_hex(16)
+    for _ in Assay(scene.address()).generate("Once", model=MODEL, max_tokens=5, timeout=30,
+                                             metadata=[("traceparent", f"00-{trace}-{secrets.token_hex(8)}-01")]):
+        pass
+    for metric in ("assay_inference_request_duration_seconds", "assay_llm_time_to_first_token_seconds"):
+        wait_until(lambda metric=metric: trace in scene.prometheus.traces(metric), seconds=20)
+    say(f"trace {trace} is among the exemplars")
 
 
 def check_recordings(prometheus, may_be_empty):
@@ -353,6 +341,7 @@ def healthy(scene, may_be_empty):
     assert scene.prometheus.value('min_over_time(up{job="assay"}[20s])') == 1
     slowest = scene.prometheus.value('max_over_time(scrape_duration_seconds{job="assay"}[1m])')
     samples = scene.prometheus.value('scrape_samples_scraped{job="assay"}')
+    check_exemplars(scene)
     say(f"healthy: {panels} panels, {queries} queries and {records} records have data; slowest scrape {1000 * slowest:.1f} ms of "
         f"{samples:.0f} samples; alerts that fired: {sorted(scene.watch.first) or 'none'}")
     assert slowest < MOST_SCRAPE_SECONDS
@@ -450,6 +439,7 @@ def main():
     parser.add_argument("--without-drift", action="store_true", help="the server does not watch drift")
     parser.add_argument("--drift-stand-in", action="store_true", help="make up the drift of one more model")
     parser.add_argument("--only-healthy", action="store_true", help="inject no faults")
+    parser.add_argument("--record", type=pathlib.Path, metavar="FILE", help="what the panels show of the run, as JSON")
     options = parser.parse_args()
     if not shutil.which("prometheus"):
         sys.exit("there is no `prometheus` here; Debian: apt-get install prometheus")
@@ -465,6 +455,8 @@ def main():
                 point_at(scene.folder, "stand_in", stand_in.address)
             if not options.only_healthy:
                 faults(scene, load, stand_in)
+            if options.record:
+                record(scene.prometheus, options.record)
             say(f"done; {load.answers} answers to the steady clients")
         finally:
             for part in (load, scene, stand_in):

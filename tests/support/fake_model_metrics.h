@@ -12,13 +12,13 @@ class FakeModelMetrics final : public ModelMetrics {
   std::atomic<int> deadline_in_queue{0}, deadline_in_compute{0};
   std::atomic<int> cancelled_in_queue{0}, cancelled_in_compute{0};
   std::atomic<int> queued{0}, steps{0}, step_requests{0}, max_step_requests{0};
-  std::atomic<int> first_tokens{0}, inter_tokens{0}, requests_done{0};
+  std::atomic<int> first_tokens{0}, traced_first_tokens{0}, inter_tokens{0}, requests_done{0};
   std::atomic<int> finished[5] = {};  // by FinishReason
   std::atomic<int> prompt_tokens{0}, generated_tokens{0}, prefix_hits{0}, preempted{0};
   std::atomic<int> kv_used{0}, kv_cached{0}, kv_total{0}, max_kv_used{0};
   std::atomic<int> waiting{0}, running{0};
 
-  void RequestDone(Outcome, absl::Duration) override { ++requests_done; }
+  void RequestDone(Outcome, absl::Duration, TraceId) override { ++requests_done; }
   void Rejected(RejectReason reason) override {
     ++rejected;
     last_reject_reason = static_cast<int>(reason);
@@ -39,7 +39,10 @@ class FakeModelMetrics final : public ModelMetrics {
     waiting = new_waiting;
     running = new_running;
   }
-  void FirstToken(absl::Duration) override { ++first_tokens; }
+  void FirstToken(absl::Duration, TraceId trace) override {
+    ++first_tokens;
+    if (trace) ++traced_first_tokens;
+  }
   void InterToken(absl::Duration) override { ++inter_tokens; }
   void TokensDone(int, int, FinishReason reason, absl::Duration) override {
     ++finished[static_cast<int>(reason)];

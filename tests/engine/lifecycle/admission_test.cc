@@ -121,6 +121,8 @@ TEST_F(AdmissionTest, RefusesWhatDoesNotFitWithTheNumbersBeforeAnythingIsSpent) 
   EXPECT_EQ(end.report->verdict, "rejected");
   EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kRejected);
   EXPECT_THAT(metrics_.Scrape(), HasSubstr("rejected_size"));
+  EXPECT_THAT(metrics_.Scrape(), HasSubstr("state=\"rejected\",version=\"1\"} 1\n"));
+  EXPECT_THAT(metrics_.Scrape(), HasSubstr("state=\"failed\",version=\"1\"} 0\n"));
   EXPECT_EQ(CpuDevice().allocated_bytes(), before);
 }
 

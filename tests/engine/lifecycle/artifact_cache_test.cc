@@ -364,7 +364,9 @@ TEST_F(CachedAdmissionTest, TheSecondAdmissionIsALoad) {
   const AdmissionReport first = AdmitOnce();
   EXPECT_EQ(quantized_, 21);
   EXPECT_FALSE(first.artifact_cache_hit);
+  metrics_.SetArtifactCacheBytes(0);
   Start(Cached());  // as after a restart
+  EXPECT_THAT(metrics_.Scrape(), testing::Not(HasSubstr("\nassay_artifact_cache_bytes 0\n")));
   const AdmissionReport second = AdmitOnce();
   EXPECT_EQ(quantized_, 0);
   EXPECT_TRUE(second.artifact_cache_hit);

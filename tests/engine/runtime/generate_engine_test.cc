@@ -24,6 +24,15 @@ TEST_F(GenerateEngineTest, GeneratesUntilMaxTokens) {
   EXPECT_EQ(metrics_->finished[static_cast<int>(FinishReason::kLength)], 1);
 }
 
+TEST_F(GenerateEngineTest, TheFirstTokenIsOfTheTraceOfItsRequest) {
+  GenerateRequest request = Request(5, 1, 2);
+  Alone(request);
+  EXPECT_EQ(metrics_->traced_first_tokens, 0);
+  request.trace = {1, 2};
+  Alone(request);
+  EXPECT_EQ(metrics_->traced_first_tokens, 1);
+}
+
 TEST_F(GenerateEngineTest, StopsAtAnEndTokenWithoutItsText) {
   const auto free = Alone(Request(5, 1, 20));
   EngineSetup setup;
