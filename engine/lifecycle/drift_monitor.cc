@@ -290,6 +290,7 @@ void DriftMonitor::Record(Subject& subject, const ShadowScore& score, double cpu
   const bool replayed = score.replay_difference <= kReplayTolerance;
   std::vector<Event> news;
   std::optional<DriftStatus> violated;
+  DriftStatus compared;
   {
     MutexLock lock(mu_);
     DriftStatus& status = subject.status;
@@ -333,9 +334,11 @@ void DriftMonitor::Record(Subject& subject, const ShadowScore& score, double cpu
                                                       : ""));
       if (after == DriftState::kViolated) violated = status;
     }
+    compared = status;
   }
   for (Event& event : news) events_.Add(std::move(event));
   if (violated.has_value() && on_violated_) on_violated_(*violated);
+  if (on_compared_) on_compared_(compared);
 }
 
 void DriftMonitor::Publish(Subject& subject) {

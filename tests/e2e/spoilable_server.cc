@@ -1,7 +1,7 @@
 // assay-server whose models go bad on request: at SIGUSR1 one weight of every version that serves
-// is overwritten with another layer's (in a copy: what is spoiled is which model Forward runs).
-// Versions that are admitted later are sound. For loadtest/scenarios/drift.py and
-// tests/e2e/drift_test.py.
+// is overwritten with another layer's (in a copy: what is spoiled is which model Forward runs), at
+// SIGUSR2 of the newest version only. Versions that are admitted later are sound. For
+// loadtest/scenarios/drift.py, tests/e2e/drift_test.py and tests/e2e/versions_test.py.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -16,10 +16,13 @@
 namespace assay {
 namespace {
 
-std::atomic<int> versions{0};    // that have gone into service
-std::atomic<int> first_good{0};  // versions before this one are spoiled
+std::atomic<int> versions{0};                  // that have gone into service
+std::atomic<int> first_bad{0}, first_good{0};  // from the one to before the other are spoiled
 
-void Spoil(int) { first_good.store(versions.load()); }
+void Spoil(int signal) {
+  first_bad.store(signal == SIGUSR2 ? versions.load() - 1 : 0);
+  first_good.store(versions.load());
+}
 
 class SpoilableModel final : public Model {
  public:
@@ -29,7 +32,8 @@ class SpoilableModel final : public Model {
   const std::vector<LinearSlot>& slots() const override { return proven_->slots(); }
   const LinearMap& linears() const override { return proven_->linears(); }
   absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override {
-    return (number_ < first_good.load() ? *spoiled_ : *proven_).Forward(args, context);
+    const bool bad = number_ >= first_bad.load() && number_ < first_good.load();
+    return (bad ? *spoiled_ : *proven_).Forward(args, context);
   }
   size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context) const override {
     return proven_->scratch_bytes(rows, logit_rows, context);
@@ -72,6 +76,7 @@ int Run(int argc, char** argv) {
     return 1;
   }
   std::signal(SIGUSR1, Spoil);
+  std::signal(SIGUSR2, Spoil);
   const SignalWatcher signals;
   AdmissionHooks hooks;
   hooks.served = [path](std::shared_ptr<const Model> proven) {

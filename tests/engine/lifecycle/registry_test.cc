@@ -169,7 +169,10 @@ TEST(RegistryTest, UnloadWaitsForTheRequestThatHoldsTheModel) {
   const size_t before = CpuDevice().allocated_bytes();
   ModelRegistry registry;
   std::latch draining(1);
-  registry.Publish(NewServable("a", 1, [&] { draining.count_down(); }));
+  registry.OnChange([&](const VersionInfo& info) {
+    if (info.state == VersionState::kDraining) draining.count_down();
+  });
+  registry.Publish(NewServable("a", 1));
   ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> request, registry.Acquire("a"));
   std::thread unload([&] { EXPECT_OK(registry.Unload("a", 0)); });
   draining.wait();
@@ -178,6 +181,18 @@ TEST(RegistryTest, UnloadWaitsForTheRequestThatHoldsTheModel) {
   request.reset();
   unload.join();
   EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST(RegistryTest, ARequestThatGotAVersionBeforeItDrainedCanStillSubmit) {
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1));
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> request, registry.Acquire("a"));
+  registry.Publish(NewServable("a", 2));
+  EXPECT_EQ(registry.Find("a", 1)->state, VersionState::kDraining);
+  EXPECT_OK(request->generate->Submit({}, nullptr));
+  request.reset();
+  registry.WaitForRetirements();
+  EXPECT_EQ(registry.Find("a", 1)->state, VersionState::kRetired);
 }
 
 TEST(RegistryTest, AVersionThatDrainsForLongHoldsUpNeitherPublishNorOtherUnloads) {
