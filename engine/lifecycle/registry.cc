@@ -80,27 +80,21 @@ std::string_view Name(VersionState state) {
   return "UNKNOWN";
 }
 
-void ModelRegistry::Leases::Add() {
-  MutexLock lock(mu_);
-  ++count_;
-}
-
 void ModelRegistry::Leases::Release() {
   MutexLock lock(mu_);
-  if (--count_ == 0) none_.NotifyAll();
+  if (count_.fetch_sub(1) == 1) none_.NotifyAll();
 }
 
 void ModelRegistry::Leases::WaitForNone(absl::Duration limit) {
   const auto until = std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(limit);
   MutexLock lock(mu_);
-  while (count_ > 0 && none_.WaitUntil(mu_, until)) {
+  while (count_.load() > 0 && none_.WaitUntil(mu_, until)) {
   }
 }
 
 std::shared_ptr<Servable> ModelRegistry::Lease(std::shared_ptr<Servable> owner,
                                                std::shared_ptr<Leases> leases) {
   Servable* const servable = owner.get();
-  leases->Add();
   // The request's reference goes first, so that whoever waits for the count holds the last one.
   return std::shared_ptr<Servable>(
       servable, [owner = std::move(owner), leases = std::move(leases)](Servable*) mutable {
@@ -118,6 +112,7 @@ absl::StatusOr<std::shared_ptr<Servable>> ModelRegistry::Acquire(
     ASSIGN_OR_RETURN(const Entry* entry, ServingEntry(name, wanted));
     servable = entry->servable;
     leases = entry->leases;
+    leases->Add();
   }
   return Lease(std::move(servable), std::move(leases));
 }

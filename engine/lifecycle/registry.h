@@ -10,6 +10,7 @@
 // what got a version before it drained can still use it. Acquire never waits for an admission. All
 // methods are thread-safe.
 #pragma once
+#include <atomic>
 #include <functional>
 #include <list>
 #include <map>
@@ -152,14 +153,15 @@ class ModelRegistry {
   // Counts the requests that hold a Servable.
   class Leases {
    public:
-    void Add() ABSL_LOCKS_EXCLUDED(mu_);
+    // With the registry's lock held: who drains a version sees every request that got it before.
+    void Add() { count_.fetch_add(1, std::memory_order_relaxed); }
     void Release() ABSL_LOCKS_EXCLUDED(mu_);
     void WaitForNone(absl::Duration limit) ABSL_LOCKS_EXCLUDED(mu_);
 
    private:
     Mutex mu_;
     CondVar none_;
-    int count_ ABSL_GUARDED_BY(mu_) = 0;
+    std::atomic<int> count_{0};  // falls with mu_ held, so that nobody misses the last one
   };
   struct Entry {
     VersionInfo info;
@@ -178,6 +180,7 @@ class ModelRegistry {
     std::vector<LabelChange> labels;
     std::vector<Drain> drains;
   };
+  // What Leases::Add counted.
   static std::shared_ptr<Servable> Lease(std::shared_ptr<Servable> owner,
                                          std::shared_ptr<Leases> leases);
   // The number that is wanted; 0: the stable one, and there is none.
