@@ -100,6 +100,8 @@ void DriftResponder::Act(const DriftStatus& status) {
   if (!answered_.insert({status.model, status.version}).second) return;
   const auto sink = [this, status, name](const AdmissionProgress& progress) {
     if (!progress.done) return;
+    // What was found to be wrong is nothing to roll back to.
+    if (progress.status.ok()) versions_.Discard(status.model, status.version);
     Tell(status, progress.status.ok() ? LogLevel::kInfo : LogLevel::kError,
          progress.status.ok()
              ? absl::StrCat(name, " done: version ", progress.version, " serves")

@@ -117,6 +117,12 @@ absl::Status VersionControl::Drop(const std::string& model, int64_t expected,
   return registry_.DropCanary(model, expected, reason);
 }
 
+void VersionControl::Discard(const std::string& model, int64_t version) {
+  const absl::StatusOr<VersionLabels> labels = registry_.Labels(model);
+  if (!labels.ok() || labels->previous != version) return;
+  (void)registry_.BeginUnload(model, version, [] {});  // known: its label was just read
+}
+
 void VersionControl::Compared(const DriftStatus& status) {
   if (!options_.auto_promote || !CheckDrift(status).ok()) return;
   const absl::StatusOr<VersionLabels> labels = registry_.Labels(status.model);

@@ -233,6 +233,20 @@ TEST_F(LoadedDriftResponderTest, RollBackSwapsAtOnceAndOnce) {
   EXPECT_THAT(events[1].reason, HasSubstr("only kept for a rollback"));
 }
 
+TEST_F(LoadedDriftResponderTest, WhatWasReplacedForItsDriftIsNotKept) {
+  DriftResponder responder(DriftAction::kRefresh, registry_, pipeline_, monitor_, events_,
+                           versions_);
+  responder.Act(status_);
+  ASSERT_EQ(pipeline_.sinks.size(), 1u);
+  Publish(7, "/models/new");
+  EXPECT_EQ(registry_.Labels("m")->previous, 2);
+  pipeline_.sinks[0]({.version = 7, .stage = "verify", .fraction = 0.5});
+  EXPECT_EQ(registry_.Labels("m")->previous, 2);
+  pipeline_.sinks[0]({.version = 7, .stage = "done", .done = true});
+  EXPECT_EQ(registry_.Labels("m")->previous, 0);
+  EXPECT_EQ(registry_.Labels("m")->stable, 7);
+}
+
 TEST_F(LoadedDriftResponderTest, OtherActionsLeaveThePreviousVersionAlone) {
   Act(DriftAction::kRefresh);
   ASSERT_EQ(pipeline_.requests.size(), 1u);
