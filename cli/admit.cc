@@ -12,7 +12,7 @@ namespace assay {
 namespace {
 
 struct AdmitOptions {
-  std::string path, name, scheme, recipe, calibration;
+  std::string path, name, scheme, recipe, calibration, canary;
   int64_t version = 0;
   bool dry_run = false;
 };
@@ -36,6 +36,15 @@ int RunAdmit(const GlobalOptions& global, const AdmitOptions& options) {
   request.set_recipe(file ? AbsolutePath(options.recipe) : options.recipe);
   if (!options.calibration.empty()) request.set_calibration(AbsolutePath(options.calibration));
   request.set_dry_run(options.dry_run);
+  if (!options.canary.empty()) {
+    const absl::StatusOr<double> share = ParseShare(options.canary);
+    if (!share.ok()) return FailLocally(share.status());
+    if (*share == 0) {
+      return FailLocally(absl::InvalidArgumentError(
+          absl::StrCat("a canary is admitted with a share above 0: --canary ", options.canary)));
+    }
+    request.set_canary_share(*share);
+  }
   const auto context = client.NewContext(0);
   const auto stream = stub->Admit(context.get(), request);
   ProgressDisplay display(stderr);
@@ -66,6 +75,7 @@ void AddAdmit(CLI::App& app, CommandLine& line) {
       "  assay admit ./my-model --name mine --scheme bf16\n"
       "  assay admit ./my-model --recipe w8a8_dynamic\n"
       "  assay admit ./my-model --recipe w4a16_awq --calibration chats.jsonl\n"
+      "  assay admit ./my-model --name smollm2 --canary 10%\n"
       "  assay admit ./my-model --dry-run || echo \"would not serve: $?\"\n\n"
       "Exit code 3: the accuracy gate rejected it; the report says which layer and why.");
   command->add_option("path", options->path, "GGUF file, safetensors file, or folder")->required();
@@ -82,6 +92,11 @@ void AddAdmit(CLI::App& app, CommandLine& line) {
                    "Text, JSONL, token ids or .npy, on the server's host [the recipe's, else the "
                    "server's]")
       ->type_name("FILE");
+  command
+      ->add_option("--canary", options->canary,
+                   "Serve it beside the stable version, with this share of the requests [replace "
+                   "the stable version]")
+      ->type_name("SHARE");
   command->add_flag("--dry-run", options->dry_run, "Verify and report, do not serve");
   command->callback([&line, options] {
     line.run = [&line, options] { return RunAdmit(line.global, *options); };

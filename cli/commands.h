@@ -17,6 +17,9 @@ struct CommandLine {
 // `--html FILE`: the report as a page. The exit code: kExitOk, or what failed was said.
 int SaveReportPage(const AdmissionReport& report, const std::string& path);
 
+// "25%" or "0.25" -> 0.25. InvalidArgument names the text.
+absl::StatusOr<double> ParseShare(const std::string& text);
+
 void AddGenerate(CLI::App& app, CommandLine& line);
 void AddEmbed(CLI::App& app, CommandLine& line);
 void AddStatus(CLI::App& app, CommandLine& line);
@@ -31,6 +34,9 @@ void AddVerify(CLI::App& app, CommandLine& line);
 void AddQuantize(CLI::App& app, CommandLine& line);
 void AddPolicy(CLI::App& app, CommandLine& line);
 void AddTokenize(CLI::App& app, CommandLine& line);
+void AddCanary(CLI::App& app, CommandLine& line);
+void AddPromote(CLI::App& app, CommandLine& line);
+void AddRollback(CLI::App& app, CommandLine& line);
 void AddUnload(CLI::App& app, CommandLine& line);
 void AddHealth(CLI::App& app, CommandLine& line);
 void AddVersion(CLI::App& app, CommandLine& line);

@@ -78,10 +78,11 @@ int main(int argc, char** argv) {
         return good ? std::string() : absl::StrCat("'", text, "' is not a number of seconds");
       });
   for (const auto add :
-       {assay::AddGenerate, assay::AddEmbed, assay::AddStatus, assay::AddAdmit, assay::AddReport,
-        assay::AddDrift, assay::AddEvents, assay::AddPolicy, assay::AddRecipes, assay::AddAnalyze,
-        assay::AddPlan, assay::AddVerify, assay::AddQuantize, assay::AddTokenize, assay::AddUnload,
-        assay::AddHealth, assay::AddVersion}) {
+       {assay::AddGenerate, assay::AddEmbed,    assay::AddStatus, assay::AddAdmit,
+        assay::AddReport,   assay::AddDrift,    assay::AddEvents, assay::AddPolicy,
+        assay::AddRecipes,  assay::AddAnalyze,  assay::AddPlan,   assay::AddVerify,
+        assay::AddQuantize, assay::AddTokenize, assay::AddCanary, assay::AddPromote,
+        assay::AddRollback, assay::AddUnload,   assay::AddHealth, assay::AddVersion}) {
     add(app, line);
   }
   MoveExamplesToFooter(app);

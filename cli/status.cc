@@ -17,6 +17,8 @@ nlohmann::ordered_json ToJson(const assay::v1::ListModelsResponse& response) {
                       {"version", m.version()},
                       {"state", m.state()},
                       {"stage", m.stage()},
+                      {"label", m.label()},
+                      {"traffic_share", m.traffic_share()},
                       {"reason", m.reason()},
                       {"task", m.task()},
                       {"precision", m.precision()},
@@ -48,6 +50,9 @@ std::vector<std::string> StatusRow(const assay::v1::ModelSummary& m) {
   return {m.name(),
           absl::StrCat(m.version()),
           state,
+          m.label() == "canary" ? absl::StrFormat("canary %.4g%%", 100 * m.traffic_share())
+          : m.label().empty()   ? "-"
+                                : m.label(),
           m.task().empty() ? "-" : m.task(),
           precision.empty() ? "-" : precision,
           size(m.weight_bytes()),
@@ -79,9 +84,9 @@ int RunStatus(const GlobalOptions& global, bool json) {
     std::puts("no models; admit one: assay admit PATH");
     return kExitOk;
   }
-  std::vector<std::vector<std::string>> rows{{"MODEL", "VERSION", "STATE", "TASK", "PRECISION",
-                                              "WEIGHTS", "AT F32", "KV", "WORKSPACE", "RUN / WAIT",
-                                              "REASON"}};
+  std::vector<std::vector<std::string>> rows{{"MODEL", "VERSION", "STATE", "LABEL", "TASK",
+                                              "PRECISION", "WEIGHTS", "AT F32", "KV", "WORKSPACE",
+                                              "RUN / WAIT", "REASON"}};
   for (const auto& model : response.models()) rows.push_back(StatusRow(model));
   std::fputs(FormatTable(rows).c_str(), stdout);
   return kExitOk;

@@ -14,6 +14,9 @@ namespace assay {
 namespace {
 
 constexpr const char* kCacheResults[] = {"hit", "miss", "corrupt"};
+constexpr VersionChange kVersionChanges[] = {VersionChange::kPublish, VersionChange::kCanary,
+                                             VersionChange::kPromote, VersionChange::kRollBack,
+                                             VersionChange::kDrop};
 
 // Load of the whole process in one series each: a router that reads one series per pod (the Gateway
 // API's endpoint picker) cannot add up models.
@@ -115,6 +118,7 @@ struct Metrics::Impl {
   std::shared_ptr<State> state;
   Counter *unknown_requests, *unknown_rejected;
   Counter* cache_results[3];
+  Counter* version_changes[std::size(kVersionChanges)];
   Gauge *cache_bytes, *admissions_in_progress, *connections;
 };
 
@@ -141,6 +145,11 @@ Metrics::Metrics(std::string_view version, std::string_view backend, const Clock
         &f.AddCounter("assay_artifact_cache_requests_total",
                       "Look-ups in the artifact cache, by result", {{"result", kCacheResults[i]}});
   }
+  for (size_t i = 0; i < std::size(kVersionChanges); ++i) {
+    impl_->version_changes[i] = &f.AddCounter("assay_model_version_changes_total",
+                                              "Moves of the labels of versions, by what moved them",
+                                              {{"action", std::string(Name(kVersionChanges[i]))}});
+  }
   impl_->cache_bytes =
       &f.AddGauge("assay_artifact_cache_bytes", "Size of the artifact cache on disk", {});
   impl_->connections = &f.AddGauge("assay_grpc_connections", "Open connections", {});
@@ -151,6 +160,22 @@ Metrics::Metrics(std::string_view version, std::string_view backend, const Clock
 }
 
 Metrics::~Metrics() = default;
+
+std::string_view Name(VersionChange change) {
+  switch (change) {
+    case VersionChange::kPublish:
+      return "publish";
+    case VersionChange::kCanary:
+      return "canary";
+    case VersionChange::kPromote:
+      return "promote";
+    case VersionChange::kRollBack:
+      return "roll_back";
+    case VersionChange::kDrop:
+      return "drop";
+  }
+  return "unknown";
+}
 
 std::shared_ptr<ModelMetrics> Metrics::ForModel(std::string_view model, int64_t version) {
   const std::pair<std::string, int64_t> key(std::string(model), version);
@@ -194,6 +219,10 @@ void Metrics::ArtifactCache(std::string_view result) {
 }
 
 void Metrics::SetArtifactCacheBytes(double bytes) { impl_->cache_bytes->Set(bytes); }
+
+void Metrics::VersionChanged(VersionChange change) {
+  impl_->version_changes[static_cast<size_t>(change)]->Increment();
+}
 
 void Metrics::SetAdmissionsInProgress(int count) { impl_->admissions_in_progress->Set(count); }
 

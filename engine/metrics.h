@@ -20,6 +20,9 @@ enum class RejectReason { kQueueFull, kTooLarge, kInvalid, kDraining, kNotReady 
 enum class WorkStage { kQueue, kCompute, kSend };
 enum class FinishReason { kStop, kLength, kCancelled, kError, kDeadline };
 enum class MemoryKind { kWeights, kKv, kWorkspace, kReference };
+// What moves the labels of versions.
+enum class VersionChange { kPublish, kCanary, kPromote, kRollBack, kDrop };
+std::string_view Name(VersionChange change);  // "publish", "canary", "promote", "roll_back", "drop"
 
 // The id of a distributed trace: 16 bytes. All zero, which W3C forbids, means that there is none.
 struct TraceId {
@@ -69,6 +72,7 @@ class ModelMetrics {
                                double value) = 0;  // mean_kl, top1_loss, ppl_ratio, cosine_loss
   virtual void Loaded(std::string_view source,
                       absl::Duration elapsed) = 0;  // artifact_cache, quantize
+  virtual void SetTrafficShare(double share) = 0;   // of unversioned inference requests, 0..1
 };
 
 // Values of the label stage of the admission's metrics, in the order of the pipeline
@@ -103,6 +107,7 @@ class Metrics {
   void ArtifactCache(std::string_view result);  // hit, miss, corrupt
   void SetArtifactCacheBytes(double bytes);
   void SetAdmissionsInProgress(int count);
+  void VersionChanged(VersionChange change);
   std::string Scrape(ExpositionFormat format = ExpositionFormat::kText) const;
 
  private:

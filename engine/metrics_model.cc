@@ -244,6 +244,7 @@ class PrometheusModelMetrics final : public ModelMetrics {
       if (source == known) LoadTime(factory_, source).Observe(absl::ToDoubleSeconds(elapsed));
     }
   }
+  void SetTrafficShare(double share) override { traffic_share_->Set(share); }
 
  private:
   struct NewSeries {
@@ -281,6 +282,9 @@ class PrometheusModelMetrics final : public ModelMetrics {
     ready_ = group_.NewGauge("assay_model_ready", "1 when the version serves", m_);
     last_swap_ = group_.NewGauge("assay_model_last_swap_timestamp_seconds",
                                  "When the version began to serve, Unix time", m_);
+    traffic_share_ =
+        group_.NewGauge("assay_model_traffic_share_ratio",
+                        "Share of the unversioned inference requests of the model", m_);
     group_.NewGauges(memory_, "assay_model_memory_bytes", "Memory of a model version by kind", m_,
                      Label("kind", kMemoryKinds));
     group_.NewCounters(admissions_, "assay_admission_total", "Admissions by outcome", m_,
@@ -319,6 +323,7 @@ class PrometheusModelMetrics final : public ModelMetrics {
       *prompt_tokens_;
   Histogram *queue_time_, *compute_time_, *batch_size_;
   Gauge *pending_, *running_, *ready_, *last_swap_, *states_[8], *memory_[4], *stage_times_[16];
+  Gauge* traffic_share_;
 };
 
 }  // namespace

@@ -66,6 +66,7 @@ AdmitReactor::AdmitReactor(Admin& admin, const assay::v1::AdmitRequest& request,
   admission.recipe = request.recipe();
   admission.calibration = request.calibration();
   admission.dry_run = request.dry_run();
+  admission.canary_share = request.canary_share();
   const absl::StatusOr<int64_t> version =
       admin.Admit(admission, [link = link_](const AdmissionProgress& progress) {
         link->With([&progress](AdmitReactor& reactor) { reactor.Push(progress); });

@@ -35,6 +35,8 @@ assay::v1::ModelSummary Summarize(const ModelRegistry& registry, const VersionIn
   out.set_workspace_bytes(info.workspace_bytes);
   out.set_waiting(info.load.waiting);
   out.set_running(info.load.running);
+  out.set_label(info.label);
+  out.set_traffic_share(info.traffic_share);
   out.set_changed(absl::FormatTime(absl::RFC3339_sec, info.changed, absl::UTCTimeZone()));
   if (info.report != nullptr) {
     out.set_precision(ServedPrecision(*info.report));
@@ -83,10 +85,13 @@ absl::Status Explain(const Policy& policy, const assay::v1::ExplainPolicyRequest
   return absl::OkStatus();
 }
 
+template <typename Request>
 absl::StatusOr<std::shared_ptr<Servable>> AcquireWithTokenizer(ServiceContext& context,
-                                                               const std::string& model,
-                                                               int64_t version) {
-  ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, version));
+                                                               const Request& request) {
+  ASSIGN_OR_RETURN(const VersionSelector version,
+                   VersionSelector::Create(request.version(), request.version_label()));
+  ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable,
+                   AcquireModel(context, request.model(), version));
   RETURN_IF_ERROR(CheckTokenizer(*servable));
   return servable;
 }
@@ -108,8 +113,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
                                                     const assay::v1::TokenizeRequest* request,
                                                     assay::v1::TokenizeResponse* response) {
   const auto tokenize = [this, request, response]() -> absl::Status {
-    ASSIGN_OR_RETURN(const auto servable,
-                     AcquireWithTokenizer(context_, request->model(), request->version()));
+    ASSIGN_OR_RETURN(const auto servable, AcquireWithTokenizer(context_, *request));
     RETURN_IF_ERROR(CheckTotalBytes(request->text().size()));
     ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                      servable->tokenizer->Encode(request->text(), !request->no_special(),
@@ -131,8 +135,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::Detokenize(Context* context,
                                                       const assay::v1::DetokenizeRequest* request,
                                                       assay::v1::DetokenizeResponse* response) {
   const auto detokenize = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const auto servable,
-                     AcquireWithTokenizer(context_, request->model(), request->version()));
+    ASSIGN_OR_RETURN(const auto servable, AcquireWithTokenizer(context_, *request));
     const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
     ASSIGN_OR_RETURN(*response->mutable_text(),
                      servable->tokenizer->Decode(ids, !request->keep_special()));

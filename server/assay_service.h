@@ -32,6 +32,15 @@ class AssayServiceImpl final : public assay::v1::AssayService::CallbackService {
                   assay::v1::GetDriftResponse* response) override;
   Unary* ListEvents(Context* context, const assay::v1::ListEventsRequest* request,
                     assay::v1::ListEventsResponse* response) override;
+  // server/version_service.cc
+  Unary* SetCanaryShare(Context* context, const assay::v1::SetCanaryShareRequest* request,
+                        assay::v1::ModelLabels* response) override;
+  Unary* Promote(Context* context, const assay::v1::PromoteRequest* request,
+                 assay::v1::ModelLabels* response) override;
+  Unary* RollBack(Context* context, const assay::v1::RollBackRequest* request,
+                  assay::v1::ModelLabels* response) override;
+  Unary* DropCanary(Context* context, const assay::v1::DropCanaryRequest* request,
+                    assay::v1::ModelLabels* response) override;
 
  private:
   ServiceContext& context_;

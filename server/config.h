@@ -35,6 +35,13 @@ struct GrpcLimits {
   bool reflection = true;
 };
 
+// Several versions of a model side by side (docs/operations.md, "Versions").
+struct VersionOptions {
+  absl::Duration rollback_window = absl::Minutes(15);  // 0 = what is replaced drains at once
+  int promote_min_samples = 20;                        // requests compared before a promotion
+  bool auto_promote = false;
+};
+
 enum class AdminAccess { kAuto, kOn, kOff };  // auto: on when bound to loopback only
 
 struct ServerConfig {
@@ -56,6 +63,7 @@ struct ServerConfig {
   EngineOptions engine;
   DriftOptions drift;
   DriftAction drift_action = DriftAction::kAlert;
+  VersionOptions versions;
 
   bool is_loopback() const;    // `listen` cannot be reached from another host
   bool admin_allowed() const;  // Admit, load and unload by RPC

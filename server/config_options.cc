@@ -309,6 +309,20 @@ std::vector<ConfigOption> DriftOptionsTable() {
   };
 }
 
+std::vector<ConfigOption> VersionOptionsTable() {
+  return {
+      Time(
+          "versions.rollback_window",
+          "How long a version that was replaced stays loaded, for a rollback; 0: it drains at once",
+          ASSAY_FIELD(versions.rollback_window)),
+      Integer("versions.promote_min_samples",
+              "Requests of a canary that were compared with the reference before it is promoted", 1,
+              1000000, ASSAY_FIELD(versions.promote_min_samples)),
+      Boolean("versions.auto_promote", "Promote a canary as soon as the conditions hold",
+              ASSAY_FIELD(versions.auto_promote)),
+  };
+}
+
 #undef ASSAY_FIELD
 
 }  // namespace
@@ -324,7 +338,8 @@ std::string ConfigOption::environment() const {
 std::span<const ConfigOption> AllConfigOptions() {
   static const std::vector<ConfigOption>& all = *[] {
     auto* options = new std::vector<ConfigOption>(GeneralOptions());
-    for (const auto& section : {GrpcOptions(), EngineOptionsTable(), DriftOptionsTable()}) {
+    for (const auto& section :
+         {GrpcOptions(), EngineOptionsTable(), DriftOptionsTable(), VersionOptionsTable()}) {
       options->insert(options->end(), section.begin(), section.end());
     }
     return options;

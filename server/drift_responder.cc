@@ -63,8 +63,8 @@ void DriftResponder::Again(const DriftStatus& status, const VersionInfo& version
 DriftResponder::Answer DriftResponder::RollBack(const DriftStatus& status, Answer answer) const {
   std::optional<VersionInfo> previous;
   for (VersionInfo& version : registry_.List()) {
-    const bool served = version.state == VersionState::kRetired && version.report != nullptr &&
-                        version.report->verdict == "admitted";
+    const bool served = version.state == VersionState::kRetired && version.was_stable &&
+                        version.report != nullptr && version.report->verdict == "admitted";
     if (version.name == status.model && version.version < status.version && served)
       previous = std::move(version);
   }
@@ -120,7 +120,36 @@ void DriftResponder::Tell(const DriftStatus& status, LogLevel level, std::string
                .reason = std::move(reason)});
 }
 
+bool DriftResponder::ActAtOnce(const DriftStatus& status) {
+  const std::pair<std::string, int64_t> version(status.model, status.version);
+  const absl::StatusOr<VersionLabels> labels = registry_.Labels(status.model);
+  if (!labels.ok()) return false;
+  if (labels->canary == status.version) {
+    const absl::Status dropped =
+        versions_.Drop(status.model, status.version,
+                       absl::StrCat("its drift is VIOLATED: ", DriftFigures(status)));
+    return dropped.ok();  // else it is no canary any more
+  }
+  if (labels->previous == status.version) {
+    Tell(status, LogLevel::kWarning,
+         "VIOLATED, but only kept for a rollback: nothing else is done");
+    return true;
+  }
+  if (action_ != DriftAction::kRollBack || labels->previous == 0) return false;
+  if (versions_.StateOf(status.model, labels->previous) == DriftState::kViolated) return false;
+  if (!answered_.insert(version).second) return true;
+  const absl::Status rolled_back = versions_.RollBack(
+      status.model, status.version, absl::StrCat("drift is VIOLATED: ", DriftFigures(status)));
+  if (!rolled_back.ok()) {
+    answered_.erase(version);
+    return false;
+  }
+  monitor_.Acted(status.model, status.version, DriftAction::kRollBack);
+  return true;
+}
+
 void DriftResponder::Act(const DriftStatus& status) {
+  if (ActAtOnce(status)) return;
   const Answer answer = Decide(status);
   const std::string name(Name(answer.action));
   if (answer.action == DriftAction::kAlert) {
@@ -142,6 +171,8 @@ absl::Status DriftResponder::Begin(const DriftStatus& status, const std::string&
   const auto sink = [this, status, name, request](const AdmissionProgress& progress) {
     if (!progress.done) return;
     if (progress.status.ok()) {
+      // What was found to be wrong is nothing to roll back to.
+      versions_.Discard(status.model, status.version);
       return Tell(status, LogLevel::kInfo,
                   absl::StrCat(name, " done: version ", progress.version, " serves"));
     }

@@ -36,12 +36,9 @@ void EmbedReactor::OnCancel() {
 }
 
 absl::Status EmbedReactor::Open(ServiceContext& context, const assay::v1::EmbedRequest& request) {
-  if (request.version() < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("version must not be negative: ", request.version()));
-  }
-  ASSIGN_OR_RETURN(
-      record_, RequestRecord::Open(context, request.model(), request.version(), TraceOf(*rpc_)));
+  ASSIGN_OR_RETURN(const VersionSelector version,
+                   VersionSelector::Create(request.version(), request.version_label()));
+  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), version, TraceOf(*rpc_)));
   return absl::OkStatus();
 }
 

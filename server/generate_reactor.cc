@@ -81,12 +81,9 @@ void GenerateReactor::Refuse(const absl::Status& status) {
 
 absl::Status GenerateReactor::Open(ServiceContext& context,
                                    const assay::v1::GenerateRequest& request) {
-  if (request.version() < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("version must not be negative: ", request.version()));
-  }
-  ASSIGN_OR_RETURN(
-      record_, RequestRecord::Open(context, request.model(), request.version(), TraceOf(*rpc_)));
+  ASSIGN_OR_RETURN(const VersionSelector version,
+                   VersionSelector::Create(request.version(), request.version_label()));
+  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), version, TraceOf(*rpc_)));
   return absl::OkStatus();
 }
 

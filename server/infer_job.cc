@@ -52,7 +52,7 @@ void InferJob::Start(const inference::ModelInferRequest& request, std::function<
 
 absl::Status InferJob::Open(const inference::ModelInferRequest& request) {
   id_ = request.id();
-  ASSIGN_OR_RETURN(const int64_t version, ParseVersion(request.model_version()));
+  ASSIGN_OR_RETURN(const VersionSelector version, ParseVersion(request.model_version()));
   ASSIGN_OR_RETURN(record_,
                    RequestRecord::Open(context_, request.model_name(), version, options_.trace));
   return absl::OkStatus();

@@ -100,10 +100,11 @@ absl::Status FillIndex(ServiceContext& context, bool only_ready,
 absl::Status FillStatistics(ServiceContext& context,
                             const inference::ModelStatisticsRequest& request,
                             inference::ModelStatisticsResponse& response) {
-  ASSIGN_OR_RETURN(const int64_t version, ParseVersion(request.version()));
+  ASSIGN_OR_RETURN(const VersionSelector wanted, ParseVersion(request.version()));
   for (const VersionInfo& info : context.registry.List()) {
     if (!request.name().empty() && info.name != request.name()) continue;
-    if (version != 0 && info.version != version) continue;
+    if (wanted.number != 0 && info.version != wanted.number) continue;
+    if (!wanted.label.empty() && info.label != wanted.label) continue;
     if (info.state != VersionState::kServing && info.state != VersionState::kDraining) continue;
     *response.add_model_stats() = context.statistics.Get(info.name, info.version);
     auto& memory = *response.mutable_model_stats()->rbegin()->add_memory_usage();
@@ -111,7 +112,7 @@ absl::Status FillStatistics(ServiceContext& context,
     memory.set_byte_size(info.weight_bytes + info.kv_bytes + info.workspace_bytes);
   }
   if (response.model_stats_size() == 0 && !request.name().empty()) {
-    return AcquireModel(context, request.name(), version).status();
+    return AcquireModel(context, request.name(), wanted).status();
   }
   return absl::OkStatus();
 }
@@ -133,7 +134,7 @@ Unary* OpenInferenceService::ServerReady(Context* context, const inference::Serv
 Unary* OpenInferenceService::ModelReady(Context* context,
                                         const inference::ModelReadyRequest* request,
                                         inference::ModelReadyResponse* response) {
-  const absl::StatusOr<int64_t> version = ParseVersion(request->version());
+  const absl::StatusOr<VersionSelector> version = ParseVersion(request->version());
   if (!version.ok()) return Reply(context, version.status());
   response->set_ready(!context_.gate.closed() &&
                       context_.registry.Acquire(request->name(), *version).ok());
@@ -153,7 +154,7 @@ Unary* OpenInferenceService::ModelMetadata(Context* context,
                                            const inference::ModelMetadataRequest* request,
                                            inference::ModelMetadataResponse* response) {
   const auto describe = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const int64_t version, ParseVersion(request->version()));
+    ASSIGN_OR_RETURN(const VersionSelector version, ParseVersion(request->version()));
     ASSIGN_OR_RETURN(const std::shared_ptr<Servable> servable,
                      AcquireModel(context_, request->name(), version));
     *response = DescribeMetadata(*servable, context_.registry.List());
@@ -166,7 +167,7 @@ Unary* OpenInferenceService::ModelConfig(Context* context,
                                          const inference::ModelConfigRequest* request,
                                          inference::ModelConfigResponse* response) {
   const auto describe = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const int64_t version, ParseVersion(request->version()));
+    ASSIGN_OR_RETURN(const VersionSelector version, ParseVersion(request->version()));
     ASSIGN_OR_RETURN(const std::shared_ptr<Servable> servable,
                      AcquireModel(context_, request->name(), version));
     *response->mutable_config() = DescribeConfig(*servable, context_.config.engine.max_queue);

@@ -15,43 +15,51 @@ Outcome OutcomeOf(const absl::Status& status, Progress progress) {
 
 }  // namespace
 
-absl::StatusOr<int64_t> ParseVersion(const std::string& version) {
+absl::StatusOr<VersionSelector> ParseVersion(const std::string& version) {
+  if (version.empty()) return VersionSelector();
   int64_t number = 0;
-  if (version.empty()) return number;
-  if (!absl::SimpleAtoi(version, &number) || number <= 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("model version '", version, "' is not a positive whole number"));
+  if (absl::SimpleAtoi(version, &number) && number > 0) return VersionSelector(number);
+  if (VersionLabels().VersionOf(version).status().code() != absl::StatusCode::kInvalidArgument) {
+    return VersionSelector::Create(0, version);
   }
-  return number;
+  return absl::InvalidArgumentError(
+      absl::StrCat("model version '", version,
+                   "' is not a positive whole number, nor stable, canary or previous"));
 }
 
 absl::StatusOr<std::shared_ptr<Servable>> AcquireModel(ServiceContext& context,
-                                                       const std::string& model, int64_t version) {
-  absl::StatusOr<std::shared_ptr<Servable>> servable = context.registry.Acquire(model, version);
+                                                       const std::string& model,
+                                                       const VersionSelector& wanted) {
+  absl::StatusOr<std::shared_ptr<Servable>> servable = context.registry.Acquire(model, wanted);
   if (servable.ok()) return servable;
-  if (absl::IsNotFound(servable.status())) {
+  const auto known = context.registry.Find(model, wanted.number);
+  if (!known.ok()) {
     context.metrics.UnknownModel();
-    const std::string of_version = version == 0 ? "" : absl::StrCat(" version ", version);
+    const std::string of_version =
+        wanted.number == 0 ? "" : absl::StrCat(" version ", wanted.number);
     return absl::NotFoundError(
         absl::StrCat("Request for unknown model: '", model, "'", of_version, " is not found"));
   }
-  if (const auto known = context.registry.Find(model, version); known.ok()) {
-    context.metrics.ForModel(known->name, known->version)->Rejected(RejectReason::kNotReady);
-  }
+  const bool bad = absl::IsInvalidArgument(servable.status());
+  context.metrics.ForModel(known->name, known->version)
+      ->Rejected(bad ? RejectReason::kInvalid : RejectReason::kNotReady);
   return servable;
 }
 
 absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContext& context,
                                                                    const std::string& model,
-                                                                   int64_t version, TraceId trace) {
+                                                                   const VersionSelector& wanted,
+                                                                   TraceId trace) {
   absl::StatusOr<WorkGate::Ticket> ticket = context.gate.Enter();
   if (!ticket.ok()) {
-    if (const auto servable = context.registry.Acquire(model, version); servable.ok()) {
+    if (const auto servable = context.registry.Acquire(model, wanted); servable.ok()) {
       (*servable)->metrics->Rejected(RejectReason::kDraining);
     }
     return ticket.status();
   }
-  ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, version));
+  VersionSelector shared = wanted;
+  shared.shared = true;
+  ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, shared));
   return std::unique_ptr<RequestRecord>(
       new RequestRecord(context, *std::move(ticket), std::move(servable), trace));
 }

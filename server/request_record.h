@@ -17,10 +17,12 @@ enum class Progress {
 
 class RequestRecord {
  public:
-  // Unavailable: draining, or the model does not serve; NotFound. Each refusal is counted.
+  // Unavailable: draining, or the model does not serve; NotFound. Each refusal is counted. Where
+  // `wanted` is open, this is a request that the canary has its share of.
   static absl::StatusOr<std::unique_ptr<RequestRecord>> Open(ServiceContext& context,
                                                              const std::string& model,
-                                                             int64_t version, TraceId trace);
+                                                             const VersionSelector& wanted,
+                                                             TraceId trace);
   // Counts the outcome; later calls do nothing.
   void Done(const absl::Status& status, Progress progress, RequestTimes times);
 
@@ -45,11 +47,13 @@ class RequestRecord {
   bool counted_ = false;
 };
 
-// The version of a request as the protocol has it: text, empty = the newest. InvalidArgument.
-absl::StatusOr<int64_t> ParseVersion(const std::string& version);
+// The version of a request as the protocol has it: a number or a label as text, empty = open.
+// InvalidArgument.
+absl::StatusOr<VersionSelector> ParseVersion(const std::string& version);
 
 // Registry lookup with Triton's words for an unknown model.
 absl::StatusOr<std::shared_ptr<Servable>> AcquireModel(ServiceContext& context,
-                                                       const std::string& model, int64_t version);
+                                                       const std::string& model,
+                                                       const VersionSelector& wanted);
 
 }  // namespace assay

@@ -96,21 +96,25 @@ struct Server::Parts {
         models(std::move(m)),
         pool({.num_threads = config.threads}),
         metrics(absl::StrCat(std::string(kServerVersion), "+", kRevision), "cpu"),
+        registry(RealClock(), config.versions.rollback_window),
         readiness(config.strict_readiness),
         drift(config.drift, registry, metrics, events, RealClock()),
+        versions(config.versions, registry, drift, metrics, events),
         admissions(StartAdmissionPipeline(registry, pool, metrics, RealClock(),
                                           OptionsFor(config, policy, models.size(), drift),
                                           hooks == nullptr ? AdmissionHooks() : *hooks)),
-        responder(config.drift_action, registry, *admissions, drift, events),
+        responder(config.drift_action, registry, *admissions, drift, events, versions),
         texts(std::max(1, pool.num_threads() / 4)),
         context{config,    policy,     RealClock(), registry, *admissions, metrics, gate,
-                readiness, statistics, traffic,     texts,    drift,       events},
+                readiness, statistics, traffic,     texts,    drift,       events,  versions},
         status_page(context, absl::StrCat(std::string(kServerVersion), "+", kRevision), started),
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
         assay(context, *admin) {}
 
   void WatchRegistry() {
+    versions.Watch();
+    drift.OnCompared([this](const DriftStatus& status) { versions.Compared(status); });
     drift.OnViolated([this](const DriftStatus& status) { responder.Act(status); });
     registry.OnChange([this](const VersionInfo& version) {
       RecordState(version);
@@ -144,6 +148,7 @@ struct Server::Parts {
   EventLog events{RealClock()};
   std::map<std::pair<std::string, int64_t>, VersionState> states ABSL_GUARDED_BY(mu);
   DriftMonitor drift;
+  VersionControl versions;
   std::unique_ptr<AdmissionPipeline> admissions;
   DriftResponder responder;
   TextWorkers texts;

@@ -8,6 +8,7 @@
 #include "server/statistics.h"
 #include "server/text_workers.h"
 #include "server/traffic_history.h"
+#include "server/version_control.h"
 #include "server/work_gate.h"
 
 namespace assay {
@@ -26,6 +27,7 @@ struct ServiceContext {
   TextWorkers& texts;
   DriftMonitor& drift;
   EventLog& events;
+  VersionControl& versions;
 };
 
 inline constexpr std::string_view kServerVersion = ASSAY_VERSION;

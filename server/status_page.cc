@@ -99,6 +99,12 @@ Verdict VerdictOf(const StatusView& view) {
   return verdict;
 }
 
+std::string LabelText(const VersionInfo& version) {
+  if (version.label.empty()) return "–";
+  if (version.label != "canary") return version.label;
+  return absl::StrFormat("canary, %.4g %% of the requests", 100 * version.traffic_share);
+}
+
 std::string VersionRow(const VersionInfo& version) {
   const AdmissionReport* report = version.report.get();
   const std::string& why = version.stage.empty() ? version.reason : version.stage;
@@ -114,7 +120,7 @@ std::string VersionRow(const VersionInfo& version) {
       "<tr><td class=\"name\" title=\"", EscapeHtml(version.path), "\">", EscapeHtml(version.name),
       links, "<td class=\"n\">", version.version, "<td><b class=\"", ClassOf(version.state), "\">",
       TextOf(Name(version.state)), "</b>", why.empty() ? "" : "<div class=\"why\">",
-      EscapeHtml(why), why.empty() ? "" : "</div>", "<td>",
+      EscapeHtml(why), why.empty() ? "" : "</div>", "<td>", LabelText(version), "<td>",
       report == nullptr ? "–" : EscapeHtml(report->task), "<td>",
       report == nullptr || report->layers.empty() ? "–" : EscapeHtml(ServedPrecision(*report)),
       "<td class=\"n\">", BytesText(version.weight_bytes), "<td class=\"n\">",
@@ -132,7 +138,8 @@ std::string ModelsSection(const StatusView& view) {
   }
   std::string out =
       "<h2>Models</h2><div class=\"wide\" data-key=\"models\"><table><thead><tr><th>model<th "
-      "class=\"n\">version<th>state<th>task<th>precision<th class=\"n\">weights<th class=\"n\">KV "
+      "class=\"n\">version<th>state<th>label<th>task<th>precision<th class=\"n\">weights<th "
+      "class=\"n\">KV "
       "cache<th class=\"n\">workspace<th class=\"n\">running<th class=\"n\">waiting<th "
       "class=\"n\">fallback</tr></thead><tbody>";
   for (const VersionInfo& version : view.versions) out += VersionRow(version);

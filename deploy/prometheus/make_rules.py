@@ -128,6 +128,9 @@ def drift_alerts():
               f"{per} (assay_drift_score_ratio)\n> on (model, version, statistic)\n{per} (assay_drift_threshold_ratio)", "15m",
               f"{version} drifts: {{{{ $labels.statistic }}}} is above its limit",
               "The mean over the shadow samples is {{ $value | printf \"%.3g\" }} and has been above the limit for 15 minutes."),
+        Alert("AssayInputShifted", "ticket", f"{per_model} (assay_drift_input_shifted) == 1", "15m",
+              f"the input of {version} is not what it was admitted for",
+              "Its answers may still be right. `assay drift` says what has changed."),
         Alert("AssayDriftEvaluationStale", "ticket",
               f"(time() - {per_model} (assay_drift_last_evaluation_timestamp_seconds)) > <#1h>\n"
               f"and on (model, version) {served} > 0.03\n"

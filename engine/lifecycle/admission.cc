@@ -142,6 +142,15 @@ absl::Status CheckRequest(AdmissionRequest& request) {
         absl::StrCat("an admission takes a scheme or a recipe, not both: scheme=", request.scheme,
                      " recipe=", request.recipe));
   }
+  if (!(request.canary_share >= 0 && request.canary_share <= 1)) {  // NaN, too
+    return absl::InvalidArgumentError(
+        absl::StrCat("a canary's share of the requests is above 0 and at most 1: canary_share=",
+                     request.canary_share));
+  }
+  if (request.dry_run && request.canary_share > 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a dry run does not serve, so it is no canary: canary_share=", request.canary_share));
+  }
   for (const std::string& candidate : request.search.candidates) {
     const absl::Status parsed = ParsePlanCandidate(candidate, ActivationMode::kA16).status();
     if (!parsed.ok()) return absl::InvalidArgumentError(parsed.message());
@@ -178,8 +187,7 @@ int64_t Pipeline::HighestLive(const std::string& name) {
   for (const auto& [pending, version] : pending_) {
     if (pending == name) highest = std::max(highest, version);
   }
-  const absl::StatusOr<std::shared_ptr<Servable>> serving = registry_.Acquire(name);
-  return serving.ok() ? std::max(highest, (*serving)->version) : highest;
+  return std::max(highest, registry_.HighestServing(name));
 }
 
 absl::StatusOr<int64_t> Pipeline::PickVersion(const AdmissionRequest& request) {
@@ -209,6 +217,10 @@ absl::StatusOr<int64_t> Pipeline::Enqueue(AdmissionRequest request, ProgressSink
     if (pending_.size() >= static_cast<size_t>(options_.max_queue) + 1) {  // 1: the running one
       return absl::ResourceExhaustedError(
           absl::StrCat("the admission queue is full: max_queue=", options_.max_queue));
+    }
+    if (request.canary_share > 0 && !registry_.Acquire(request.name).ok()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "a canary needs a stable version beside it, and none serves: model=", request.name));
     }
     ASSIGN_OR_RETURN(request.version, PickVersion(request));
     int64_t& newest = newest_[request.name];

@@ -27,6 +27,8 @@ struct AdmissionRequest {
   SearchRecipe search;            // what is set here replaces the recipe's
   std::optional<Budget> budget;   // instead of the policy's
   bool dry_run = false;           // verify and report, do not serve
+  // 0: becomes the stable version; else a canary beside it, with that share (0..1) of the requests.
+  double canary_share = 0;
 };
 
 struct AdmissionProgress {
@@ -61,9 +63,9 @@ class AdmissionPipeline {
   static std::unique_ptr<AdmissionPipeline> Start(ModelRegistry& registry, ThreadPool& pool,
                                                   Metrics& metrics, const Clock& clock,
                                                   AdmissionOptions options);
-  // Queues an admission and returns its version. InvalidArgument (name, path, a
+  // Queues an admission and returns its version. InvalidArgument (name, path, share, a
   // version below one that serves or is on its way), AlreadyExists (version is serving or on its
-  // way), ResourceExhausted (queue full).
+  // way), FailedPrecondition (a canary without a stable version), ResourceExhausted (queue full).
   virtual absl::StatusOr<int64_t> Enqueue(AdmissionRequest request, ProgressSink sink) = 0;
   virtual int in_progress() const = 0;
 };

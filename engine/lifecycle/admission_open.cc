@@ -125,7 +125,12 @@ uint64_t AvailableBytes(const AdmissionOptions& options) {
 absl::Status CheckFits(Admission& a) {
   const MemoryEstimate estimate = Estimate(a);
   a.report.estimated_peak_bytes = estimate.peak;
-  const uint64_t available = AvailableBytes(a.host.options);
+  uint64_t available = AvailableBytes(a.host.options);
+  // What is only kept for a rollback makes room.
+  while (a.report.estimated_peak_bytes > available &&
+         a.host.registry.RetirePrevious("its memory is needed by an admission")) {
+    available = AvailableBytes(a.host.options);
+  }
   if (a.report.estimated_peak_bytes <= available) return absl::OkStatus();
   const std::string reason = absl::StrFormat(
       "does not fit: the admission needs up to %.1f MB, while it is at %s (weights %.1f MB as %s, "

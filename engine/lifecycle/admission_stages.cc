@@ -262,6 +262,9 @@ absl::Status PublishStage(Admission& a) {
   PublishMetrics(*servable, a);
   a.candidate.reset();
   a.linears.clear();
+  if (a.request.canary_share > 0) {
+    return a.host.registry.PublishCanary(std::move(servable), a.request.canary_share);
+  }
   a.host.registry.Publish(std::move(servable));
   return absl::OkStatus();
 }

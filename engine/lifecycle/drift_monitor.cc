@@ -350,6 +350,7 @@ void DriftMonitor::Record(Subject& subject, const ServedRequest& request, const 
   const bool replayed = score.replay_difference <= kReplayTolerance;
   std::vector<Event> news;
   std::optional<DriftStatus> violated;
+  DriftStatus compared;
   {
     MutexLock lock(mu_);
     DriftStatus& status = subject.status;
@@ -394,9 +395,11 @@ void DriftMonitor::Record(Subject& subject, const ServedRequest& request, const 
                                                       : ""));
       if (after == DriftState::kViolated) violated = status;
     }
+    compared = status;
   }
   for (Event& event : news) events_.Add(std::move(event));
   if (violated.has_value() && on_violated_) on_violated_(*violated);
+  if (on_compared_) on_compared_(compared);
 }
 
 // A reference that is not what was admitted is no reference: nothing more is compared with it.

@@ -66,6 +66,10 @@ class DriftMonitor {
   void OnViolated(std::function<void(const DriftStatus&)> callback) {
     on_violated_ = std::move(callback);
   }
+  // Called on the monitor's thread after every comparison. Set before the first Watch.
+  void OnCompared(std::function<void(const DriftStatus&)> callback) {
+    on_compared_ = std::move(callback);
+  }
   // For the engine of a version that is about to serve; null when nothing is looked at.
   // `checkpoint` is what was admitted: the reference.
   std::shared_ptr<TrafficWatch> Watch(const AdmissionReport& report, ModelTask task,
@@ -102,7 +106,7 @@ class DriftMonitor {
   Metrics& metrics_;
   EventLog& events_;
   const Clock& clock_;
-  std::function<void(const DriftStatus&)> on_violated_;
+  std::function<void(const DriftStatus&)> on_violated_, on_compared_;
   const std::shared_ptr<Shared> shared_;
   mutable Mutex mu_;
   std::map<std::pair<std::string, int64_t>, std::shared_ptr<Subject>> subjects_

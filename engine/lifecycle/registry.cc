@@ -35,7 +35,7 @@ void FillLoad(const Servable& servable, VersionInfo& info) {
   }
 }
 
-void Drain(Servable& servable) {
+void DrainEngine(Servable& servable) {
   if (servable.generate != nullptr) servable.generate->Drain();
   if (servable.encode != nullptr) servable.encode->Drain();
 }
@@ -80,27 +80,21 @@ std::string_view Name(VersionState state) {
   return "UNKNOWN";
 }
 
-void ModelRegistry::Leases::Add() {
-  MutexLock lock(mu_);
-  ++count_;
-}
-
 void ModelRegistry::Leases::Release() {
   MutexLock lock(mu_);
-  if (--count_ == 0) none_.NotifyAll();
+  if (count_.fetch_sub(1) == 1) none_.NotifyAll();
 }
 
 void ModelRegistry::Leases::WaitForNone(absl::Duration limit) {
   const auto until = std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(limit);
   MutexLock lock(mu_);
-  while (count_ > 0 && none_.WaitUntil(mu_, until)) {
+  while (count_.load() > 0 && none_.WaitUntil(mu_, until)) {
   }
 }
 
 std::shared_ptr<Servable> ModelRegistry::Lease(std::shared_ptr<Servable> owner,
                                                std::shared_ptr<Leases> leases) {
   Servable* const servable = owner.get();
-  leases->Add();
   // The request's reference goes first, so that whoever waits for the count holds the last one.
   return std::shared_ptr<Servable>(
       servable, [owner = std::move(owner), leases = std::move(leases)](Servable*) mutable {
@@ -109,32 +103,44 @@ std::shared_ptr<Servable> ModelRegistry::Lease(std::shared_ptr<Servable> owner,
       });
 }
 
-absl::StatusOr<std::shared_ptr<Servable>> ModelRegistry::Acquire(std::string_view name,
-                                                                 int64_t version) const {
+absl::StatusOr<std::shared_ptr<Servable>> ModelRegistry::Acquire(
+    std::string_view name, const VersionSelector& wanted) const {
   std::shared_ptr<Servable> servable;
   std::shared_ptr<Leases> leases;
   {
     MutexLock lock(mu_);
-    ASSIGN_OR_RETURN(const Entry* entry, ServingEntry(name, version));
+    ASSIGN_OR_RETURN(const Entry* entry, ServingEntry(name, wanted));
     servable = entry->servable;
     leases = entry->leases;
+    leases->Add();
   }
   return Lease(std::move(servable), std::move(leases));
 }
 
-absl::StatusOr<const ModelRegistry::Entry*> ModelRegistry::ServingEntry(std::string_view name,
-                                                                        int64_t version) const {
+absl::StatusOr<int64_t> ModelRegistry::Choose(std::string_view name,
+                                              const VersionSelector& wanted) const {
+  if (wanted.number != 0) return wanted.number;
+  const auto known = labels_.find(name);
+  const VersionLabels labels = known == labels_.end() ? VersionLabels() : known->second;
+  if (!wanted.label.empty() && wanted.label != "stable") {
+    const absl::StatusOr<int64_t> labelled = labels.VersionOf(wanted.label);
+    return labelled.ok() ? labelled
+                         : Annotate(labelled.status(), absl::StrCat("model=", std::string(name)));
+  }
+  const bool splits = wanted.is_open() && wanted.shared && labels.canary_share > 0;
+  if (splits && splits_[std::string(name)].NextIsCanary(labels.canary_share)) return labels.canary;
+  return labels.stable;
+}
+
+absl::StatusOr<const ModelRegistry::Entry*> ModelRegistry::ServingEntry(
+    std::string_view name, const VersionSelector& wanted) const {
   const auto model = models_.find(name);
   if (model == models_.end() || model->second.empty()) {
     return absl::NotFoundError(absl::StrCat("no such model: model=", std::string(name)));
   }
   const std::map<int64_t, Entry>& versions = model->second;
-  if (version == 0) {
-    for (auto it = versions.rbegin(); it != versions.rend(); ++it) {
-      if (it->second.info.state == VersionState::kServing) return &it->second;
-    }
-    version = versions.rbegin()->first;
-  }
+  ASSIGN_OR_RETURN(int64_t version, Choose(name, wanted));
+  if (version == 0) version = versions.rbegin()->first;  // to say why it does not serve
   const auto it = versions.find(version);
   if (it == versions.end()) {
     return absl::NotFoundError(
@@ -184,44 +190,43 @@ void ModelRegistry::SetReport(std::string_view name, int64_t version,
   EntryOf(name, version).info.report = std::move(report);
 }
 
-void ModelRegistry::Move(Entry& entry, VersionState state, std::string reason,
-                         std::vector<VersionInfo>& changes) {
+void ModelRegistry::Move(Entry& entry, VersionState state, std::string reason, Changes& changes) {
   entry.info.state = state;
   entry.info.stage.clear();
   entry.info.reason = std::move(reason);
   entry.info.changed = clock_.Now();
-  changes.push_back(entry.info);
+  changes.states.push_back(entry.info);
 }
 
-void ModelRegistry::Publish(std::shared_ptr<Servable> servable) {
-  const std::string name = servable->name;
-  const int64_t version = servable->version;
-  std::vector<VersionInfo> changes;
-  std::vector<int64_t> replaced;
+ModelRegistry::Entry& ModelRegistry::Install(std::shared_ptr<Servable> servable) {
+  Entry& entry = EntryOf(servable->name, servable->version);
+  entry.info.report = std::make_shared<const AdmissionReport>(servable->report);
+  entry.servable = std::move(servable);
+  entry.leases = std::make_shared<Leases>();
+  return entry;
+}
+
+void ModelRegistry::BeginDrain(Entry& entry, std::string reason, std::string retired,
+                               Changes& changes) {
+  labels_[entry.info.name].Remove(entry.info.version);
+  Relabel(entry.info.name);
+  Move(entry, VersionState::kDraining, std::move(reason), changes);
+  changes.drains.push_back({entry.info.name, entry.info.version, std::move(retired)});
+  ++num_retiring_;
+}
+
+void ModelRegistry::Settle(const Changes& changes) {
+  for (const VersionInfo& info : changes.states) LogChange(info);
+  Notify(changes.states);
+  std::vector<std::function<void(const LabelChange&)>> callbacks;
   {
     MutexLock lock(mu_);
-    Entry& entry = EntryOf(name, version);
-    entry.info.report = std::make_shared<const AdmissionReport>(servable->report);
-    entry.servable = std::move(servable);
-    entry.leases = std::make_shared<Leases>();
-    Move(entry, VersionState::kServing, "", changes);
-    for (auto& [other, other_entry] : models_[name]) {
-      if (other == version || other_entry.info.state != VersionState::kServing) continue;
-      BeginDrain(other_entry, absl::StrCat("replaced by version ", version), changes);
-      replaced.push_back(other);
-    }
+    callbacks = label_callbacks_;
   }
-  for (const VersionInfo& info : changes) LogChange(info);
-  Notify(changes);
-  for (const int64_t other : replaced) {
-    StartRetiring(name, other, absl::StrCat("replaced by version ", version));
+  for (const LabelChange& change : changes.labels) {
+    for (const auto& callback : callbacks) callback(change);
   }
-}
-
-void ModelRegistry::BeginDrain(Entry& entry, std::string reason,
-                               std::vector<VersionInfo>& changes) {
-  Move(entry, VersionState::kDraining, std::move(reason), changes);
-  ++num_retiring_;
+  for (const Drain& drain : changes.drains) StartRetiring(drain.name, drain.version, drain.reason);
 }
 
 void ModelRegistry::StartRetiring(const std::string& name, int64_t version,
@@ -252,7 +257,17 @@ void ModelRegistry::WaitForRetirements() {
   for (std::thread& thread : finished) thread.join();
 }
 
-ModelRegistry::~ModelRegistry() { WaitForRetirements(); }
+ModelRegistry::~ModelRegistry() {
+  std::thread keeper;
+  {
+    MutexLock lock(mu_);
+    stop_ = true;
+    windows_changed_.NotifyAll();
+    keeper = std::move(keeper_);
+  }
+  if (keeper.joinable()) keeper.join();
+  WaitForRetirements();
+}
 
 void ModelRegistry::Retire(const std::string& name, int64_t version, std::string reason) {
   std::shared_ptr<Servable> servable;
@@ -263,9 +278,11 @@ void ModelRegistry::Retire(const std::string& name, int64_t version, std::string
     servable = entry.servable;
     leases = entry.leases;
   }
-  if (servable != nullptr) Drain(*servable);
+  // First those that have the version and may be about to submit: an engine that drains refuses.
   if (leases != nullptr) leases->WaitForNone(kLeaseWait);
-  std::vector<VersionInfo> changes;
+  if (servable != nullptr) DrainEngine(*servable);
+  if (leases != nullptr) leases->WaitForNone(kLeaseWait);
+  Changes changes;
   std::vector<std::shared_ptr<void>> unloads;
   {
     MutexLock lock(mu_);
@@ -280,15 +297,13 @@ void ModelRegistry::Retire(const std::string& name, int64_t version, std::string
   malloc_trim(
       0);  // and back with the system: the allocator would keep what lies between live blocks
 #endif
-  for (const VersionInfo& info : changes) LogChange(info);
-  Notify(changes);
+  Settle(changes);
 }
 
 absl::Status ModelRegistry::BeginUnload(std::string_view name, int64_t version,
                                         std::function<void()> freed) {
   std::shared_ptr<void> unload;
-  std::vector<int64_t> draining;
-  std::vector<VersionInfo> changes;
+  Changes changes;
   {
     MutexLock lock(mu_);
     const auto model = models_.find(name);
@@ -301,15 +316,12 @@ absl::Status ModelRegistry::BeginUnload(std::string_view name, int64_t version,
     for (auto& [number, entry] : model->second) {
       if (version != 0 && number != version) continue;
       if (entry.info.state == VersionState::kServing) {
-        BeginDrain(entry, "unloading", changes);
-        draining.push_back(number);
+        BeginDrain(entry, "unloading", "unloaded", changes);
       }
       if (entry.info.state == VersionState::kDraining) entry.unloads.push_back(unload);
     }
   }
-  for (const VersionInfo& info : changes) LogChange(info);
-  Notify(changes);
-  for (const int64_t number : draining) StartRetiring(std::string(name), number, "unloaded");
+  Settle(changes);
   return absl::OkStatus();
 }
 
@@ -377,20 +389,17 @@ void ModelRegistry::Notify(const std::vector<VersionInfo>& changes) {
 }
 
 void ModelRegistry::DrainAll() {
-  std::vector<std::pair<std::string, int64_t>> serving;
-  std::vector<VersionInfo> changes;
+  Changes changes;
   {
     MutexLock lock(mu_);
     for (auto& [name, versions] : models_) {
       for (auto& [version, entry] : versions) {
         if (entry.info.state != VersionState::kServing) continue;
-        BeginDrain(entry, "shutting down", changes);
-        serving.emplace_back(name, version);
+        BeginDrain(entry, "shutting down", "shut down", changes);
       }
     }
   }
-  Notify(changes);
-  for (const auto& [name, version] : serving) StartRetiring(name, version, "shut down");
+  Settle(changes);
   WaitForRetirements();
 }
 

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "cli/commands.h"
 #include "cli/terminal.h"
+#include "tests/support/status_matchers.h"
 
 namespace assay {
 namespace {
@@ -18,6 +20,18 @@ TEST(ClientTest, ExitCodesTellTheServersFaultFromTheRequests) {
   EXPECT_EQ(ExitCodeFor(grpc::StatusCode::UNAVAILABLE), kExitServer);
   EXPECT_EQ(ExitCodeFor(grpc::StatusCode::DEADLINE_EXCEEDED), kExitServer);
   EXPECT_EQ(ExitCodeFor(grpc::StatusCode::INTERNAL), kExitServer);
+}
+
+TEST(ShareTest, IsAFractionOrAPercentage) {
+  EXPECT_EQ(ParseShare("0.25").value(), 0.25);
+  EXPECT_EQ(ParseShare("25%").value(), 0.25);
+  EXPECT_EQ(ParseShare("0").value(), 0);
+  EXPECT_EQ(ParseShare("1").value(), 1);
+  EXPECT_EQ(ParseShare("100%").value(), 1);
+  for (const char* bad : {"", "%", "10", "1.01", "101%", "-1%", "-0.1", "nan", "a lot", "5%%"}) {
+    EXPECT_THAT(ParseShare(bad), StatusIs(absl::StatusCode::kInvalidArgument,
+                                          HasSubstr("'" + std::string(bad) + "' is not a share")));
+  }
 }
 
 TEST(ClientTest, AServerThatDoesNotAnswerIsOneLineWithAdvice) {

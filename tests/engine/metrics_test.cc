@@ -154,6 +154,27 @@ TEST(MetricsTest, TenThousandUnknownModelsAddAtMostFiveSeries) {
           R"(assay_inference_requests_total{model="_unknown",outcome="rejected",version="0"} 10000)"));
 }
 
+TEST(MetricsTest, MovesOfLabelsAreCountedAndTheShareIsASeriesOfItsVersion) {
+  Metrics metrics("test", "cpu");
+  const VersionChange all[] = {VersionChange::kPublish, VersionChange::kCanary,
+                               VersionChange::kPromote, VersionChange::kRollBack,
+                               VersionChange::kDrop};
+  for (const VersionChange change : all) {
+    const std::string series =
+        "assay_model_version_changes_total{action=\"" + std::string(Name(change)) + "\"} ";
+    EXPECT_THAT(metrics.Scrape(), HasSubstr(series + "0"));
+    metrics.VersionChanged(change);
+    EXPECT_THAT(metrics.Scrape(), HasSubstr(series + "1"));
+  }
+  auto model = metrics.ForModel("m", 3);
+  const std::string share = "assay_model_traffic_share_ratio{model=\"m\",version=\"3\"} ";
+  EXPECT_THAT(metrics.Scrape(), HasSubstr(share + "0\n"));
+  model->SetTrafficShare(0.25);
+  EXPECT_THAT(metrics.Scrape(), HasSubstr(share + "0.25"));
+  model = nullptr;
+  EXPECT_THAT(metrics.Scrape(), testing::Not(HasSubstr(share)));
+}
+
 TEST(MetricsTest, RpcsAreCountedByCode) {
   Metrics metrics("0.1.0", "cpu");
   RpcMetrics& rpc = metrics.ForRpc("S", "M", "UNARY");

@@ -126,21 +126,28 @@ class RecordingPipeline final : public AdmissionPipeline {
 class DriftResponderTest : public testing::Test {
  protected:
   // Version 1 served once, version 2 serves.
-  DriftResponderTest() {
-    auto report = std::make_shared<AdmissionReport>();
-    report->verdict = "admitted";
-    report->decision.recipe.name = "w8a16";
-    for (const int64_t version : {1, 2}) {
-      registry_.SetPath("m", version, version == 1 ? "/models/old" : "/models/new");
-      registry_.SetReport("m", version, report);
-      registry_.SetState("m", version,
-                         version == 1 ? VersionState::kRetired : VersionState::kServing, "", "");
-    }
+  explicit DriftResponderTest(absl::Duration rollback_window = absl::ZeroDuration())
+      : registry_(RealClock(), rollback_window) {
+    Publish(1, "/models/old");
+    Publish(2, "/models/new");
+    registry_.WaitForRetirements();
     status_.model = "m";
     status_.version = 2;
   }
+  void Publish(int64_t version, const std::string& path, double canary_share = 0) {
+    std::shared_ptr<Servable> servable = FakeServable("m", ModelTask::kGenerate, metrics_);
+    servable->version = version;
+    servable->report.verdict = "admitted";
+    servable->report.decision.recipe.name = "w8a16";
+    registry_.SetPath("m", version, path);
+    if (canary_share > 0) {
+      ASSERT_OK(registry_.PublishCanary(std::move(servable), canary_share));
+    } else {
+      registry_.Publish(std::move(servable));
+    }
+  }
   void Act(DriftAction action, int times = 1) {
-    DriftResponder responder(action, registry_, pipeline_, monitor_, events_);
+    DriftResponder responder(action, registry_, pipeline_, monitor_, events_, versions_);
     for (int i = 0; i < times; ++i) responder.Act(status_);
   }
   std::string LastEvent() const { return events_.Since(0).back().reason; }
@@ -150,6 +157,7 @@ class DriftResponderTest : public testing::Test {
   EventLog events_{RealClock()};
   DriftMonitor monitor_{DriftOptions{}, registry_, metrics_, events_, RealClock()};
   RecordingPipeline pipeline_;
+  VersionControl versions_{VersionOptions{}, registry_, monitor_, metrics_, events_};
   DriftStatus status_;
 };
 
@@ -223,6 +231,68 @@ TEST_F(DriftResponderTest, RollBackAdmitsWhatServedBefore) {
   EXPECT_THAT(LastEvent(), HasSubstr("roll_back: admitting what version 1 served"));
 }
 
+TEST_F(DriftResponderTest, RollBackPassesOverACanaryThatNeverWasStable) {
+  Publish(3, "/models/canary", 0.5);
+  ASSERT_OK(registry_.DropCanary("m", 3, "test"));
+  Publish(4, "/models/newer");
+  registry_.WaitForRetirements();
+  status_.version = 4;
+  Act(DriftAction::kRollBack);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].path, "/models/new");
+}
+
+TEST_F(DriftResponderTest, ACanaryIsDroppedWhateverTheAction) {
+  versions_.Watch();
+  Publish(3, "/models/canary", 0.5);
+  status_.version = 3;
+  status_.samples = 12;
+  Act(DriftAction::kAlert);
+  EXPECT_TRUE(pipeline_.requests.empty());
+  EXPECT_THAT(LastEvent(), HasSubstr("drop: canary dropped: its drift is VIOLATED"));
+  EXPECT_THAT(LastEvent(), HasSubstr("after 12 requests"));
+  EXPECT_EQ(registry_.Labels("m")->canary, 0);
+  EXPECT_EQ(registry_.Labels("m")->stable, 2);
+}
+
+// As DriftResponderTest, but version 1 is still loaded.
+class LoadedDriftResponderTest : public DriftResponderTest {
+ protected:
+  LoadedDriftResponderTest() : DriftResponderTest(absl::Hours(1)) { versions_.Watch(); }
+};
+
+TEST_F(LoadedDriftResponderTest, RollBackSwapsAtOnceAndOnce) {
+  Act(DriftAction::kRollBack, 2);
+  EXPECT_TRUE(pipeline_.requests.empty());
+  EXPECT_EQ(registry_.Labels("m")->stable, 1);
+  EXPECT_EQ(registry_.Labels("m")->previous, 2);
+  const std::vector<Event> events = events_.Since(0);
+  ASSERT_EQ(events.size(), 2u);  // the second time the version is not the stable one any more
+  EXPECT_THAT(events[0].reason, HasSubstr("roll_back: stable again, in place of version 2"));
+  EXPECT_EQ(events[0].level, LogLevel::kWarning);
+  EXPECT_THAT(events[1].reason, HasSubstr("only kept for a rollback"));
+}
+
+TEST_F(LoadedDriftResponderTest, WhatWasReplacedForItsDriftIsNotKept) {
+  DriftResponder responder(DriftAction::kRefresh, registry_, pipeline_, monitor_, events_,
+                           versions_);
+  responder.Act(status_);
+  ASSERT_EQ(pipeline_.sinks.size(), 1u);
+  Publish(7, "/models/new");
+  EXPECT_EQ(registry_.Labels("m")->previous, 2);
+  pipeline_.sinks[0]({.version = 7, .stage = "verify", .fraction = 0.5});
+  EXPECT_EQ(registry_.Labels("m")->previous, 2);
+  pipeline_.sinks[0]({.version = 7, .stage = "done", .done = true});
+  EXPECT_EQ(registry_.Labels("m")->previous, 0);
+  EXPECT_EQ(registry_.Labels("m")->stable, 7);
+}
+
+TEST_F(LoadedDriftResponderTest, OtherActionsLeaveThePreviousVersionAlone) {
+  Act(DriftAction::kRefresh);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(registry_.Labels("m")->stable, 2);
+}
+
 TEST_F(DriftResponderTest, WithoutAnEarlierVersionRollBackRefreshesAndSaysWhy) {
   registry_.SetState("m", 1, VersionState::kRejected, "", "");
   Act(DriftAction::kRollBack);
@@ -232,7 +302,8 @@ TEST_F(DriftResponderTest, WithoutAnEarlierVersionRollBackRefreshesAndSaysWhy) {
 }
 
 TEST_F(DriftResponderTest, TheEndOfTheActionIsAnEventToo) {
-  DriftResponder responder(DriftAction::kRefresh, registry_, pipeline_, monitor_, events_);
+  DriftResponder responder(DriftAction::kRefresh, registry_, pipeline_, monitor_, events_,
+                           versions_);
   responder.Act(status_);
   pipeline_.sinks[0]({.version = 7, .stage = "verify", .fraction = 0.5});
   pipeline_.sinks[0]({.version = 7,

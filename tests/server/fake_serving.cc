@@ -143,7 +143,10 @@ absl::StatusOr<SequenceId> FakeEncodeEngine::Submit(EncodeRequest request, Encod
 }
 
 absl::StatusOr<int64_t> FakeAdmission::Enqueue(AdmissionRequest request, ProgressSink sink) {
-  const int64_t version = request.version == 0 ? 1 : request.version;
+  const absl::StatusOr<VersionInfo> newest = registry_.Find(request.name, 0);
+  const int64_t version = request.version != 0 ? request.version
+                          : newest.ok()        ? newest->version + 1
+                                               : 1;
   if (registry_.Acquire(request.name, version).ok()) {
     return absl::AlreadyExistsError("it serves already");
   }
@@ -163,7 +166,12 @@ absl::StatusOr<int64_t> FakeAdmission::Enqueue(AdmissionRequest request, Progres
   } else {
     std::shared_ptr<Servable> servable = FakeServable(request.name, ModelTask::kGenerate, metrics_);
     servable->version = version;
-    registry_.Publish(std::move(servable));
+    servable->report.verdict = "admitted";
+    if (request.canary_share > 0) {
+      progress.status = registry_.PublishCanary(std::move(servable), request.canary_share);
+    } else {
+      registry_.Publish(std::move(servable));
+    }
   }
   progress.stage = "done";
   progress.done = true;
@@ -199,8 +207,9 @@ std::shared_ptr<Servable> FakeServable(const std::string& name, ModelTask task, 
 
 FakeServing::FakeServing(ServerConfig config)
     : config_(std::move(config)),
-      context_{config_,    Policy::Default(), RealClock(), registry_, admissions_, metrics_, gate_,
-               readiness_, statistics_,       traffic_,    texts_,    drift_,      events_},
+      context_{config_, Policy::Default(), RealClock(), registry_, admissions_, metrics_,
+               gate_,   readiness_,        statistics_, traffic_,  texts_,      drift_,
+               events_, versions_},
       admin_(std::make_unique<Admin>(context_)),
       open_inference_(context_, *admin_),
       assay_(context_, *admin_) {
@@ -214,6 +223,7 @@ FakeServing::FakeServing(ServerConfig config)
     registry_.SetState(name, 1, VersionState::kQueued, "", "");
     registry_.Publish(std::move(servable));
   }
+  versions_.Watch();  // events count from here
   readiness_.StartupDeclared();
   grpc::ServerBuilder builder;
   builder.RegisterService(&open_inference_);

@@ -115,11 +115,12 @@ class FakeServing {
   TextWorkers& texts() { return texts_; }
   EventLog& events() { return events_; }
   DriftMonitor& drift() { return drift_; }
+  ModelRegistry& registry() { return registry_; }
 
  private:
   const ServerConfig config_;
   Metrics metrics_{"test", "cpu"};
-  ModelRegistry registry_;
+  ModelRegistry registry_{RealClock(), config_.versions.rollback_window};
   WorkGate gate_;
   Readiness readiness_{true};
   Statistics statistics_;
@@ -127,6 +128,7 @@ class FakeServing {
   TextWorkers texts_{1};
   EventLog events_{RealClock()};
   DriftMonitor drift_{config_.drift, registry_, metrics_, events_, RealClock()};
+  VersionControl versions_{config_.versions, registry_, drift_, metrics_, events_};
   FakeAdmission admissions_{registry_, metrics_};
   ServiceContext context_;
   std::unique_ptr<Admin> admin_;

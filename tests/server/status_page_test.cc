@@ -55,6 +55,18 @@ StatusView ViewOf(std::vector<VersionInfo> versions) {
   return view;
 }
 
+TEST(StatusPageTest, VersionsShowTheirLabels) {
+  VersionInfo stable = Version(VersionState::kServing), canary = stable, draining = stable;
+  stable.label = "stable";
+  canary.version = 2;
+  canary.label = "canary";
+  canary.traffic_share = 0.25;
+  draining.version = 3;
+  EXPECT_THAT(RenderStatus(ViewOf({stable, canary, draining})),
+              AllOf(HasSubstr("<td>stable<td>"), HasSubstr("<td>canary, 25 % of the requests<td>"),
+                    HasSubstr("</b><td>–<td>")));
+}
+
 TEST(StatusPageTest, WithoutModelsSaysWhatToDo) {
   EXPECT_THAT(RenderStatus(ViewOf({})),
               AllOf(HasSubstr("Ready: no model serves."), HasSubstr("assay admit PATH"),

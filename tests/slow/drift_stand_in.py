@@ -44,7 +44,7 @@ class DriftStandIn:
                 ("actions_total", "action", dict.fromkeys(("alert", "refresh", "raise_precision", "roll_back", "serve_reference"), 0))]
         for metric, value in (("score", score), ("threshold", 0.02), ("score_low", score - 0.005), ("score_high", score + 0.005)):
             rows.append((f"{metric}_ratio", "statistic", {"mean_kl": value, "top1_flip": value}))
-        for metric, value in (("e_value", 1), ("change_evidence", 0), ("last_evaluation_timestamp_seconds", self.evaluated),
+        for metric, value in (("e_value", 1), ("change_evidence", 0), ("input_shifted", self.bad), ("last_evaluation_timestamp_seconds", self.evaluated),
                               ("shadow_tokens_total", 50 * self.match), ("shadow_cpu_seconds_total", self.match / 100)):
             rows.append((metric, "", {"": value}))
         labels = 'model="stand_in",version="1"'

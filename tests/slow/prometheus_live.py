@@ -49,7 +49,7 @@ MOST_SCRAPE_SECONDS = 0.1
 # A cache of 1020 positions for at most 16 sequences: ample for the healthy load, soon full under the burst.
 LIMITS = ("--engine-max-sequences", 16, "--engine-max-queue", 16, "--engine-kv-cache", "1MiB")
 WATCHED = ("--drift-rate", 1, "--drift-cpu-share", 0.1)
-DRIFT_ALERTS = {"AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayDriftEvaluationStale", "AssayAccuracyFastBurn",
+DRIFT_ALERTS = {"AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayDriftEvaluationStale", "AssayInputShifted", "AssayAccuracyFastBurn",
                 "AssayAccuracySlowBurn"}
 PROMETHEUS = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
@@ -409,10 +409,10 @@ def crashes(scene):
 
 def drifting(scene, stand_in):
     stand_in.bad = True
-    scene.watch.until_fired("AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayAccuracyFastBurn",
+    scene.watch.until_fired("AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayInputShifted", "AssayAccuracyFastBurn",
                             "AssayAccuracySlowBurn")
     stand_in.bad = False
-    scene.watch.until_clear("AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayAccuracyFastBurn")
+    scene.watch.until_clear("AssayDriftViolated", "AssayDriftScoreAboveThreshold", "AssayInputShifted", "AssayAccuracyFastBurn")
     stand_in.asleep = True
     scene.watch.until_fired("AssayDriftEvaluationStale", seconds=90)
     stand_in.asleep = False

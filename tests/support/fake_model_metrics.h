@@ -67,6 +67,7 @@ class FakeModelMetrics final : public ModelMetrics {
   void AdmissionDone(std::string_view) override {}
   void SetAccuracyLoss(std::string_view, double) override {}
   void Loaded(std::string_view, absl::Duration) override {}
+  void SetTrafficShare(double) override {}
 };
 
 }  // namespace assay

@@ -52,6 +52,8 @@ class OffInDecode final : public Model {
 
 class AdmissionFixture : public testing::Test {
  protected:
+  explicit AdmissionFixture(absl::Duration rollback_window = absl::ZeroDuration())
+      : registry_(RealClock(), rollback_window) {}
   // Starts (or restarts) the pipeline with these options and hooks.
   void Start(AdmissionOptions options, AdmissionHooks hooks = {}) {
     pipeline_.reset();

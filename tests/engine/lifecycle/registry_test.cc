@@ -4,7 +4,7 @@
 #include <latch>
 #include <thread>
 
-#include "tests/support/random_tensor.h"
+#include "tests/engine/lifecycle/fake_servable.h"
 #include "tests/support/status_matchers.h"
 
 namespace assay {
@@ -15,68 +15,6 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::SizeIs;
-
-// An engine that ends its (imaginary) requests when it is told to drain.
-class FakeEngine final : public GenerateEngine {
- public:
-  explicit FakeEngine(std::function<void()> on_drain) : on_drain_(std::move(on_drain)) {}
-  absl::StatusOr<SequenceId> Submit(GenerateRequest, TokenSink) override {
-    if (drained_) return absl::UnavailableError("draining");
-    return SequenceId{1};
-  }
-  void Cancel(SequenceId) override {}
-  void Drain() override {
-    drained_ = true;
-    if (on_drain_) on_drain_();
-  }
-  EngineLoad load() const override { return {.waiting = 3, .running = 2}; }
-  size_t kv_bytes() const override { return 1000; }
-  size_t scratch_bytes() const override { return 500; }
-
- private:
-  const std::function<void()> on_drain_;
-  std::atomic<bool> drained_{false};
-};
-
-// A model that owns one tensor, to see its memory come and go.
-class FakeModel final : public Model {
- public:
-  FakeModel() : weight_(RandomTensor({256, 256}, 1)) {}
-  const ModelSpec& spec() const override { return spec_; }
-  const std::vector<LinearSlot>& slots() const override { return slots_; }
-  const LinearMap& linears() const override { return linears_; }
-  absl::Status Forward(const ForwardArgs&, ComputeContext&) const override {
-    return absl::OkStatus();
-  }
-  size_t scratch_bytes(int64_t, int64_t, int64_t) const override { return 0; }
-  size_t other_weight_bytes() const override { return weight_.bytes(); }
-
- private:
-  ModelSpec spec_;
-  std::vector<LinearSlot> slots_;
-  LinearMap linears_;
-  Tensor weight_;
-};
-
-std::shared_ptr<Servable> NewServable(const std::string& name, int64_t version,
-                                      std::function<void()> on_drain = nullptr) {
-  auto servable = std::make_shared<Servable>();
-  servable->name = name;
-  servable->version = version;
-  servable->model = std::make_shared<FakeModel>();
-  servable->generate = std::make_unique<FakeEngine>(std::move(on_drain));
-  servable->report.verdict = "admitted";
-  return servable;
-}
-
-std::vector<std::string> States(const ModelRegistry& registry) {
-  std::vector<std::string> states;
-  for (const VersionInfo& info : registry.List()) {
-    states.push_back(info.name + "/" + std::to_string(info.version) + " " +
-                     std::string(Name(info.state)));
-  }
-  return states;
-}
 
 TEST(RegistryTest, UnknownModelsAndVersionsAreNotFound) {
   ModelRegistry registry;
@@ -169,7 +107,10 @@ TEST(RegistryTest, UnloadWaitsForTheRequestThatHoldsTheModel) {
   const size_t before = CpuDevice().allocated_bytes();
   ModelRegistry registry;
   std::latch draining(1);
-  registry.Publish(NewServable("a", 1, [&] { draining.count_down(); }));
+  registry.OnChange([&](const VersionInfo& info) {
+    if (info.state == VersionState::kDraining) draining.count_down();
+  });
+  registry.Publish(NewServable("a", 1));
   ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> request, registry.Acquire("a"));
   std::thread unload([&] { EXPECT_OK(registry.Unload("a", 0)); });
   draining.wait();
@@ -178,6 +119,18 @@ TEST(RegistryTest, UnloadWaitsForTheRequestThatHoldsTheModel) {
   request.reset();
   unload.join();
   EXPECT_EQ(CpuDevice().allocated_bytes(), before);
+}
+
+TEST(RegistryTest, ARequestThatGotAVersionBeforeItDrainedCanStillSubmit) {
+  ModelRegistry registry;
+  registry.Publish(NewServable("a", 1));
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Servable> request, registry.Acquire("a"));
+  registry.Publish(NewServable("a", 2));
+  EXPECT_EQ(registry.Find("a", 1)->state, VersionState::kDraining);
+  EXPECT_OK(request->generate->Submit({}, nullptr));
+  request.reset();
+  registry.WaitForRetirements();
+  EXPECT_EQ(registry.Find("a", 1)->state, VersionState::kRetired);
 }
 
 TEST(RegistryTest, AVersionThatDrainsForLongHoldsUpNeitherPublishNorOtherUnloads) {
