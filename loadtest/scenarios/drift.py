@@ -114,7 +114,6 @@ class Scenario:
         if found:
             after = int(found[0].split("VIOLATED after ")[1].split()[0])
             print(f"found after {after - looked_at} requests that were computed again; failed requests: {self.failed}")
-        self.close()
         return before.state == "OK" and bool(found) and asked < self.most and self.failed == 0 and good and not early
 
     def mended(self, foreign, began):
@@ -173,7 +172,10 @@ def main():
             texts = {f"{{{n}}}": write_text(pathlib.Path(folder) / f"{n}.txt", n, 800) for n in (1, 2)}
             flags = [texts.get(flag, flag) for flag in flags]
             one = Scenario(name, pathlib.Path(folder), (*flags, "--drift-action", "refresh"), spoilable, options)
-            good = one.run(options.requests, spoil=name != "domain", foreign=name == "domain") and good
+            try:
+                good = one.run(options.requests, spoil=name != "domain", foreign=name == "domain") and good
+            finally:
+                one.close()
     return 0 if good else 1
 
 
