@@ -40,7 +40,7 @@ class InputDrift {
   // Shifted above these (overlap: below), and again not shifted where all have come back by a good
   // part of it. Saturation: of what it was at admission, and at least so much.
   static constexpr double kSaturationTimes = 4, kSaturationLeast = 1e-3;
-  static constexpr double kRange = 2, kOverlap = 0.5, kPsi = 0.25;
+  static constexpr double kRange = 2, kOverlap = 0.33, kPsi = 0.25;
   static constexpr int kFewestOutliers = 4;
 
   InputDrift(const AdmissionReport& report, const Model& model);

@@ -99,7 +99,7 @@ def test_a_failed_request_keeps_its_trace_out_of_other_models(server, assay):
 
 
 def test_a_version_that_drains_is_not_ready(own_server):
-    server = own_server("--engine-max-sequences", "1", "--engine-max-queue", "64")
+    server = own_server("--engine-max-sequences", "1", "--engine-max-queue", "64", "--versions-rollback-window", "0")
     assay = Assay(server.address)
     streams = [assay.generate("Once", max_tokens=400, ignore_eos=True) for _ in range(60)]  # one after the other: seconds
     wait_until(lambda: server.load() > 20)

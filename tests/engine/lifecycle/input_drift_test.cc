@@ -209,7 +209,7 @@ TEST_F(InputDriftTest, OtherOutlierChannelsAreSeen) {
   InputDrift drift(report, *dynamic_);
   Serve(drift, *dynamic_, 40);
   ASSERT_TRUE(drift.status().outlier_overlap.has_value());
-  EXPECT_LT(*drift.status().outlier_overlap, 0.5);
+  EXPECT_LT(*drift.status().outlier_overlap, 0.33);
   EXPECT_TRUE(drift.status().shifted);
 }
 
