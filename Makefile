@@ -52,6 +52,9 @@ check-slow: setup build/dev/build.ninja ## Real models admitted, and compared wi
 	@$(CACHE)/venv-slow/bin/pip install --quiet -r tests/slow/requirements.txt
 	@$(CACHE)/venv-slow/bin/python tests/slow/check_models.py build/dev/tests/slow/model_eval \
 	  $(SLOW_MODELS) $(or $(TEXT),data/evaluation/wikitext2-extract.txt) --windows $(or $(WINDOWS),0)
+	@scripts/build dev $(JOBS) spoilable_server
+	@$(CACHE)/venv/bin/python loadtest/scenarios/drift.py --model $(wildcard $(SLOW_MODELS)/smollm2/1/*.gguf) --requests 60 \
+	  --only memory --without-prometheus
 
 accuracy: setup build/dev/build.ninja ## Every recipe on the off-grid twin, MiniLM and SmolLM2, llama.cpp beside it: an hour (RECIPES=a,b)
 	@scripts/fetch_models > /dev/null

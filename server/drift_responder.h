@@ -1,8 +1,7 @@
 // What the server does when a version is found to disagree with its reference. A canary is dropped;
 // for the stable version `drift.action` says what; one that is only kept for a rollback gets an
-// event. Each
-// action is an event with its reason and is counted. Called on the drift monitor's thread; an
-// admission that it starts reports on the admission's.
+// event. Each action is an event with its reason and is counted. Called on the drift monitor's
+// thread; an admission that it starts reports on the admission's.
 #pragma once
 #include <set>
 #include <utility>

@@ -106,7 +106,7 @@ class Scenario:
         began, looked_at = time.monotonic(), before.samples
         asked = self.drive(self.most, foreign, until=2)
         print(f"then {asked} requests and {time.monotonic() - began:.1f} s until version 2 answered")
-        good = self.mended(foreign, began)
+        good = self.mended(foreign, began, min(150, max(20, healthy // 4)))
         history = [event for event in self.events() if event.kind in ("drift", "input", "action")]
         for event in history:
             print(f"  v{event.version} {event.severity:7} {event.kind:6} {event.reason}")
@@ -116,16 +116,16 @@ class Scenario:
             print(f"found after {after - looked_at} requests that were computed again; failed requests: {self.failed}")
         return before.state == "OK" and bool(found) and asked < self.most and self.failed == 0 and good and not early
 
-    def mended(self, foreign, began):
+    def mended(self, foreign, began, enough):
         """The alert has fired; the version that serves now is OK on the same traffic, and the alert clears."""
         if self.alerts:
             self.alerts.until_fired("AssayDriftViolated", seconds=60)
             print(f"AssayDriftViolated fired {self.alerts.first['AssayDriftViolated'] - began:.1f} s after")
         for _ in range(20):
-            self.drive(200, foreign)
+            self.drive(min(200, 2 * enough), foreign)
             self.quiet()
             last = self.drift()
-            if last.state == "OK" and last.samples >= 150:
+            if last.state == "OK" and last.samples >= enough:
                 break
         print(f"now version {last.version}: {last.state} after {last.samples}, {last.statistic} {last.score:.5f}, limit "
               f"{last.limit:.5f}")
