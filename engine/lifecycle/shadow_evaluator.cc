@@ -43,7 +43,8 @@ class WindowPass {
   // `inputs` may be null.
   static absl::StatusOr<WindowPass> Run(const Model& model, const KvFormat& kv_format,
                                         const Work& work, InputProfile* inputs) {
-    const auto& [request, window, pool, pause] = work;
+    const ServedRequest& request = work.request;
+    const Window& window = work.window;
     const int rows = std::min(kChunkRows, window.end);
     ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(model,
                                                        {.sequences = 1,
@@ -51,7 +52,7 @@ class WindowPass {
                                                         .rows = rows,
                                                         .out_rows = window.end - window.begin,
                                                         .kv_format = kv_format},
-                                                       pool));
+                                                       work.pool));
     WindowPass result(std::move(pass));
     const LinearObserver observer = inputs == nullptr ? LinearObserver() : inputs->observer();
     const LinearObserver* seen = inputs == nullptr ? nullptr : &observer;
@@ -66,11 +67,11 @@ class WindowPass {
     for (int start = 0; start < window.begin; start += kChunkRows) {
       const ModelPass::Span before = span(start, std::min(start + kChunkRows, window.begin));
       RETURN_IF_ERROR(result.pass_.Forward(std::span(&before, 1), /*logits=*/false, seen).status());
-      RETURN_IF_ERROR(pause());
+      RETURN_IF_ERROR(work.pause());
     }
     const ModelPass::Span inside = span(window.begin, window.end);
     ASSIGN_OR_RETURN(result.logits_, result.pass_.Forward(std::span(&inside, 1), true, seen));
-    RETURN_IF_ERROR(pause());
+    RETURN_IF_ERROR(work.pause());
     return result;
   }
   std::span<const float> Row(int row) const {

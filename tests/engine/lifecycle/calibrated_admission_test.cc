@@ -3,14 +3,12 @@
 #include <cmath>
 #include <fstream>
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "engine/lifecycle/report.h"
 #include "gmock/gmock.h"
 #include "nlohmann/json.hpp"
 #include "quant/policy/recipe_list.h"
-#include "tests/engine/lifecycle/admission_fixture.h"
+#include "tests/engine/lifecycle/calibrated_fixture.h"
 
 namespace assay {
 namespace {
@@ -23,32 +21,6 @@ using testing::IsEmpty;
 using testing::Not;
 
 constexpr char kVictim[] = "model.layers.2.mlp.down_proj";
-// Four-bit codes of a model this small are far from its f32: the budget is not what is tested.
-constexpr char kLoosePolicy[] =
-    "version: 1\n"
-    "recipes: {plain: {scheme: int8_channel}}\n"
-    "budgets: {loose: {mean_kl: 2, top1: 0.2, perplexity_ratio: 5}}\n"
-    "rules: [{name: any, reason: test, when: {device: cpu}, recipe: plain, budget: loose}]\n";
-
-class CalibratedAdmissionTest : public AdmissionFixture {
- protected:
-  void Start(AdmissionOptions options, AdmissionHooks hooks = {}) {
-    hooks.evaluation = EvaluationSize{.documents = 3, .window = 96};
-    AdmissionFixture::Start(std::move(options), std::move(hooks));
-  }
-  AdmissionOptions Loose() const {
-    AdmissionOptions options;
-    options.policy = Policy::Parse(kLoosePolicy, "test").value();
-    return options;
-  }
-  std::string Recipe(const std::string& yaml) const {
-    return directory_.Write("recipe.yaml", "embedding: int8_channel\n" + yaml);
-  }
-  AdmissionRequest Request(const std::string& yaml) const {
-    return {.name = "stories", .path = Stories260k(), .recipe = Recipe(yaml), .dry_run = true};
-  }
-};
-
 std::string FourBit(const std::string& rounding) {
   return "scheme: int4_group:g32,asym\nactivation: a16\nfallback: {max_fraction: 0}\nrounding: " +
          rounding + "\ncalibration: {samples: 16, window: 256}\n";
@@ -140,78 +112,6 @@ TEST_F(CalibratedAdmissionTest, SameDataSameArtifactOtherDataAnother) {
   }
   EXPECT_EQ(hashes[0], hashes[1]);
   EXPECT_NE(hashes[0], hashes[2]);
-}
-
-TEST_F(CalibratedAdmissionTest, LiveRequestsCanTakeThePlaceOfTheFile) {
-  Start(Loose());
-  AdmissionRequest request = Request(std::string(kStatic) + "fallback: {max_fraction: 0}\n");
-  const AdmissionProgress bundled = Admit(request);
-  ASSERT_OK(bundled.status);
-  for (int i = 0; i < 100; ++i) {
-    absl::StrAppend(&request.traffic, "[1");
-    for (int j = 0; j < 30; ++j) absl::StrAppend(&request.traffic, ",", 3 + (i * 31 + j * 7) % 500);
-    absl::StrAppend(&request.traffic, "]\n");
-  }
-  const AdmissionProgress live = Admit(request);
-  ASSERT_OK(live.status);
-  EXPECT_THAT(live.report->calibration.set, HasSubstr("live requests"));
-  EXPECT_EQ(live.report->calibration.tokens, 3100);
-  EXPECT_NE(live.report->calibration.hash, bundled.report->calibration.hash);
-  // Other inputs, other ranges.
-  EXPECT_NE(live.report->layers[1].why, bundled.report->layers[1].why);
-  request.traffic.resize(request.traffic.find('\n') + 1);
-  EXPECT_THAT(Admit(request).status,
-              StatusIs(StatusCode::kInvalidArgument, HasSubstr("live requests")));
-}
-
-// What users wrote is not told.
-TEST_F(CalibratedAdmissionTest, LiveRequestsThatShareTheEvaluationTextAreNotQuoted) {
-  Start(Loose());
-  const auto checkpoint = OpenCheckpoint(Stories260k()).value();
-  const auto tokenizer = MakeTokenizer(checkpoint->tokenizer()).value();
-  AdmissionRequest request = Request(kStatic);
-  const std::string_view text = BundledEvaluationText();
-  for (size_t at = 0; at + 2000 < text.size() && at < 40000; at += 2000) {
-    const auto ids = tokenizer->Encode(text.substr(at, 2000), true, false).value();
-    absl::StrAppend(&request.traffic, "[", absl::StrJoin(ids, ","), "]\n");
-  }
-  const absl::Status status = Admit(request).status;
-  EXPECT_THAT(status, StatusIs(StatusCode::kFailedPrecondition,
-                               AllOf(HasSubstr("share"), Not(HasSubstr(": \"")))));
-}
-
-TEST_F(CalibratedAdmissionTest, ARecipeCanBeBroughtAlongAndLayersTakenOut) {
-  Start(Loose());
-  AdmissionRequest request{.name = "stories", .path = Stories260k(), .dry_run = true};
-  request.exact.emplace();
-  request.exact->name = "of another version";
-  request.keep = {kVictim};
-  const AdmissionProgress end = Admit(request);
-  ASSERT_OK(end.status);
-  EXPECT_EQ(end.report->decision.recipe.name, "of another version");
-  for (const LayerReport& layer : end.report->layers) {
-    EXPECT_EQ(layer.scheme, layer.name == kVictim ? "bf16" : "int8_channel") << layer.name;
-  }
-  request.keep = {"no.such.layer"};
-  EXPECT_THAT(Admit(request).status,
-              StatusIs(StatusCode::kInvalidArgument, HasSubstr("no.such.layer")));
-}
-
-TEST_F(CalibratedAdmissionTest, VerificationLeavesTheProfileOfTheInputs) {
-  Start(Loose());
-  const AdmissionProgress end =
-      Admit(Request(std::string(kStatic) + "fallback: {max_fraction: 0}\n"));
-  ASSERT_OK(end.status);
-  ASSERT_OK_AND_ASSIGN(const AdmissionReport read, ReportFromJson(ToJson(*end.report)));
-  for (size_t i = 0; i < read.layers.size(); ++i) {
-    const LayerReport& layer = end.report->layers[i];
-    EXPECT_GT(layer.input_absmax, 0) << layer.name;
-    // Ranges are of other text: a little is cut off, not much.
-    EXPECT_LT(layer.input_saturation, 0.01) << layer.name;
-    EXPECT_EQ(read.layers[i].input_absmax, layer.input_absmax);
-    EXPECT_EQ(read.layers[i].input_saturation, layer.input_saturation);
-    EXPECT_EQ(read.layers[i].input_outliers, layer.input_outliers);
-  }
 }
 
 TEST_F(CalibratedAdmissionTest, ASentenceIsNoCalibrationSet) {

@@ -147,5 +147,22 @@ TEST_F(SabotageTest, NanInANormOfTheCheckpoint) {
   EXPECT_EQ(registry_.Find("nan", 1)->state, VersionState::kRejected);
 }
 
+// Changed while its layers are quantized: no artifact under the hash of what the file was.
+TEST_F(SabotageTest, ACheckpointThatChangesWhileItIsReadFailsAndLeavesNoArtifact) {
+  const std::string path = directory_.path() + "/stories.gguf";
+  std::filesystem::copy_file(Stories260k(), path);
+  AdmissionHooks hooks;
+  hooks.after_quantize = [&](const LinearSlot&, QuantizedTensor&) {
+    std::fstream(path, std::ios::in | std::ios::out).seekp(200'000).put('x');
+  };
+  Start(Cached(), hooks);
+  const AdmissionProgress changed = Admit({.name = "stories", .path = path});
+  EXPECT_EQ(changed.status.code(), absl::StatusCode::kDataLoss) << changed.status;
+  EXPECT_THAT(changed.status.message(), HasSubstr("was changed while it was in use"));
+  Start(Cached());
+  ASSERT_OK(AdmitStories().status);
+  EXPECT_GT(quantized_, 0);  // not from the cache
+}
+
 }  // namespace
 }  // namespace assay
