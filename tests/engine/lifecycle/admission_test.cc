@@ -12,7 +12,6 @@ using absl::StatusCode;
 using testing::AllOf;
 using testing::Contains;
 using testing::ElementsAre;
-using testing::Gt;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::Not;
