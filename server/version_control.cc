@@ -130,10 +130,11 @@ void VersionControl::Compared(const DriftStatus& status) {
   if (!labels.ok() || labels->canary != status.version || labels->canary_share <= 0) return;
   const absl::StatusOr<VersionInfo> version = registry_.Find(status.model, status.version);
   if (!version.ok() || !CheckGate(*version).ok()) return;
-  const absl::Status promoted = registry_.Promote(
-      status.model, status.version, "versions.auto_promote, drift OK, " + DriftFigures(status));
-  if (promoted.ok())
-    return;  // else it was dropped or replaced meanwhile, which is an event of its own
+  // An error: it was dropped or replaced meanwhile, which is an event of its own.
+  registry_
+      .Promote(status.model, status.version,
+               "versions.auto_promote, drift OK, " + DriftFigures(status))
+      .IgnoreError();
 }
 
 }  // namespace assay

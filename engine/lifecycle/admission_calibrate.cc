@@ -28,10 +28,7 @@ constexpr double kMostOfRow = 2, kRowFloor = 0.01;
 // Fewer tokens say nothing about ranges: a sentence is no calibration set.
 constexpr int64_t kLeastTokens = 1024;
 
-bool IsStatic(ActivationMode mode) {
-  return mode == ActivationMode::kA8Tensor || mode == ActivationMode::kA8Mix ||
-         mode == ActivationMode::kFp8Tensor;
-}
+bool IsStatic(ActivationMode mode) { return StaticRangeOf(mode, {}).has_value(); }
 
 bool NeedsParams(ActivationMode mode) {
   return IsStatic(mode) || mode == ActivationMode::kInt8Outlier;

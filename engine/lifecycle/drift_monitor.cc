@@ -73,6 +73,12 @@ Bounds BoundsOf(const AdmissionReport& report, ModelTask task) {
   return {};
 }
 
+// What an answer makes of a prompt is the model's doing. Encoders: all of it.
+std::span<const int32_t> PromptOf(const ServedRequest& request) {
+  const std::span<const int32_t> tokens = request.tokens;
+  return request.num_prompt > 0 ? tokens.first(static_cast<size_t>(request.num_prompt)) : tokens;
+}
+
 InputGauges GaugesOf(const InputDriftStatus& input) {
   return {.shifted = input.shifted,
           .saturation = input.saturation.value_or(0),
@@ -296,22 +302,19 @@ absl::StatusOr<ShadowScore> DriftMonitor::Score(Subject& subject, const ServedRe
     return over || subject.gone ? absl::UnavailableError("the version no longer serves")
                                 : absl::OkStatus();
   };
-  return subject.evaluator->Score(*servable->model, subject.kv_format, request,
-                                  {.max_positions = options_.max_positions,
-                                   .clip = subject.clip,
-                                   .seed = subject.seed++,
-                                   .inputs = &subject.input->profile()},
-                                  alone, pause);
+  ASSIGN_OR_RETURN(const ShadowScore score,
+                   subject.evaluator->Score(*servable->model, subject.kv_format, request,
+                                            {.max_positions = options_.max_positions,
+                                             .clip = subject.clip,
+                                             .seed = subject.seed++,
+                                             .inputs = &subject.input->profile()},
+                                            alone, pause));
+  subject.input->Add(PromptOf(request));
+  return score;
 }
 
 void DriftMonitor::RecordInput(Subject& subject, const ServedRequest& request,
                                std::vector<Event>& news) {
-  // What an answer makes of a prompt is the model's doing.
-  const bool decoder = request.num_prompt > 0;
-  const auto prompt =
-      std::span(request.tokens)
-          .first(decoder ? static_cast<size_t>(request.num_prompt) : request.tokens.size());
-  subject.input->Add(prompt);
   const bool shifted = subject.input->status().shifted;
   if (shifted != subject.status.input.shifted) {
     const std::string back = "the input is again what the version was admitted for";
@@ -329,6 +332,7 @@ void DriftMonitor::RecordInput(Subject& subject, const ServedRequest& request,
     WipeTokens(subject.prompts.front());
     subject.prompts.pop_front();
   }
+  const std::span<const int32_t> prompt = PromptOf(request);
   subject.prompts.emplace_back(prompt.begin(), prompt.end());
 }
 

@@ -15,9 +15,9 @@ struct Overlap {
   int kept = 0, all = 0;
 };
 
-Overlap OverlapOf(const std::vector<int32_t>& before, const InputProfile::Slot& now) {
+Overlap OverlapOf(const std::vector<int32_t>& before, const InputProfile::Slot& now,
+                  double median) {
   Overlap overlap{0, static_cast<int>(before.size())};
-  const double median = MedianOf(now.absmax);
   for (const int32_t channel : before)
     overlap.kept += now.absmax[static_cast<size_t>(channel)] >= kGone * median ? 1 : 0;
   for (size_t c = 0; c < now.absmax.size() && median > 0; ++c) {
@@ -85,7 +85,7 @@ void InputDrift::CompareLayers() {
       status_.range = range;
       status_.range_layer = name;
     }
-    const Overlap here = OverlapOf(admitted->second.outliers, slot);
+    const Overlap here = OverlapOf(admitted->second.outliers, slot, now.median);
     overlap.kept += here.kept;
     overlap.all += here.all;
   }

@@ -63,18 +63,16 @@ void InputProfile::Merge(const InputProfile& other) {
   }
 }
 
-float MedianOf(std::vector<float> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 InputSummary Summarize(const InputProfile::Slot& slot) {
   InputSummary summary;
   if (slot.absmax.empty()) return summary;
   summary.absmax = *std::max_element(slot.absmax.begin(), slot.absmax.end());
   summary.saturation = slot.saturation();
-  const double bar = InputProfile::kOutlier * MedianOf(slot.absmax);
+  std::vector<float> sorted = slot.absmax;
+  const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  summary.median = *middle;
+  const double bar = InputProfile::kOutlier * summary.median;
   for (size_t c = 0; c < slot.absmax.size(); ++c) {
     if (bar > 0 && slot.absmax[c] >= bar) summary.outliers.push_back(static_cast<int32_t>(c));
   }

@@ -17,7 +17,7 @@ namespace assay {
 
 // Of one linear's input.
 struct InputSummary {
-  double absmax = 0;
+  double absmax = 0, median = 0;  // of the channels' largest values
   double saturation = 0;  // share of values outside of the static range; 0 where there is none
   std::vector<int32_t> outliers;  // ascending
 };
@@ -55,8 +55,7 @@ class InputProfile {
   int64_t first_decode_row_ = 0;
 };
 
+// Of an even number of channels the upper median.
 InputSummary Summarize(const InputProfile::Slot& slot);
-// Of an even number of values the upper one. REQUIRES: there is one.
-float MedianOf(std::vector<float> values);
 
 }  // namespace assay

@@ -48,9 +48,7 @@ class Scenario:
         if not options.without_prometheus:
             import prometheus_live as live
 
-            address = f"127.0.0.1:{self.server.http_port()}"
-            live.point_at(folder, "server", address)
-            live.point_at(folder, "stand_in", address)
+            live.point_at(folder, "server", f"127.0.0.1:{self.server.http_port()}")
             self.prometheus = live.Prometheus(folder)
             live.wait_until(lambda: self.prometheus.query('up{job="assay"} == 1') and not self.prometheus.get("alerts")["alerts"])
             self.alerts = live.Watch(self.prometheus)

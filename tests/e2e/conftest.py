@@ -16,6 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("ASSAY_BUILD_DIR", ROOT / "build" / "dev"))
+STORIES = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
 GOLDEN = json.loads((ROOT / "data" / "stories260k" / "golden.json").read_text())
 START_SECONDS = 240  # generous: the machine may be busy with the rest of the tests
 
@@ -135,7 +136,7 @@ def make_repository(folder):
     repository = folder / "models"
     stories = repository / "stories260k" / "1"
     stories.mkdir(parents=True)
-    shutil.copy(ROOT / "data" / "stories260k" / "stories260K-f32.gguf", stories)
+    shutil.copy(STORIES, stories)
     shutil.copytree(ROOT / "tests" / "golden" / "models" / "bert_mean", repository / "tiny_bert")
     write_word_piece(repository / "tiny_bert")
     return repository
@@ -210,3 +211,22 @@ def wait_until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def spoilable(tmp_path):
+    """Starts servers of stories260k alone: SIGUSR1 spoils every version that serves, SIGUSR2 the newest."""
+    servers = []
+    folder = tmp_path / "models" / "stories260k"
+    folder.mkdir(parents=True)
+    shutil.copy(STORIES, folder)
+
+    def start(*flags):
+        server = Server(tmp_path, "--model-repository", tmp_path / "models", *flags,
+                        program=(BUILD / "tests" / "e2e" / "spoilable_server", STORIES))
+        servers.append(server)
+        return server.wait_ready()
+
+    yield start
+    for server in servers:
+        server.stop()

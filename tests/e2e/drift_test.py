@@ -1,36 +1,15 @@
 """Accuracy on live traffic, with the real server: healthy traffic stays OK; memory that goes bad is found, said and mended."""
 
 import json
-import shutil
 import signal
 import subprocess
 
 import pytest
 
-from conftest import BUILD, GOLDEN, ROOT, Assay, Server, clean_environment, wait_until
+from conftest import BUILD, GOLDEN, Assay, clean_environment, wait_until
 
-STORIES = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
 PROMPT, EXPECTED = next(iter(GOLDEN.items()))
 WATCHED = ("--drift-rate", "1", "--drift-cpu-share", "1", "--drift-tokens-per-second", "1e9")
-
-
-@pytest.fixture
-def spoilable(tmp_path):
-    """Starts servers of stories260k alone, the model that the hook can spoil."""
-    servers = []
-    folder = tmp_path / "models" / "stories260k"
-    folder.mkdir(parents=True)
-    shutil.copy(STORIES, folder)
-
-    def start(*flags):
-        server = Server(tmp_path, "--model-repository", tmp_path / "models", *WATCHED, *flags,
-                        program=(BUILD / "tests" / "e2e" / "spoilable_server", STORIES))
-        servers.append(server)
-        return server.wait_ready()
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 def ask(assay, number):
@@ -57,7 +36,7 @@ def events(assay):
 
 
 def test_memory_that_goes_bad_is_found_and_mended_without_a_failed_request(spoilable):
-    server = spoilable("--drift-action", "refresh")
+    server = spoilable(*WATCHED, "--drift-action", "refresh")
     assay = Assay(server.address)
     for number in range(200):
         assert ask(assay, number) == 1
@@ -88,7 +67,7 @@ def test_memory_that_goes_bad_is_found_and_mended_without_a_failed_request(spoil
 
 
 def test_alert_is_all_that_happens_when_that_is_configured(spoilable):
-    server = spoilable("--drift-action", "alert")
+    server = spoilable(*WATCHED, "--drift-action", "alert")
     assay = Assay(server.address)
     server.process.send_signal(signal.SIGUSR1)
     for number in range(400):

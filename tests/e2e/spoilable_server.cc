@@ -10,13 +10,13 @@
 #include <cstdlib>
 #include <set>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/model/checkpoint.h"
 #include "server/flags.h"
 #include "server/server.h"
 #include "server/signals.h"
-#include "tests/support/spoiled_models.h"
 
 namespace assay {
 namespace {
@@ -62,6 +62,16 @@ class SpoilableModel final : public Model {
   mutable Mutex mu_;
   mutable std::set<const KvKeys*> spoiled_keys_ ABSL_GUARDED_BY(mu_);
 };
+
+// The weight of the last down_proj in place of the one before.
+std::shared_ptr<const Model> WithSpoiledWeight(const Checkpoint& checkpoint, const Model& proven) {
+  LinearMap linears = proven.linears();
+  const auto down = [&](int from_last) {
+    return absl::StrCat("model.layers.", proven.spec().layers - from_last, ".mlp.down_proj");
+  };
+  linears.find(down(2))->second = linears.find(down(1))->second;
+  return FamilyOf(checkpoint).value()->build(proven.spec(), checkpoint, std::move(linears)).value();
+}
 
 std::shared_ptr<const Model> Spoilable(const std::string& path,
                                        std::shared_ptr<const Model> proven) {

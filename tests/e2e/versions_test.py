@@ -1,6 +1,5 @@
 """Versions side by side, with the real server: a canary's share, promotion, rollback and drift, and no request that fails."""
 
-import shutil
 import signal
 import subprocess
 import threading
@@ -8,31 +7,12 @@ import threading
 import grpc
 import pytest
 
-from conftest import BUILD, GOLDEN, ROOT, Assay, Server, clean_environment, make_repository, wait_until
+from conftest import BUILD, GOLDEN, STORIES, Assay, clean_environment, wait_until
 
-STORIES = ROOT / "data" / "stories260k" / "stories260K-f32.gguf"
 MODEL = "stories260k"
 PROMPT = next(iter(GOLDEN))
 WATCHED = ("--drift-rate", "1", "--drift-cpu-share", "1", "--drift-tokens-per-second", "1e9")
 MIN_SAMPLES = 20
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts servers of stories260k, whose newest version SIGUSR2 spoils."""
-    servers = []
-    repository = make_repository(tmp_path)
-    shutil.rmtree(repository / "tiny_bert")  # one model is enough
-
-    def run(*flags):
-        server = Server(tmp_path, "--model-repository", repository, *flags,
-                        program=(BUILD / "tests" / "e2e" / "spoilable_server", STORIES))
-        servers.append(server)
-        return server.wait_ready()
-
-    yield run
-    for server in servers:
-        server.stop()
 
 
 def canary_turns(count, share):
@@ -127,8 +107,8 @@ class Background:
             thread.join()
 
 
-def test_a_canary_gets_its_share_is_promoted_and_rolled_back(start):
-    server = start(*WATCHED, "--versions-promote-min-samples", str(MIN_SAMPLES))
+def test_a_canary_gets_its_share_is_promoted_and_rolled_back(spoilable):
+    server = spoilable(*WATCHED, "--versions-promote-min-samples", str(MIN_SAMPLES))
     assay = Assay(server.address)
     assert ask(assay) == 1
     assert admit(assay, canary_share=0.25) == 2
@@ -160,8 +140,8 @@ def test_a_canary_gets_its_share_is_promoted_and_rolled_back(start):
     assert server.requests("error") == server.requests("rejected") == 0
 
 
-def test_no_request_fails_while_labels_move(start):
-    server = start("--versions-rollback-window", "1h")
+def test_no_request_fails_while_labels_move(spoilable):
+    server = spoilable("--versions-rollback-window", "1h")
     assay = Assay(server.address)
     with Background(server.address) as traffic:
         admit(assay, canary_share=0.5)
@@ -188,8 +168,8 @@ def test_no_request_fails_while_labels_move(start):
         assert server.metric(rf'^assay_model_version_changes_total{{action="{action}"}}') == count, action
 
 
-def test_a_canary_that_drifts_is_dropped_whatever_the_action(start):
-    server = start(*WATCHED, "--drift-action", "alert")
+def test_a_canary_that_drifts_is_dropped_whatever_the_action(spoilable):
+    server = spoilable(*WATCHED, "--drift-action", "alert")
     assay = Assay(server.address)
     admit(assay, canary_share=0.5)
     server.process.send_signal(signal.SIGUSR2)
@@ -204,8 +184,8 @@ def test_a_canary_that_drifts_is_dropped_whatever_the_action(start):
     assert server.requests("error") == 0
 
 
-def test_drift_of_the_stable_version_rolls_back_at_once_to_the_one_that_is_loaded(start):
-    server = start(*WATCHED, "--drift-action", "roll_back")
+def test_drift_of_the_stable_version_rolls_back_at_once_to_the_one_that_is_loaded(spoilable):
+    server = spoilable(*WATCHED, "--drift-action", "roll_back")
     assay = Assay(server.address)
     assert admit(assay) == 2
     assert labels(assay) == {"stable": 2, "previous": 1}
@@ -217,8 +197,8 @@ def test_drift_of_the_stable_version_rolls_back_at_once_to_the_one_that_is_loade
     assert server.requests("error") == 0
 
 
-def test_auto_promote_waits_for_the_conditions(start):
-    server = start(*WATCHED, "--versions-auto-promote", "true", "--versions-promote-min-samples", str(MIN_SAMPLES))
+def test_auto_promote_waits_for_the_conditions(spoilable):
+    server = spoilable(*WATCHED, "--versions-auto-promote", "true", "--versions-promote-min-samples", str(MIN_SAMPLES))
     assay = Assay(server.address)
     admit(assay, canary_share=0.5)
     ask_until(assay, lambda: labels(assay) == {"stable": 2, "previous": 1})
@@ -227,8 +207,8 @@ def test_auto_promote_waits_for_the_conditions(start):
     assert server.requests("error") == 0
 
 
-def test_the_window_ends_by_itself(start):
-    server = start("--versions-rollback-window", "300ms")
+def test_the_window_ends_by_itself(spoilable):
+    server = spoilable("--versions-rollback-window", "300ms")
     assay = Assay(server.address)
     admit(assay)
     wait_until(lambda: labels(assay) == {"stable": 2})
@@ -237,8 +217,8 @@ def test_the_window_ends_by_itself(start):
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION and "previous" in refused.value.details()
 
 
-def test_commands(start):
-    server = start("--drift-rate", "0")
+def test_commands(spoilable):
+    server = spoilable("--drift-rate", "0")
 
     def run(*arguments):
         done = subprocess.run([BUILD / "cli" / "assay", "--server", server.address, *map(str, arguments)], text=True,

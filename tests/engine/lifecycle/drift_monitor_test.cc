@@ -3,8 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include "engine/lifecycle/slot_parts.h"
 #include "tests/engine/lifecycle/admission_fixture.h"
-#include "tests/support/spoiled_models.h"
 #include "tests/support/stream_recorder.h"
 
 namespace assay {
@@ -14,6 +14,32 @@ using testing::AllOf;
 using testing::Contains;
 using testing::Field;
 using testing::HasSubstr;
+
+// Every other channel of the keys of two layers has a thousandth of its scale: what the cache
+// stores of them is a thousand times larger, and takes the codes of the channels beside it. Null
+// where keys have no scales.
+std::shared_ptr<const Model> WithSpoiledKeys(const Checkpoint& checkpoint, const Model& proven) {
+  const ModelFamily* family = FamilyOf(checkpoint).value();
+  LinearMap linears = proven.linears();
+  bool any = false;
+  for (const LinearSlot& slot : proven.slots()) {
+    const auto& linear = linears.at(slot.name);
+    const KeyParts* keys = linear == nullptr ? nullptr : linear->keys();
+    if (keys == nullptr || slot.layer > 1) continue;
+    KeyParts spoiled = *keys;
+    for (size_t c = 0; c < spoiled.scale.size(); c += 2) spoiled.scale[c] *= 1e-3f;
+    const Tensor weight = ReadSlotWeight(checkpoint, slot).value();
+    QuantizedTensor codes = linear->problem().scheme->Encode(weight.view()).value();
+    WriteKeyParts(spoiled, codes).IgnoreError();
+    linears[slot.name] = std::make_shared<const QuantizedLinear>(
+        QuantizedLinear::Create(codes, ReadSlotBias(checkpoint, slot).value(),
+                                {.activation = linear->problem().activation})
+            .value());
+    any = true;
+  }
+  if (!any) return nullptr;
+  return family->build(proven.spec(), checkpoint, std::move(linears)).value();
+}
 
 class DriftMonitorTest : public AdmissionFixture {
  protected:

@@ -191,7 +191,7 @@ TEST_F(InputDriftTest, WhatStaticScalesCutOffIsSeenAndNamesTheLayer) {
   EXPECT_GT(*drift.status().saturation, 0.001);
 }
 
-TEST_F(InputDriftTest, InputsThatReachFartherAreSeenAndTheirEndToo) {
+TEST_F(InputDriftTest, InputsThatReachFartherAreSeen) {
   AdmissionReport report = Admitted(*dynamic_);
   const std::string& name = report.layers[3].name;
   report.layers[3].input_absmax /= 2.5;  // so that now is 2.5 times as far
