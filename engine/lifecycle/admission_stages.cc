@@ -233,6 +233,9 @@ absl::Status PublishStage(Admission& a) {
     for (const LayerReport& layer : a.report.layers) {
       a.weight_sqnr[layer.name] = layer.weight_sqnr_db;
       a.output_sqnr[layer.name] = layer.output_sqnr_db;
+      a.inputs[layer.name] = {.absmax = layer.input_absmax,
+                              .saturation = layer.input_saturation,
+                              .outliers = layer.input_outliers};
     }
     DescribeLayers(a);
   }

@@ -90,5 +90,26 @@ TEST_F(LiveCalibrationTest, VerificationLeavesTheProfileOfTheInputs) {
   }
 }
 
+// Without it input drift would have nothing to compare with after a restart.
+TEST_F(LiveCalibrationTest, ACertificateFromTheCacheBringsTheProfileAlong) {
+  AdmissionOptions options = Loose();
+  options.cache_dir = directory_.path() + "/cache";
+  Start(options);
+  AdmissionRequest request = Request(std::string(kStatic) + "fallback: {max_fraction: 0}\n");
+  request.dry_run = false;
+  const AdmissionProgress first = Admit(request);
+  ASSERT_OK(first.status);
+  const AdmissionProgress again = Admit(request);
+  ASSERT_OK(again.status);
+  ASSERT_TRUE(again.report->certificate_hit);
+  for (size_t i = 0; i < first.report->layers.size(); ++i) {
+    const LayerReport &before = first.report->layers[i], &now = again.report->layers[i];
+    EXPECT_GT(now.input_absmax, 0) << now.name;
+    EXPECT_EQ(now.input_absmax, before.input_absmax) << now.name;
+    EXPECT_EQ(now.input_saturation, before.input_saturation) << now.name;
+    EXPECT_EQ(now.input_outliers, before.input_outliers) << now.name;
+  }
+}
+
 }  // namespace
 }  // namespace assay
