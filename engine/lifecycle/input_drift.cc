@@ -89,7 +89,7 @@ void InputDrift::CompareLayers() {
     overlap.kept += here.kept;
     overlap.all += here.all;
   }
-  if (overlap.all >= kFewestOutliers)
+  if (in_previous_ > 0 && overlap.all >= kFewestOutliers)
     status_.outlier_overlap = static_cast<double>(overlap.kept) / overlap.all;
 }
 

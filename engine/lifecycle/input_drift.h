@@ -40,8 +40,12 @@ class InputDrift {
   // Shifted above these (overlap: below), and again not shifted where all have come back by a good
   // part of it. Saturation: of what it was at admission, and at least so much.
   static constexpr double kSaturationTimes = 4, kSaturationLeast = 1e-3;
-  static constexpr double kRange = 2, kOverlap = 0.33, kPsi = 0.25;
-  static constexpr int kFewestOutliers = 4;
+  // The largest of many values is a noisy figure: healthy traffic was seen at up to 2.2 of a text of
+  // its kind, so that the limit is 3.
+  static constexpr double kRange = 3, kOverlap = 0.33, kPsi = 0.25;
+  // Outlier channels are compared where a whole window was seen and there are this many over all
+  // linears (at either time): of seven, three may change by luck.
+  static constexpr int kFewestOutliers = 16;
 
   InputDrift(const AdmissionReport& report, const Model& model);
   // Where the next request's pass over `model` is seen; Add follows.
