@@ -1,0 +1,171 @@
+// That the emulator does what a GPU would (fragments as the PTX ISA draws them, asked through plain
+// matrix products), and that it notices what would go wrong on one.
+#include "base/cuda/emulator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "base/cuda/simt_math.h"
+#include "base/float16.h"
+#include "tests/base/cuda/probe.h"
+
+namespace assay::emulated {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAreArray;
+
+std::vector<uint16_t> Halves(size_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<uint16_t> out(count);
+  for (uint16_t& v : out) v = F32ToF16(static_cast<float>(static_cast<int>(random() % 17)) - 8);
+  return out;
+}
+
+// Sums of small integers: exact in any order.
+std::vector<float> Product(const std::vector<uint16_t>& a, const std::vector<uint16_t>& b,
+                           bool b_is_k_by_n) {
+  std::vector<float> c(16 * 8);
+  for (size_t i = 0; i < 16; ++i)
+    for (size_t j = 0; j < 8; ++j)
+      for (size_t k = 0; k < 16; ++k)
+        c[i * 8 + j] +=
+            F16ToF32(a[i * 16 + k]) * F16ToF32(b_is_k_by_n ? b[k * 8 + j] : b[j * 16 + k]);
+  return c;
+}
+
+class EmulatorTest : public testing::TestWithParam<Order> {
+ protected:
+  EmulatorTest() { set_order(GetParam()); }
+  ~EmulatorTest() override { set_order(Order::kAscending); }
+};
+INSTANTIATE_TEST_SUITE_P(Orders, EmulatorTest,
+                         testing::Values(Order::kAscending, Order::kDescending, Order::kShuffled));
+
+TEST_P(EmulatorTest, MultipliesFragmentsOfF16) {
+  const auto a = Halves(256, 1), b = Halves(128, 2);
+  std::vector<float> c(128);
+  EXPECT_EQ(ProbeMmaF16(a.data(), b.data(), c.data(), {}), 0);
+  EXPECT_THAT(c, ElementsAreArray(Product(a, b, false)));
+}
+
+TEST_P(EmulatorTest, LoadsMatricesInTheOrderOfFragments) {
+  const auto a = Halves(256, 3), b = Halves(128, 4);
+  std::vector<float> c(128);
+  EXPECT_EQ(ProbeLoadMatrix(a.data(), b.data(), c.data(), {}), 0);
+  EXPECT_THAT(c, ElementsAreArray(Product(a, b, true)));
+}
+
+TEST_P(EmulatorTest, MultipliesFragmentsOfBytes) {
+  std::mt19937 random(5);
+  std::vector<int8_t> a(16 * 32), b(8 * 32);
+  for (auto* v : {&a, &b})
+    for (int8_t& x : *v) x = static_cast<int8_t>(random() % 256);
+  std::vector<int> c(128), expected(128);
+  for (size_t i = 0; i < 16; ++i)
+    for (size_t j = 0; j < 8; ++j)
+      for (size_t k = 0; k < 32; ++k) expected[i * 8 + j] += a[i * 32 + k] * b[j * 32 + k];
+  EXPECT_EQ(ProbeMmaS8(a.data(), b.data(), c.data(), {}), 0);
+  EXPECT_THAT(c, ElementsAreArray(expected));
+}
+
+TEST_P(EmulatorTest, BarriersMakeSharedMemoryVisible) {
+  std::vector<float> x(3 * 300), y(x.size()), expected;
+  std::iota(x.begin(), x.end(), 0.0f);
+  for (size_t row = 0; row < 3; ++row)
+    for (size_t i = 0; i < 300; ++i) expected.push_back(x[row * 300 + 299 - i]);
+  EXPECT_EQ(ProbeReverse(x.data(), y.data(), 3, 300, true, {}), 0);
+  EXPECT_THAT(y, ElementsAreArray(expected));
+}
+
+// In ascending order the first threads read what the last have not written yet: NaN.
+TEST_P(EmulatorTest, AMissingBarrierShows) {
+  std::vector<float> x(300, 1.0f), y(x.size());
+  EXPECT_EQ(ProbeReverse(x.data(), y.data(), 1, 300, false, {}), 0);
+  EXPECT_GT(std::count_if(y.begin(), y.end(), [](float v) { return v != v; }), 0);
+}
+
+TEST_P(EmulatorTest, AsynchronousCopiesArriveWhenTheyAreWaitedFor) {
+  std::vector<float> x(400), y(x.size());
+  std::iota(x.begin(), x.end(), 0.0f);
+  EXPECT_EQ(ProbeCopy(x.data(), y.data(), 400, true, {}), 0);
+  EXPECT_THAT(y, ElementsAreArray(x));
+  EXPECT_EQ(ProbeCopy(x.data(), y.data(), 400, false, {}), 0);
+  EXPECT_THAT(y, Each(testing::IsNan()));
+}
+
+TEST_P(EmulatorTest, ReducesOverTheBlock) {
+  std::vector<float> x(5 * 777);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>((i * 7919) % 1000);
+  std::vector<float> sums(5), most(5);
+  EXPECT_EQ(ProbeReduce(x.data(), sums.data(), most.data(), 5, 777, {}), 0);
+  for (size_t row = 0; row < 5; ++row) {
+    const auto begin = x.begin() + static_cast<ptrdiff_t>(row) * 777;
+    EXPECT_EQ(sums[row], std::accumulate(begin, begin + 777, 0.0f));  // integers: exact
+    EXPECT_EQ(most[row], *std::max_element(begin, begin + 777));
+  }
+}
+
+TEST(EmulatorMistakesTest, EndTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  auto* const x = static_cast<float*>(AllocateDevice(32 * sizeof(float)));
+  EXPECT_DEATH(ProbeMistake(Mistake::kBarrierInOneBranch, x, {}), "hangs: not all threads arrive");
+  EXPECT_DEATH(ProbeMistake(Mistake::kWarpOperationInOneBranch, x, {}),
+               "waits in ShuffleXor(.|\n)*hangs");
+  EXPECT_DEATH(ProbeMistake(Mistake::kUnaligned, x, {}), "a vector load is not aligned");
+  // 64 threads write 256 bytes into 128: within the alignment. 4096 bytes further is the guard.
+  auto* const page = static_cast<float*>(AllocateDevice(4096));
+  EXPECT_DEATH(ProbeMistake(Mistake::kBeyondTheEnd, page + 1000, {}), "");
+  FreeDevice(page, 4096);
+  FreeDevice(x, 32 * sizeof(float));
+}
+
+TEST(EmulatorMemoryTest, IsNaNAndAligned) {
+  for (const size_t bytes : {size_t{4}, size_t{1000}, size_t{1 << 20}}) {
+    auto* const memory = static_cast<unsigned char*>(AllocateDevice(bytes));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 256, 0u);
+    EXPECT_EQ(memory[0], 0xff);
+    EXPECT_EQ(memory[bytes - 1], 0xff);
+    FreeDevice(memory, bytes);
+  }
+}
+
+TEST(EmulatorCaptureTest, RunsWhatWasLaunchedLater) {
+  std::vector<float> x(128, 3.0f), y(128, 0.0f);
+  BeginCapture();
+  EXPECT_EQ(ProbeCopy(x.data(), y.data(), 128, true, {}), 0);
+  const auto graph = EndCapture();
+  EXPECT_THAT(y, Each(0.0f));
+  x[5] = 8;
+  graph();
+  EXPECT_THAT(y, ElementsAreArray(x));
+}
+
+// Products and sums of packed numbers are rounded once, as the hardware does it.
+TEST(PackedMathTest, RoundsOnce) {
+  std::mt19937 random(9);
+  for (int i = 0; i < 20000; ++i) {
+    const auto a = static_cast<uint32_t>(random()) & 0x7bff7bffu;
+    const auto b = static_cast<uint32_t>(random()) & 0x3bff3bffu;
+    const auto c = static_cast<uint32_t>(random()) & 0xfbfffbffu;
+    const double x = F16ToF32(a & 0xffff), y = F16ToF32(b & 0xffff), z = F16ToF32(c & 0xffff);
+    const double exact = x * y + z;
+    const double got = F16ToF32(static_cast<uint16_t>(Fma2<F16>(a, b, c) & 0xffff));
+    if (std::fabs(exact) > 65000) continue;
+    // No neighbour is nearer. Half an ulp: 2^-11 of the number, 2^-25 below 2^-14.
+    EXPECT_LE(std::fabs(got - exact), std::max(std::fabs(exact) * 0x1p-11, 0x1p-25))
+        << a << " " << b << " " << c;
+  }
+  // 1 * 2^-11 + 1 lies between 1 and its neighbour: to even. (1 + 2^-10) 2^-11 + 1 lies above that,
+  // by 2^-21: rounded to 16 bits of f32 first it would be even again.
+  EXPECT_EQ(Fma2<F16>(0x3c00, 0x1000, 0x3c00) & 0xffff, 0x3c00u);
+  EXPECT_EQ(Fma2<F16>(0x3c01, 0x1000, 0x3c00) & 0xffff, 0x3c01u);
+}
+
+}  // namespace
+}  // namespace assay::emulated
