@@ -1,0 +1,7 @@
+#include "base/cuda/runtime.h"
+
+namespace assay {
+
+const CudaRuntime* DriverCuda() { return nullptr; }
+
+}  // namespace assay

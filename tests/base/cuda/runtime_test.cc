@@ -1,0 +1,119 @@
+// The contract of CudaRuntime, held to the emulator and, where there is a GPU, to the driver.
+#include "base/cuda/runtime.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tests/support/status_matchers.h"
+
+namespace assay {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::HasSubstr;
+
+TEST(CudaStatusTest, NamesErrorAndOperation) {
+  EXPECT_OK(CudaStatus(0, "x"));
+  EXPECT_THAT(CudaStatus(2, "allocate bytes=5"),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr("out of memory"), HasSubstr("allocate bytes=5"))));
+  EXPECT_THAT(CudaStatus(35, "count_devices"),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("driver")));
+  EXPECT_THAT(CudaStatus(4711, "x"), StatusIs(absl::StatusCode::kInternal, HasSubstr("4711")));
+}
+
+TEST(CudaStatusTest, KnowsWhatNothingRecoversFrom) {
+  EXPECT_TRUE(IsSticky(CudaStatus(700, "x")));
+  EXPECT_TRUE(IsSticky(CudaStatus(719, "x")));
+  EXPECT_FALSE(IsSticky(CudaStatus(2, "x")));
+  EXPECT_FALSE(IsSticky(absl::InternalError("x")));
+  EXPECT_FALSE(IsSticky(absl::OkStatus()));
+}
+
+class CudaRuntimeTest : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    runtime_ = GetParam() ? DriverCuda() : &EmulatedCuda();
+    if (runtime_ == nullptr) GTEST_SKIP() << "SKIPPED: built without a CUDA toolkit";
+    if (const auto count = runtime_->CountDevices(); !count.ok())
+      GTEST_SKIP() << "SKIPPED: no GPU here: " << count.status();
+    ASSERT_OK_AND_ASSIGN(stream_, runtime_->CreateStream(0, true));
+  }
+  void TearDown() override {
+    if (!IsSkipped()) runtime_->DestroyStream(stream_);
+  }
+  const CudaRuntime* runtime_ = nullptr;
+  GpuStream stream_ = nullptr;
+};
+INSTANTIATE_TEST_SUITE_P(Runtimes, CudaRuntimeTest, testing::Bool(),
+                         [](const auto& info) { return info.param ? "Driver" : "Emulated"; });
+
+TEST_P(CudaRuntimeTest, KnowsItsDevice) {
+  ASSERT_OK_AND_ASSIGN(const CudaProperties properties, runtime_->Properties(0));
+  EXPECT_GE(properties.compute(), 75);
+  EXPECT_FALSE(properties.name.empty());
+  EXPECT_GT(properties.multiprocessors, 0);
+  EXPECT_GE(properties.shared_bytes_per_block, size_t{64} << 10);
+  ASSERT_OK_AND_ASSIGN(const size_t free, runtime_->FreeBytes(0));
+  EXPECT_LE(free, properties.memory_bytes);
+  EXPECT_FALSE(runtime_->Properties(99).ok());
+}
+
+TEST_P(CudaRuntimeTest, MovesBytes) {
+  ASSERT_OK_AND_ASSIGN(const GpuBuffer buffer, GpuBuffer::Create(*runtime_, 0, 1000));
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 256, 0u);
+  std::vector<char> from(1000, 'x'), to(1000, '?');
+  ASSERT_OK(runtime_->Upload(from.data(), buffer.data(), 1000, stream_));
+  ASSERT_OK(runtime_->Fill(buffer.data() + 10, 'y', 5, stream_));
+  ASSERT_OK(runtime_->Download(buffer.data(), to.data(), 1000, stream_));
+  ASSERT_OK(runtime_->Synchronize(stream_));
+  std::fill_n(from.begin() + 10, 5, 'y');
+  EXPECT_EQ(to, from);
+}
+
+TEST_P(CudaRuntimeTest, SaysWhatItHasTooLittleOf) {
+  EXPECT_THAT(GpuBuffer::Create(*runtime_, 0, size_t{1} << 45).status(),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr("bytes=35184372088832"), HasSubstr("free="))));
+  EXPECT_OK(GpuBuffer::Create(*runtime_, 0, 1024).status());  // not the end of it
+}
+
+TEST_P(CudaRuntimeTest, GraphsDoAgainWhatWasCaptured) {
+  ASSERT_OK_AND_ASSIGN(const GpuBuffer buffer, GpuBuffer::Create(*runtime_, 0, 64));
+  ASSERT_OK(runtime_->Fill(buffer.data(), 1, 64, stream_));
+  ASSERT_OK(runtime_->BeginCapture(stream_));
+  ASSERT_OK(runtime_->Fill(buffer.data(), 2, 64, stream_));
+  ASSERT_OK_AND_ASSIGN(const GpuGraph graph, runtime_->EndCapture(stream_));
+  std::vector<char> to(64);
+  const auto read = [&] {
+    EXPECT_OK(runtime_->Download(buffer.data(), to.data(), 64, stream_));
+    EXPECT_OK(runtime_->Synchronize(stream_));
+  };
+  read();
+  EXPECT_THAT(to, Each(1));
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_OK(runtime_->Fill(buffer.data(), 3, 64, stream_));
+    ASSERT_OK(runtime_->Launch(graph, stream_));
+    read();
+    EXPECT_THAT(to, Each(2));
+  }
+  runtime_->DestroyGraph(graph);
+}
+
+TEST_P(CudaRuntimeTest, EventsMeasureTime) {
+  ASSERT_OK_AND_ASSIGN(const GpuEvent from, runtime_->CreateEvent(0));
+  ASSERT_OK_AND_ASSIGN(const GpuEvent to, runtime_->CreateEvent(0));
+  ASSERT_OK(runtime_->Record(from, stream_));
+  ASSERT_OK(runtime_->Record(to, stream_));
+  ASSERT_OK(runtime_->WaitFor(stream_, to));
+  ASSERT_OK_AND_ASSIGN(const double milliseconds, runtime_->Milliseconds(from, to));
+  EXPECT_GE(milliseconds, 0);
+  runtime_->DestroyEvent(from);
+  runtime_->DestroyEvent(to);
+}
+
+}  // namespace
+}  // namespace assay
