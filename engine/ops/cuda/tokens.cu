@@ -1,0 +1,87 @@
+#include "base/cuda/simt_math.h"
+#include "engine/ops/cuda/tokens.h"
+
+namespace assay::ASSAY_SIMT {
+namespace {
+
+constexpr int kThreads = 256;
+
+ASSAY_DEVICE void AddRow(const float* table, int row, int width, int at, float (&v)[4]) {
+  const Quad q = Load16(table + static_cast<size_t>(row) * width + at);
+  v[0] += FloatOf(q.x);
+  v[1] += FloatOf(q.y);
+  v[2] += FloatOf(q.z);
+  v[3] += FloatOf(q.w);
+}
+
+ASSAY_KERNEL(kThreads) EmbedKernel(EmbedArgs a) {
+  const int row = BlockX();
+  PdlWait();
+  const int token = a.tokens[row];
+  const bool there = token >= 0 && token < a.vocab;
+  for (int at = 4 * ThreadIndex(); at < a.width; at += 4 * kThreads) {
+    float v[4] = {0, 0, 0, 0};
+    if (there) {
+      AddRow(a.table, token, a.width, at, v);
+      if (a.positions != nullptr) AddRow(a.position_table, a.positions[row], a.width, at, v);
+      if (a.types != nullptr) AddRow(a.type_table, a.types[row], a.width, at, v);
+    }
+    Store16(a.stream + static_cast<size_t>(row) * a.width + at,
+            {BitsOf(v[0]), BitsOf(v[1]), BitsOf(v[2]), BitsOf(v[3])});
+  }
+  PdlTrigger();
+}
+
+struct Candidate {
+  float logit;
+  int32_t token;  // -1: none yet
+};
+
+ASSAY_DEVICE Candidate Better(Candidate a, Candidate b) {
+  if (a.token < 0) return b;
+  if (b.token < 0) return a;
+  if (a.logit != b.logit) return a.logit > b.logit ? a : b;
+  return a.token < b.token ? a : b;
+}
+
+ASSAY_KERNEL(kThreads) GreedyKernel(GreedyArgs a) {
+  ASSAY_SHARED(Candidate, best_of_warp, kWarp);
+  const float infinity = FloatOf(0x7f800000u);
+  PdlWait();
+  const float* const logits = a.logits + static_cast<size_t>(BlockX()) * a.vocab;
+  Candidate best = {0, -1};
+  bool broken = false;
+  for (int token = ThreadIndex(); token < a.vocab; token += kThreads) {
+    const float logit = logits[token];
+    broken |= !(logit < infinity);  // NaN, too
+    if (logit > -infinity) best = Better(best, {logit, token});
+  }
+  for (int mask = kWarp / 2; mask > 0; mask /= 2)
+    best = Better(best, {ShuffleXor(best.logit, mask), ShuffleXor(best.token, mask)});
+  if (Ballot(broken) != 0) best.token = -2;
+  if (ThreadIndex() % kWarp == 0) best_of_warp[ThreadIndex() / kWarp] = best;
+  SyncThreads();
+  if (ThreadIndex() != 0) return;
+  for (int warp = 0; warp < kThreads / kWarp; ++warp) {
+    if (best_of_warp[warp].token == -2) {
+      a.tokens[BlockX()] = -1;
+      return;
+    }
+    best = Better(best, best_of_warp[warp]);
+  }
+  a.tokens[BlockX()] = best.token;
+}
+
+}  // namespace
+
+int Embed(const EmbedArgs& args, const LaunchContext& context) {
+  if (args.rows == 0) return 0;
+  return Launch({.x = args.rows, .threads = kThreads}, context, EmbedKernel, args);
+}
+
+int Greedy(const GreedyArgs& args, const LaunchContext& context) {
+  if (args.rows == 0) return 0;
+  return Launch({.x = args.rows, .threads = kThreads}, context, GreedyKernel, args);
+}
+
+}  // namespace assay::ASSAY_SIMT

@@ -1,0 +1,295 @@
+// Norms, gates, embedding and the greedy choice on the device, in the emulator. Reference: the same
+// formulas in f64. Bound of a norm: sums of `width` squares in f32 in any order, (log2(width) + 6)
+// 2^-24 relative, then four roundings; 1e-5 of the largest element is ample for widths up to 4096.
+// Codes: those that the CPU's quantizers give for the f32 form, bit for bit.
+#include "engine/ops/cuda/norm.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "base/float16.h"
+#include "base/float8.h"
+#include "engine/ops/cuda/tokens.h"
+#include "quant/kernels/a8_token.h"
+#include "tests/support/emulated_array.h"
+#include "tests/support/random_tensor.h"
+
+namespace assay {
+namespace {
+
+using emulated::Activate;
+using emulated::Gate;
+using emulated::GateArgs;
+using emulated::Norm;
+using emulated::NormArgs;
+using emulated::Order;
+using ::testing::ElementsAre;
+using ::testing::ElementsAreArray;
+using ::testing::FloatNear;
+using ::testing::Pointwise;
+
+struct Form {
+  RowForm form;
+  Half half;
+};
+
+class RowOpsTest : public testing::TestWithParam<Order> {
+ protected:
+  RowOpsTest() { emulated::set_order(GetParam()); }
+  ~RowOpsTest() override { emulated::set_order(Order::kAscending); }
+};
+INSTANTIATE_TEST_SUITE_P(Orders, RowOpsTest,
+                         testing::Values(Order::kAscending, Order::kDescending, Order::kShuffled));
+
+// What a kernel that writes rows gives in each form, from what it gives in f32.
+template <typename Args, typename Kernel>
+void ExpectForms(Args args, Kernel kernel, int rows, int width, const std::vector<float>& exact) {
+  const auto count = static_cast<size_t>(rows) * static_cast<size_t>(width);
+  for (const Half half : {Half::kF16, Half::kBf16}) {
+    EmulatedArray<uint16_t> out(count);
+    args.form = RowForm::kHalf;
+    args.half = half;
+    args.out = out.data();
+    ASSERT_EQ(kernel(args, LaunchContext{}), 0);
+    std::vector<uint16_t> expected;
+    for (const float v : exact) expected.push_back(half == Half::kF16 ? F32ToF16(v) : F32ToBf16(v));
+    EXPECT_EQ(out.values(), expected);
+  }
+  for (const RowForm form : {RowForm::kS8, RowForm::kE4M3}) {
+    EmulatedArray<uint8_t> out(count);
+    EmulatedArray<float> scales(static_cast<size_t>(rows));
+    args.form = form;
+    args.out = out.data();
+    args.scales = scales.data();
+    ASSERT_EQ(kernel(args, LaunchContext{}), 0);
+    for (int row = 0; row < rows; ++row) {
+      const float* const x = exact.data() + static_cast<ptrdiff_t>(row) * width;
+      std::vector<int8_t> codes(static_cast<size_t>(width));
+      float scale = QuantizeA8Token(x, width, codes.data());
+      if (form == RowForm::kE4M3) {
+        const float absmax = std::fabs(*std::max_element(
+            x, x + width, [](float a, float b) { return std::fabs(a) < std::fabs(b); }));
+        scale = absmax / 448.0f;
+        for (int i = 0; i < width; ++i)
+          codes[static_cast<size_t>(i)] = static_cast<int8_t>(F32ToE4M3(x[i] * (448.0f / absmax)));
+      }
+      const std::vector<uint8_t> all = out.values();
+      const auto* const got = reinterpret_cast<const int8_t*>(all.data()) + row * width;
+      EXPECT_EQ(std::vector<int8_t>(got, got + width), codes) << "row " << row;
+      EXPECT_EQ(scales.values()[static_cast<size_t>(row)], scale);
+    }
+  }
+}
+
+// In f64; rms without bias.
+std::vector<float> Reference(const std::vector<float>& x, const std::vector<float>& gain,
+                             const std::vector<float>* bias, double eps) {
+  const size_t width = gain.size();
+  std::vector<float> out;
+  for (size_t begin = 0; begin < x.size(); begin += width) {
+    double mean = 0, squares = 0;
+    for (size_t i = 0; bias != nullptr && i < width; ++i)
+      mean += x[begin + i] / static_cast<double>(width);
+    for (size_t i = 0; i < width; ++i) squares += std::pow(x[begin + i] - mean, 2);
+    const double factor = 1 / std::sqrt(squares / static_cast<double>(width) + eps);
+    for (size_t i = 0; i < width; ++i) {
+      out.push_back(static_cast<float>((x[begin + i] - mean) * factor * gain[i] +
+                                       (bias == nullptr ? 0 : (*bias)[i])));
+    }
+  }
+  return out;
+}
+
+TEST_P(RowOpsTest, RmsNormAddsToTheStreamFirst) {
+  for (const int width : {8, 576, 1028, 2052}) {
+    constexpr int kRows = 3;
+    const std::vector<float> x = RandomNormal(kRows * width, 1),
+                             add = RandomNormal(kRows * width, 2);
+    const std::vector<float> gain = RandomNormal(width, 3);
+    EmulatedArray<float> stream(x), added(add), gains(gain), out(x.size());
+    NormArgs args = {.stream = stream.data(),
+                     .add = added.data(),
+                     .gain = gains.data(),
+                     .eps = 1e-5f,
+                     .rows = kRows,
+                     .width = width,
+                     .form = RowForm::kFloat,
+                     .out = out.data()};
+    ASSERT_EQ(Norm(args, {}), 0);
+    std::vector<float> sum(x.size());
+    for (size_t i = 0; i < x.size(); ++i) sum[i] = x[i] + add[i];
+    EXPECT_EQ(stream.values(), sum);
+    EXPECT_THAT(out.values(), Pointwise(FloatNear(1e-5f * 4), Reference(sum, gain, nullptr, 1e-5)));
+    args.add = nullptr;
+    ExpectForms(args, Norm, kRows, width, out.values());
+    EXPECT_EQ(stream.values(), sum);
+  }
+}
+
+TEST_P(RowOpsTest, LayerNormReplacesTheStream) {
+  constexpr int kRows = 2, kWidth = 384;
+  const std::vector<float> x = RandomNormal(kRows * kWidth, 4, 3.0f);
+  const std::vector<float> gain = RandomNormal(kWidth, 5), bias = RandomNormal(kWidth, 6);
+  EmulatedArray<float> stream(x), gains(gain), biases(bias), out(x.size());
+  const NormArgs args = {.stream = stream.data(),
+                         .gain = gains.data(),
+                         .bias = biases.data(),
+                         .eps = 1e-12f,
+                         .rows = kRows,
+                         .width = kWidth,
+                         .form = RowForm::kFloat,
+                         .out = out.data()};
+  ASSERT_EQ(Norm(args, {}), 0);
+  EXPECT_THAT(out.values(), Pointwise(FloatNear(1e-5f * 4), Reference(x, gain, &bias, 1e-12)));
+  EXPECT_EQ(stream.values(), out.values());
+}
+
+TEST_P(RowOpsTest, PickedRowsAlone) {
+  constexpr int kWidth = 64;
+  const std::vector<float> x = RandomNormal(5 * kWidth, 7), gain(kWidth, 1.0f);
+  EmulatedArray<float> stream(x), gains(gain), out(2 * kWidth);
+  EmulatedArray<int32_t> pick(std::vector<int32_t>{4, 1});
+  ASSERT_EQ(Norm({.stream = stream.data(),
+                  .gain = gains.data(),
+                  .eps = 1e-6f,
+                  .rows = 2,
+                  .width = kWidth,
+                  .pick = pick.data(),
+                  .form = RowForm::kFloat,
+                  .out = out.data()},
+                 {}),
+            0);
+  const std::vector<float> all = Reference(x, gain, nullptr, 1e-6);
+  std::vector<float> expected(all.begin() + 4 * kWidth, all.end());
+  expected.insert(expected.end(), all.begin() + kWidth, all.begin() + 2 * kWidth);
+  EXPECT_THAT(out.values(), Pointwise(FloatNear(1e-5f * 4), expected));
+  EXPECT_EQ(stream.values(), x);
+}
+
+// A row with NaN says so with its scale and leaves its neighbours alone.
+TEST_P(RowOpsTest, ABrokenRowStaysVisible) {
+  constexpr int kWidth = 32;
+  std::vector<float> x = RandomNormal(2 * kWidth, 8);
+  x[5] = std::numeric_limits<float>::quiet_NaN();
+  EmulatedArray<float> stream(x), gains(std::vector<float>(kWidth, 1.0f)), scales(2);
+  EmulatedArray<uint8_t> out(x.size());
+  for (const RowForm form : {RowForm::kS8, RowForm::kE4M3}) {
+    ASSERT_EQ(Norm({.stream = stream.data(),
+                    .gain = gains.data(),
+                    .eps = 1e-6f,
+                    .rows = 2,
+                    .width = kWidth,
+                    .form = form,
+                    .out = out.data(),
+                    .scales = scales.data()},
+                   {}),
+              0);
+    EXPECT_TRUE(std::isnan(scales.values()[0]));
+    EXPECT_GT(scales.values()[1], 0);
+    EXPECT_EQ(out.values()[3], 0);
+  }
+}
+
+double Through(Gate gate, double x) {
+  switch (gate) {
+    case Gate::kSilu:
+      return x / (1 + std::exp(-x));
+    case Gate::kGelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case Gate::kGeluTanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Gate::kRelu:
+      return std::max(x, 0.0);
+  }
+  return 0;
+}
+
+TEST_P(RowOpsTest, GatesMultiplyOrStandAlone) {
+  constexpr int kRows = 3, kWidth = 260;
+  const std::vector<float> x = RandomNormal(kRows * 2 * kWidth, 9, 2.0f);
+  for (const Gate gate : {Gate::kSilu, Gate::kGelu, Gate::kGeluTanh, Gate::kRelu}) {
+    for (const bool gated : {true, false}) {
+      EmulatedArray<float> in(x), out(kRows * kWidth);
+      GateArgs args = {.x = in.data(),
+                       .rows = kRows,
+                       .width = kWidth,
+                       .gated = gated,
+                       .gate = gate,
+                       .form = RowForm::kFloat,
+                       .out = out.data()};
+      ASSERT_EQ(Activate(args, {}), 0);
+      std::vector<float> expected;
+      for (size_t row = 0; row < kRows; ++row) {
+        for (size_t i = 0; i < kWidth; ++i) {
+          const size_t at = row * kWidth * (gated ? 2 : 1) + i;
+          expected.push_back(
+              static_cast<float>(Through(gate, x[at]) * (gated ? x[at + kWidth] : 1)));
+        }
+      }
+      // |x| up to 8: a few roundings of products up to 64, and erf near -1 cancels 2^-24 of 8.
+      EXPECT_THAT(out.values(), Pointwise(FloatNear(1e-5f), expected));
+      ExpectForms(args, Activate, kRows, kWidth, out.values());
+    }
+  }
+}
+
+TEST_P(RowOpsTest, EmbedsTokensAndLeavesPaddingZero) {
+  constexpr int kWidth = 12, kVocab = 7;
+  const std::vector<float> table = RandomNormal(kVocab * kWidth, 10);
+  const std::vector<float> places = RandomNormal(4 * kWidth, 11),
+                           types = RandomNormal(2 * kWidth, 12);
+  EmulatedArray<float> tables(table), place(places), type(types), out(4 * kWidth);
+  EmulatedArray<int32_t> tokens(std::vector<int32_t>{6, 0, -1, 7});
+  EmulatedArray<int32_t> at(std::vector<int32_t>{3, 0, 0, 0}),
+      kind(std::vector<int32_t>{1, 0, 0, 0});
+  emulated::EmbedArgs args = {.tokens = tokens.data(),
+                              .table = tables.data(),
+                              .rows = 4,
+                              .width = kWidth,
+                              .vocab = kVocab,
+                              .stream = out.data()};
+  ASSERT_EQ(Embed(args, {}), 0);
+  std::vector<float> expected(table.begin() + 6 * kWidth, table.end());
+  expected.insert(expected.end(), table.begin(), table.begin() + kWidth);
+  expected.resize(4 * kWidth, 0.0f);
+  EXPECT_EQ(out.values(), expected);
+  args.positions = at.data();
+  args.position_table = place.data();
+  args.types = kind.data();
+  args.type_table = type.data();
+  ASSERT_EQ(Embed(args, {}), 0);
+  for (size_t i = 0; i < kWidth; ++i) {
+    EXPECT_EQ(out.values()[i], table[6 * kWidth + i] + places[3 * kWidth + i] + types[kWidth + i]);
+    EXPECT_EQ(out.values()[2 * kWidth + i], 0);
+  }
+}
+
+TEST_P(RowOpsTest, TheGreedyChoiceIsTheFirstOfTheLargest) {
+  constexpr int kVocab = 1000;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<float> logits = RandomNormal(6 * kVocab, 13);
+  logits[777] = logits[333] = logits[999] = 50;  // row 0: 333
+  logits[1 * kVocab + 999] = 60;                 // row 1: the last
+  logits[2 * kVocab + 4] = std::numeric_limits<float>::quiet_NaN();
+  logits[3 * kVocab + 500] = kInfinity;
+  std::fill_n(logits.begin() + 4 * kVocab, kVocab, -kInfinity);
+  std::fill_n(logits.begin() + 5 * kVocab, kVocab, -kInfinity);
+  logits[5 * kVocab + 640] = -1e30f;
+  EmulatedArray<float> in(logits);
+  EmulatedArray<int32_t> tokens(6);
+  ASSERT_EQ(emulated::Greedy(
+                {.logits = in.data(), .rows = 6, .vocab = kVocab, .tokens = tokens.data()}, {}),
+            0);
+  EXPECT_THAT(tokens.values(), ElementsAre(333, 999, -1, -1, -1, 640));
+}
+
+TEST(NormTest, RefusesWidthsItCannotLoad) {
+  EXPECT_EQ(emulated::NormRefuses(64), nullptr);
+  EXPECT_STREQ(emulated::NormRefuses(66), "the width of a norm is a multiple of 4");
+}
+
+}  // namespace
+}  // namespace assay
