@@ -40,6 +40,16 @@
   unsigned char* const name = reinterpret_cast<unsigned char*>(DynamicShared())
 #endif
 
+// Declares a function of kernel files in both namespaces: `int Norm(const NormArgs&, const
+// LaunchContext&)`. Inside of namespace assay.
+#define ASSAY_LAUNCHER(...) \
+  namespace cuda {          \
+  __VA_ARGS__;              \
+  }                         \
+  namespace emulated {      \
+  __VA_ARGS__;              \
+  }
+
 namespace assay {
 
 // A stream of the backend (cudaStream_t); opaque to everybody else.

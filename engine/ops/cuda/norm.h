@@ -18,8 +18,6 @@ enum class RowForm {
   kFloat,  // [width] f32
 };
 
-namespace ASSAY_SIMT {
-
 struct NormArgs {
   float* stream = nullptr;      // [rows, width]
   const float* add = nullptr;   // [rows, width] or null: added to the stream first, and kept there
@@ -41,7 +39,7 @@ struct NormArgs {
 inline const char* NormRefuses(int width) {
   return width % 4 != 0 ? "the width of a norm is a multiple of 4" : nullptr;
 }
-int Norm(const NormArgs& args, const LaunchContext& context);
+ASSAY_LAUNCHER(int Norm(const NormArgs& args, const LaunchContext& context))
 
 // out[row] = gate(x[row, :width]) * x[row, width:], in `form`. gate is silu or (tanh-)gelu; x is
 // f32 [rows, 2 width]. Without `gated`: out = gate(x), x [rows, width].
@@ -56,7 +54,6 @@ struct GateArgs {
   void* out = nullptr;
   float* scales = nullptr;
 };
-int Activate(const GateArgs& args, const LaunchContext& context);
+ASSAY_LAUNCHER(int Activate(const GateArgs& args, const LaunchContext& context))
 
-}  // namespace ASSAY_SIMT
 }  // namespace assay

@@ -4,7 +4,7 @@
 
 #include "base/cuda/simt.h"
 
-namespace assay::ASSAY_SIMT {
+namespace assay {
 
 // stream[row] = table[token] for tokens inside [0, vocab); zeros for padding (token < 0). With
 // `positions` and `types` (BERT): + position_table[position] + type_table[type].
@@ -18,7 +18,7 @@ struct EmbedArgs {
   int rows = 0, width = 0, vocab = 0;  // width: a multiple of 4
   float* stream = nullptr;             // [rows, width]
 };
-int Embed(const EmbedArgs& args, const LaunchContext& context);
+ASSAY_LAUNCHER(int Embed(const EmbedArgs& args, const LaunchContext& context))
 
 // The most likely token of each row of logits [rows, vocab], of equal ones the first; -1 where a
 // logit is NaN or +infinity, or none is finite (engine/runtime/sampler.h refuses the same).
@@ -27,6 +27,6 @@ struct GreedyArgs {
   int rows = 0, vocab = 0;
   int32_t* tokens = nullptr;  // [rows]
 };
-int Greedy(const GreedyArgs& args, const LaunchContext& context);
+ASSAY_LAUNCHER(int Greedy(const GreedyArgs& args, const LaunchContext& context))
 
-}  // namespace assay::ASSAY_SIMT
+}  // namespace assay

@@ -21,10 +21,7 @@ namespace assay {
 namespace {
 
 using emulated::Activate;
-using emulated::Gate;
-using emulated::GateArgs;
 using emulated::Norm;
-using emulated::NormArgs;
 using emulated::Order;
 using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
@@ -245,13 +242,13 @@ TEST_P(RowOpsTest, EmbedsTokensAndLeavesPaddingZero) {
   EmulatedArray<int32_t> tokens(std::vector<int32_t>{6, 0, -1, 7});
   EmulatedArray<int32_t> at(std::vector<int32_t>{3, 0, 0, 0}),
       kind(std::vector<int32_t>{1, 0, 0, 0});
-  emulated::EmbedArgs args = {.tokens = tokens.data(),
-                              .table = tables.data(),
-                              .rows = 4,
-                              .width = kWidth,
-                              .vocab = kVocab,
-                              .stream = out.data()};
-  ASSERT_EQ(Embed(args, {}), 0);
+  EmbedArgs args = {.tokens = tokens.data(),
+                    .table = tables.data(),
+                    .rows = 4,
+                    .width = kWidth,
+                    .vocab = kVocab,
+                    .stream = out.data()};
+  ASSERT_EQ(emulated::Embed(args, {}), 0);
   std::vector<float> expected(table.begin() + 6 * kWidth, table.end());
   expected.insert(expected.end(), table.begin(), table.begin() + kWidth);
   expected.resize(4 * kWidth, 0.0f);
@@ -260,7 +257,7 @@ TEST_P(RowOpsTest, EmbedsTokensAndLeavesPaddingZero) {
   args.position_table = place.data();
   args.types = kind.data();
   args.type_table = type.data();
-  ASSERT_EQ(Embed(args, {}), 0);
+  ASSERT_EQ(emulated::Embed(args, {}), 0);
   for (size_t i = 0; i < kWidth; ++i) {
     EXPECT_EQ(out.values()[i], table[6 * kWidth + i] + places[3 * kWidth + i] + types[kWidth + i]);
     EXPECT_EQ(out.values()[2 * kWidth + i], 0);
@@ -287,8 +284,8 @@ TEST_P(RowOpsTest, TheGreedyChoiceIsTheFirstOfTheLargest) {
 }
 
 TEST(NormTest, RefusesWidthsItCannotLoad) {
-  EXPECT_EQ(emulated::NormRefuses(64), nullptr);
-  EXPECT_STREQ(emulated::NormRefuses(66), "the width of a norm is a multiple of 4");
+  EXPECT_EQ(NormRefuses(64), nullptr);
+  EXPECT_STREQ(NormRefuses(66), "the width of a norm is a multiple of 4");
 }
 
 }  // namespace
