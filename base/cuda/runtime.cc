@@ -49,8 +49,8 @@ absl::Status CudaStatus(int error, std::string_view op) {
   for (const ErrorName& name : kErrors) {
     if (name.code == error) found = name;
   }
-  absl::Status status(found.status,
-                      absl::StrCat("CUDA: ", found.words, ": error=", error, " in ", std::string(op)));
+  absl::Status status(found.status, absl::StrCat("CUDA: ", found.words, ": error=", error, " in ",
+                                                 std::string(op)));
   if (found.sticky) status.SetPayload(kStickyUrl, absl::Cord("1"));
   return status;
 }

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "base/cuda/cuda_device.h"
 #include "tests/support/status_matchers.h"
 
 namespace assay {
@@ -113,6 +114,49 @@ TEST_P(CudaRuntimeTest, EventsMeasureTime) {
   EXPECT_GE(milliseconds, 0);
   runtime_->DestroyEvent(from);
   runtime_->DestroyEvent(to);
+}
+
+TEST_P(CudaRuntimeTest, ADeviceOwnsItsMemory) {
+  ASSERT_OK_AND_ASSIGN(const auto device, CudaDevice::Open(*runtime_, 0));
+  EXPECT_EQ(device->name(), "cuda:0");
+  EXPECT_EQ(device->kind(), DeviceKind::kCuda);
+  {
+    ASSERT_OK_AND_ASSIGN(Buffer buffer, device->Allocate(4096));
+    EXPECT_EQ(device->allocated_bytes(), 4096u);
+    std::vector<std::byte> from(4096, std::byte{7}), to(4096);
+    ASSERT_OK(device->Upload(from, buffer));
+    ASSERT_OK(device->Download(buffer, to));
+    EXPECT_EQ(to, from);
+    from.push_back({});
+    EXPECT_THAT(device->Upload(from, buffer),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bytes=4097 buffer=4096")));
+    EXPECT_THAT(device->Download(buffer, from),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bytes=4097 buffer=4096")));
+  }
+  EXPECT_EQ(device->allocated_bytes(), 0u);
+  EXPECT_FALSE(CudaDevice::Open(*runtime_, 99).ok());
+}
+
+TEST(CudaDeviceTest, PlaysWeakerDevices) {
+  ASSERT_OK_AND_ASSIGN(const auto device, CudaDevice::Open(EmulatedCuda(), 0, "sm86"));
+  EXPECT_EQ(device->profile().compute, 86);
+  EXPECT_EQ(device->profile().shared_bytes_per_block, size_t{99} << 10);
+  EXPECT_EQ(device->properties().compute(), 90);
+  EXPECT_THAT(CudaDevice::Open(EmulatedCuda(), 0, "sm120").status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("profile=sm120"), HasSubstr("device=sm90"))));
+  EXPECT_THAT(CudaDevice::Open(EmulatedCuda(), 0, "hopper").status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("profile=hopper"), HasSubstr("sm75, sm80"))));
+}
+
+TEST(CudaDeviceTest, RemembersWhatEndsItsUse) {
+  ASSERT_OK_AND_ASSIGN(const auto device, CudaDevice::Open(EmulatedCuda(), 0));
+  EXPECT_FALSE(device->Noted(CudaStatus(2, "allocate")).ok());
+  EXPECT_OK(device->health());
+  EXPECT_FALSE(device->Noted(CudaStatus(700, "first")).ok());
+  EXPECT_FALSE(device->Noted(CudaStatus(719, "second")).ok());
+  EXPECT_THAT(device->health(), StatusIs(absl::StatusCode::kInternal, HasSubstr("first")));
 }
 
 }  // namespace

@@ -1,0 +1,114 @@
+#include "base/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+
+namespace assay {
+namespace {
+
+struct Architecture {
+  int compute;
+  size_t shared_kib;  // of a block, with opt-in (CUDA C++ programming guide, table of capabilities)
+};
+constexpr std::array kArchitectures = {
+    Architecture{75, 64},  Architecture{80, 163},  Architecture{86, 99},  Architecture{89, 99},
+    Architecture{90, 227}, Architecture{100, 227}, Architecture{120, 99},
+};
+
+}  // namespace
+
+struct CudaDevice::State {
+  std::atomic<size_t> allocated{0};  // a counter that nothing synchronises on
+  mutable Mutex mutex;
+  absl::Status health ABSL_GUARDED_BY(mutex);
+};
+
+absl::StatusOr<CudaProfile> ParseCudaProfile(std::string_view name, const CudaProfile& actual) {
+  std::string known;
+  for (const Architecture& architecture : kArchitectures) {
+    const std::string spelled = absl::StrCat("sm", architecture.compute);
+    absl::StrAppend(&known, known.empty() ? "" : ", ", spelled);
+    if (name != spelled) continue;
+    if (architecture.compute > actual.compute)
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a device cannot play a newer one: profile=", spelled, " device=sm", actual.compute));
+    return CudaProfile{architecture.compute,
+                       std::min(architecture.shared_kib << 10, actual.shared_bytes_per_block)};
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown device profile: profile=", std::string(name), " known: ", known));
+}
+
+CudaDevice::CudaDevice(const CudaRuntime& runtime, int index)
+    : runtime_(runtime),
+      index_(index),
+      name_(absl::StrCat("cuda:", index)),
+      state_(std::make_unique<State>()) {}
+
+absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(const CudaRuntime& runtime, int index,
+                                                             std::string_view profile) {
+  std::unique_ptr<CudaDevice> device(new CudaDevice(runtime, index));
+  ASSIGN_OR_RETURN(device->properties_, runtime.Properties(index));
+  device->profile_ = {device->properties_.compute(), device->properties_.shared_bytes_per_block};
+  if (!profile.empty()) {
+    ASSIGN_OR_RETURN(device->profile_, ParseCudaProfile(profile, device->profile_));
+  }
+  ASSIGN_OR_RETURN(device->stream_, runtime.CreateStream(index, /*urgent=*/false));
+  return device;
+}
+
+CudaDevice::~CudaDevice() {
+  if (stream_ != nullptr) runtime_.DestroyStream(stream_);
+}
+
+absl::StatusOr<Buffer> CudaDevice::Allocate(size_t bytes) {
+  if (bytes == 0) return Buffer();
+  absl::StatusOr<std::byte*> data = runtime_.Allocate(index_, bytes);
+  RETURN_IF_ERROR(Noted(data.status()));
+  state_->allocated.fetch_add(bytes, std::memory_order_relaxed);
+  return Buffer(*this, *data, bytes);
+}
+
+void CudaDevice::Free(std::byte* data, size_t bytes) {
+  if (data == nullptr) return;
+  state_->allocated.fetch_sub(bytes, std::memory_order_relaxed);
+  runtime_.Free(index_, data, bytes);
+}
+
+absl::Status CudaDevice::Upload(std::span<const std::byte> from, Buffer& to) {
+  if (from.size() > to.bytes())
+    return absl::InvalidArgumentError(
+        absl::StrCat("copy does not fit the buffer: bytes=", from.size(), " buffer=", to.bytes()));
+  RETURN_IF_ERROR(Noted(runtime_.Upload(from.data(), to.data(), from.size(), stream_)));
+  return Synchronize();
+}
+
+absl::Status CudaDevice::Download(const Buffer& from, std::span<std::byte> to) {
+  if (to.size() > from.bytes())
+    return absl::InvalidArgumentError(
+        absl::StrCat("copy does not fit the buffer: bytes=", to.size(), " buffer=", from.bytes()));
+  RETURN_IF_ERROR(Noted(runtime_.Download(from.data(), to.data(), to.size(), stream_)));
+  return Synchronize();
+}
+
+size_t CudaDevice::allocated_bytes() const {
+  return state_->allocated.load(std::memory_order_relaxed);
+}
+
+absl::Status CudaDevice::Noted(absl::Status status) {
+  if (status.ok() || !IsSticky(status)) return status;
+  const MutexLock lock(state_->mutex);
+  if (state_->health.ok()) state_->health = status;
+  return status;
+}
+
+absl::Status CudaDevice::health() const {
+  const MutexLock lock(state_->mutex);
+  return state_->health;
+}
+
+}  // namespace assay
