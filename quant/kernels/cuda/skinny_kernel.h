@@ -231,6 +231,7 @@ ASSAY_DEVICE void MultiplyStages(const SkinnyArgs& args, const SkinnyPlace& plac
       now = next;
     }
   }
+  CopyAsyncWait<0>();  // empty groups; the memory is used for sums next
   PdlTrigger();
 }
 
