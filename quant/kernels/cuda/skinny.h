@@ -9,8 +9,6 @@
 
 namespace assay::ASSAY_SIMT {
 
-enum class Element { kF16, kBf16 };
-
 struct SkinnyArgs {
   const void* x = nullptr;      // T [m, k], rows x_stride apart
   StoredWeight w;               // [n, k]

@@ -5,6 +5,8 @@
 
 namespace assay::ASSAY_SIMT {
 
+enum class Element { kF16, kBf16 };  // T: of activations
+
 enum class Storage {
   kF32,          // codes f32 [n, k]
   kBf16,         // codes bf16 [n, k]
