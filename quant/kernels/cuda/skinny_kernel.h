@@ -1,0 +1,369 @@
+// The skinny product, once for all formats of weights (skinny_format.h).
+//
+// A block computes up to 64 rows times 64 columns of y over a part of k. It has 8 warps: two halves
+// of the columns (32: four tiles of 8) times four that share k: unit u of 32 inputs is warp u %
+// 4's. Stages of k arrive by cp.async as they lie in memory: x row-major, codes row-major.
+//
+// Of a unit, lane l (g = l / 4, t = l % 4) takes the inputs 8 t .. 8 t + 7: of the weight's row g
+// (4 or 8 bytes of shared memory), and of x's rows g and g + 8 (16 bytes each). These are two steps
+// of mma.m16n8k16, whose inputs 2t, 2t + 1, 2t + 8, 2t + 9 are, in step s, the lane's 4 s .. 4 s +
+// 3: a dot product knows no order of k, as long as both sides agree. All four lanes of a row stay
+// in the unit, hence in one group of weights, whose scale is applied to the unit's sums.
+//
+// Rows in shared memory are padded so that neither access meets its neighbours' banks: codes lie
+// 16 (4 bits) or 32 bytes (8 bits) beyond a multiple of 128, x 64.
+//
+// Sums: within a unit the tensor core's; then units in ascending order per warp, warps (0 + 2) +
+// (1 + 3), parts of k in ascending order by the block that finishes last.
+#pragma once
+#include "base/cuda/simt_math.h"
+#include "quant/kernels/cuda/skinny.h"
+#include "quant/kernels/cuda/skinny_format.h"
+
+namespace assay::ASSAY_SIMT {
+
+inline constexpr int kSkinnyThreads = 256;
+
+template <class Format, int kRowTiles>
+struct SkinnyTile {
+  static constexpr int kUnit = 32, kKWarps = 4, kColumnTiles = 4;  // per warp: 4 x 8 columns
+  static constexpr int kRows = 16 * kRowTiles;
+  static constexpr int kUnits =
+      Format::kBits == 4 && kRowTiles == 1 ? 2 : 1;  // a warp's, per stage
+  static constexpr int kStageK = kKWarps * kUnit * kUnits;
+  static constexpr int kCodeStride = kStageK * Format::kBits / 8 + 4 * Format::kBits;  // bytes
+  static constexpr int kXStride = kStageK * 2 + 64;
+  static constexpr int kCodeBytes = kSkinnyColumns * kCodeStride;
+  static constexpr int kStageBytes = kCodeBytes + kRows * kXStride;
+  static constexpr int kMostBytes = 62 << 10;  // 64 KB are there on sm_75, less the table of nf4
+  static constexpr int kStages = kMostBytes / kStageBytes < 4 ? kMostBytes / kStageBytes : 4;
+  static constexpr int kReduceBytes = 2 * 2 * kWarp * 16 * kRowTiles * 4;
+  static constexpr int kBytes = kStages * kStageBytes;
+  static_assert(kStages >= 2 && kReduceBytes <= kBytes && kSkinnySpan % kStageK == 0);
+};
+
+// Of a thread.
+struct SkinnyPlace {
+  int g, t, k_warp, column_warp;
+  int n0, m0;           // first column and row of the block
+  int k_begin, stages;  // of the block
+};
+
+template <class Tile>
+ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyArgs& args) {
+  const int lane = ThreadIndex() % kWarp, warp = ThreadIndex() / kWarp;
+  const int span_k = SkinnySpansPerSplit(args.w.n, args.w.k) * kSkinnySpan;
+  const int k_begin = BlockY() * span_k;
+  const int k_end = args.w.k - k_begin < span_k ? args.w.k : k_begin + span_k;
+  return {lane / 4,
+          lane % 4,
+          warp / 2,
+          warp % 2,
+          BlockX() * kSkinnyColumns,
+          BlockZ() * Tile::kRows,
+          k_begin,
+          DivideUp(k_end - k_begin, Tile::kStageK)};
+}
+
+// Stage `index` of the block's codes into `to`; zeros beyond n and k.
+template <class Format, class Tile>
+ASSAY_DEVICE void CopyCodes(const SkinnyArgs& args, const SkinnyPlace& place, int index,
+                            unsigned char* to) {
+  constexpr int kPerChunk = 128 / Format::kBits, kChunks = Tile::kStageK / kPerChunk;
+  const auto* const codes = static_cast<const unsigned char*>(args.w.codes);
+  const size_t row_bytes = static_cast<size_t>(args.w.k) * Format::kBits / 8;
+  ASSAY_UNROLL
+  for (int i = 0; i < kSkinnyColumns * kChunks; i += kSkinnyThreads) {
+    const int at = i + ThreadIndex(), row = at / kChunks, chunk = at % kChunks;
+    const int n = place.n0 + row, k = place.k_begin + index * Tile::kStageK + chunk * kPerChunk;
+    const bool valid = n < args.w.n && k < args.w.k;
+    const size_t from = valid ? n * row_bytes + static_cast<size_t>(k) * Format::kBits / 8 : 0;
+    CopyAsync16(to + row * Tile::kCodeStride + chunk * 16, codes + from, valid);
+  }
+}
+
+// The same of x.
+template <class Tile>
+ASSAY_DEVICE void CopyX(const SkinnyArgs& args, const SkinnyPlace& place, int index,
+                        unsigned char* to) {
+  constexpr int kChunks = Tile::kStageK / 8;
+  const auto* const x = static_cast<const uint16_t*>(args.x);
+  ASSAY_UNROLL
+  for (int i = 0; i < Tile::kRows * kChunks; i += kSkinnyThreads) {
+    const int at = i + ThreadIndex(), row = at / kChunks, chunk = at % kChunks;
+    const int m = place.m0 + row, k = place.k_begin + index * Tile::kStageK + chunk * 8;
+    const bool valid = m < args.m && k < args.w.k;
+    const size_t from = valid ? static_cast<size_t>(m) * args.x_stride + k : 0;
+    CopyAsync16(to + row * Tile::kXStride + chunk * 16, x + from, valid);
+  }
+}
+
+// What the codes of a unit are scaled by: `scale` of the columns that a lane has sums of, `zero` of
+// the rows that it widens.
+template <class Tile>
+struct UnitScales {
+  float scale[Tile::kColumnTiles][2];
+  int zero[Tile::kColumnTiles];
+};
+
+template <class Format, class Tile>
+ASSAY_DEVICE void LoadScales(const StoredWeight& w, const SkinnyPlace& place, int k,
+                             UnitScales<Tile>& out) {
+  if constexpr (!Format::kGrouped) return;
+  const int group = w.group <= 0 || w.group >= w.k ? 0 : k / w.group;
+  ASSAY_UNROLL
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const int n = place.n0 + place.column_warp * 32 + j * 8;
+    ASSAY_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int column = n + 2 * place.t + i;
+      out.scale[j][i] = column < w.n && k < w.k ? Format::Scale(w, column, group) : 0.0f;
+    }
+    out.zero[j] = n + place.g < w.n && k < w.k ? Format::Zero(w, n + place.g, group) : 0;
+  }
+}
+
+// The two A fragments that a lane's 8 inputs of rows g and g + 8 make, `x`: row g at the lane's
+// inputs.
+template <class Format, class Tile>
+ASSAY_DEVICE void LoadXFragments(const unsigned char* x, uint32_t (&a)[2][4]) {
+  const Quad rows[2] = {Load16(x), Load16(x + 8 * Tile::kXStride)};
+  ASSAY_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const Quad v = rows[i];
+    if constexpr (Format::kFourApart) {
+      a[0][i] = Bytes(v.x, v.z, 0x5410);
+      a[0][i + 2] = Bytes(v.x, v.z, 0x7632);
+      a[1][i] = Bytes(v.y, v.w, 0x5410);
+      a[1][i + 2] = Bytes(v.y, v.w, 0x7632);
+    } else {
+      a[0][i] = v.x;
+      a[0][i + 2] = v.y;
+      a[1][i] = v.z;
+      a[1][i + 2] = v.w;
+    }
+  }
+}
+
+template <int kRowTiles>
+using SkinnySums = float[kRowTiles][4][4];  // [row tile][column tile][fragment]
+
+// One unit: `stage` of shared memory, `at` inputs into it.
+template <class Format, typename T, int kRowTiles>
+ASSAY_DEVICE void MultiplyUnit(const unsigned char* stage, const SkinnyPlace& place, int at,
+                               const UnitScales<SkinnyTile<Format, kRowTiles>>& scales,
+                               const uint32_t* table, SkinnySums<kRowTiles>& sums) {
+  using Tile = SkinnyTile<Format, kRowTiles>;
+  uint32_t a[kRowTiles][2][4];
+  const unsigned char* const x =
+      stage + Tile::kCodeBytes + place.g * Tile::kXStride + (at + 8 * place.t) * 2;
+  ASSAY_UNROLL
+  for (int i = 0; i < kRowTiles; ++i)
+    LoadXFragments<Format, Tile>(x + i * 16 * Tile::kXStride, a[i]);
+  const unsigned char* const codes = stage +
+                                     (place.column_warp * 32 + place.g) * Tile::kCodeStride +
+                                     (at + 8 * place.t) * Format::kBits / 8;
+  ASSAY_UNROLL
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const unsigned char* const mine = codes + j * 8 * Tile::kCodeStride;
+    Pair word = {0, 0};
+    if constexpr (Format::kBits == 4) {
+      word.x = *reinterpret_cast<const uint32_t*>(mine);
+    } else {
+      word = Load8(mine);
+    }
+    uint32_t b[4];
+    Format::template Widen<T>(word, Format::kGrouped ? scales.zero[j] : 0, table, b);
+    const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+    ASSAY_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) {
+      if constexpr (Format::kGrouped) {
+        float unit[4] = {0, 0, 0, 0};
+        Mma<T>(unit, a[i][0], b0);
+        Mma<T>(unit, a[i][1], b1);
+        ASSAY_UNROLL
+        for (int c = 0; c < 4; ++c)
+          sums[i][j][c] = Fma(unit[c], scales.scale[j][c % 2], sums[i][j][c]);
+      } else {
+        Mma<T>(sums[i][j], a[i][0], b0);
+        Mma<T>(sums[i][j], a[i][1], b1);
+      }
+    }
+  }
+}
+
+// All stages of the block.
+template <class Format, typename T, int kRowTiles>
+ASSAY_DEVICE void MultiplyStages(const SkinnyArgs& args, const SkinnyPlace& place,
+                                 unsigned char* memory, const uint32_t* table,
+                                 SkinnySums<kRowTiles>& sums) {
+  using Tile = SkinnyTile<Format, kRowTiles>;
+  constexpr int kAhead = Tile::kStages - 1;
+  // Weights belong to nobody else: they are under way while the kernel before still computes x.
+  for (int s = 0; s < kAhead && s < place.stages; ++s)
+    CopyCodes<Format, Tile>(args, place, s, memory + s * Tile::kStageBytes);
+  PdlWait();
+  for (int s = 0; s < kAhead; ++s) {
+    if (s < place.stages)
+      CopyX<Tile>(args, place, s, memory + s * Tile::kStageBytes + Tile::kCodeBytes);
+    CopyAsyncCommit();
+  }
+  const int own = place.k_warp * Tile::kUnit;
+  UnitScales<Tile> now, next;
+  LoadScales<Format, Tile>(args.w, place, place.k_begin + own, now);
+  for (int s = 0; s < place.stages; ++s) {
+    CopyAsyncWait<kAhead - 1>();
+    SyncThreads();
+    const int coming = s + kAhead;
+    if (coming < place.stages) {
+      unsigned char* const to = memory + coming % Tile::kStages * Tile::kStageBytes;
+      CopyCodes<Format, Tile>(args, place, coming, to);
+      CopyX<Tile>(args, place, coming, to + Tile::kCodeBytes);
+    }
+    CopyAsyncCommit();
+    const unsigned char* const stage = memory + s % Tile::kStages * Tile::kStageBytes;
+    ASSAY_UNROLL
+    for (int u = 0; u < Tile::kUnits; ++u) {
+      const int at = u * Tile::kKWarps * Tile::kUnit + own;
+      const int k = place.k_begin + s * Tile::kStageK + at;
+      LoadScales<Format, Tile>(args.w, place, k + Tile::kKWarps * Tile::kUnit, next);
+      MultiplyUnit<Format, T, kRowTiles>(stage, place, at, now, table, sums);
+      now = next;
+    }
+  }
+  CopyAsyncWait<0>();  // empty groups; the memory is used for sums next
+  PdlTrigger();
+}
+
+// Adds the sums of the warps that share k; warps with k_warp 0 have them.
+template <int kRowTiles>
+ASSAY_DEVICE void AddWarps(const SkinnyPlace& place, float* memory, SkinnySums<kRowTiles>& sums) {
+  constexpr int kEach = 16 * kRowTiles;
+  const int lane = ThreadIndex() % kWarp;
+  ASSAY_UNROLL
+  for (int half = 2; half > 0; half /= 2) {
+    SyncThreads();
+    float* const slot =
+        memory + (place.k_warp % half * 2 + place.column_warp) * kEach * kWarp + lane;
+    if (place.k_warp >= half && place.k_warp < 2 * half) {
+      ASSAY_UNROLL
+      for (int i = 0; i < kEach; ++i) slot[i * kWarp] = sums[i / 16][i / 4 % 4][i % 4];
+    }
+    SyncThreads();
+    if (place.k_warp < half) {
+      ASSAY_UNROLL
+      for (int i = 0; i < kEach; ++i) sums[i / 16][i / 4 % 4][i % 4] += slot[i * kWarp];
+    }
+  }
+}
+
+// Adds the sums of the blocks that share k. Whether this block has them: it came last.
+template <int kRowTiles>
+ASSAY_DEVICE bool AddBlocks(const SkinnyArgs& args, const SkinnyPlace& place, int* last,
+                            SkinnySums<kRowTiles>& sums) {
+  constexpr int kEach = 16 * kRowTiles;
+  const int splits = GridY(), tile = BlockZ() * GridX() + BlockX();
+  const size_t part = static_cast<size_t>(kEach) * 2 * kWarp;
+  float* const mine = args.workspace + static_cast<size_t>(tile) * splits * part +
+                      place.column_warp * kEach * kWarp + ThreadIndex() % kWarp;
+  if (place.k_warp == 0) {
+    float* const to = mine + BlockY() * part;
+    ASSAY_UNROLL
+    for (int i = 0; i < kEach; ++i) to[i * kWarp] = sums[i / 16][i / 4 % 4][i % 4];
+  }
+  FenceDevice();
+  SyncThreads();
+  if (ThreadIndex() == 0) {
+    const int before = AtomicAdd(args.counters + tile, 1);
+    *last = before == splits - 1 ? 1 : 0;
+    if (*last != 0) args.counters[tile] = 0;
+  }
+  SyncThreads();
+  if (*last == 0) return false;
+  FenceDevice();
+  if (place.k_warp != 0) return true;
+  ASSAY_UNROLL
+  for (int i = 0; i < kEach; ++i) {
+    float sum = mine[i * kWarp];
+    for (int s = 1; s < splits; ++s) sum += mine[s * part + i * kWarp];
+    sums[i / 16][i / 4 % 4][i % 4] = sum;
+  }
+  return true;
+}
+
+template <class Format, typename T>
+ASSAY_DEVICE void StoreElement(const SkinnyArgs& args, int row, int column, float sum) {
+  if (row >= args.m || column >= args.w.n) return;
+  float value = Format::kGrouped ? sum : Format::Scale(args.w, column, 0) * sum;
+  if (args.bias != nullptr) value += args.bias[column];
+  const size_t at = static_cast<size_t>(row) * args.y_stride + column;
+  if (args.y_is_t) {
+    static_cast<T*>(args.y)[at] = FromFloat<T>(value);
+    return;
+  }
+  float* const y = static_cast<float*>(args.y) + at;
+  *y = args.accumulate ? *y + value : value;
+}
+
+template <class Format, typename T, int kRowTiles>
+ASSAY_KERNEL(kSkinnyThreads)
+SkinnyKernel(const SkinnyArgs args) {
+  using Tile = SkinnyTile<Format, kRowTiles>;
+  ASSAY_DYNAMIC_SHARED(memory);
+  ASSAY_SHARED(uint32_t, table, Format::kTable);
+  ASSAY_SHARED(int, last, 1);
+  const SkinnyPlace place = PlaceOf<Tile>(args);
+  Format::template FillTable<T>(table);  // seen after the first barrier of the stages
+  SkinnySums<kRowTiles> sums = {};
+  MultiplyStages<Format, T, kRowTiles>(args, place, memory, table, sums);
+  AddWarps<kRowTiles>(place, reinterpret_cast<float*>(memory), sums);
+  if (GridY() > 1 && !AddBlocks<kRowTiles>(args, place, last, sums)) return;
+  if (place.k_warp != 0) return;
+  ASSAY_UNROLL
+  for (int i = 0; i < kRowTiles * 16; ++i) {
+    const int tile = i / 16, j = i / 4 % 4, c = i % 4;
+    StoreElement<Format, T>(args, place.m0 + tile * 16 + place.g + c / 2 * 8,
+                            place.n0 + place.column_warp * 32 + j * 8 + 2 * place.t + c % 2,
+                            sums[tile][j][c]);
+  }
+}
+
+template <class Format, typename T, int kRowTiles>
+int LaunchSkinny(const SkinnyArgs& args, const LaunchContext& context) {
+  using Tile = SkinnyTile<Format, kRowTiles>;
+  const LaunchGrid grid = {.x = DivideUp(args.w.n, kSkinnyColumns),
+                           .y = SkinnySplits(args.w.n, args.w.k),
+                           .z = DivideUp(args.m, Tile::kRows),
+                           .threads = kSkinnyThreads,
+                           .shared_bytes = Tile::kBytes};
+  return Launch(grid, context, SkinnyKernel<Format, T, kRowTiles>, args);
+}
+
+template <class Format, typename T>
+int SkinnyByRows(const SkinnyArgs& args, const LaunchContext& context) {
+  switch (SkinnyRows(args.m)) {
+    case 16:
+      return LaunchSkinny<Format, T, 1>(args, context);
+    case 32:
+      return LaunchSkinny<Format, T, 2>(args, context);
+    case 48:
+      return LaunchSkinny<Format, T, 3>(args, context);
+    default:
+      return LaunchSkinny<Format, T, 4>(args, context);
+  }
+}
+
+template <class Format>
+int SkinnyByType(const SkinnyArgs& args, const LaunchContext& context) {
+  return args.t == Element::kF16 ? SkinnyByRows<Format, F16>(args, context)
+                                 : SkinnyByRows<Format, Bf16>(args, context);
+}
+
+// One file each: they take long to compile.
+int SkinnyInt4(const SkinnyArgs& args, const LaunchContext& context);
+int SkinnyInt8Channel(const SkinnyArgs& args, const LaunchContext& context);
+int SkinnyInt8Group(const SkinnyArgs& args, const LaunchContext& context);
+int SkinnyE4M3(const SkinnyArgs& args, const LaunchContext& context);
+int SkinnyNf4(const SkinnyArgs& args, const LaunchContext& context);
+
+}  // namespace assay::ASSAY_SIMT

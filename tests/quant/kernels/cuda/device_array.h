@@ -1,0 +1,104 @@
+// Memory of the emulated device (base/cuda/emulator.h), and weights on it.
+#pragma once
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/cuda/simt_math.h"
+#include "gtest/gtest.h"
+#include "quant/kernels/cuda/stored_weight.h"
+#include "quant/scheme.h"
+#include "tests/support/random_tensor.h"
+
+namespace assay::emulated {
+
+// An array that ends at an inaccessible page, give or take its rounding up to 256 bytes. What is
+// not written is NaN.
+template <typename T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(size_t count)
+      : data_(static_cast<T*>(AllocateDevice(bytes(count)))), count_(count) {}
+  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
+    std::copy(values.begin(), values.end(), data_);
+  }
+  DeviceArray(DeviceArray&& from) noexcept
+      : data_(std::exchange(from.data_, nullptr)), count_(std::exchange(from.count_, 0)) {}
+  DeviceArray& operator=(DeviceArray&& from) noexcept {
+    std::swap(data_, from.data_);
+    std::swap(count_, from.count_);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (data_ != nullptr) FreeDevice(data_, bytes(count_));
+  }
+  T* get() const { return data_; }
+  size_t size() const { return count_; }
+  T& operator[](size_t i) const { return data_[i]; }
+  std::vector<T> values() const { return {data_, data_ + count_}; }
+
+ private:
+  static size_t bytes(size_t count) { return sizeof(T) * (count == 0 ? 1 : count); }
+  T* data_;
+  size_t count_;
+};
+
+inline DeviceArray<std::byte> BytesOnDevice(const Tensor& tensor) {
+  DeviceArray<std::byte> out(tensor.bytes());
+  if (!tensor.empty()) std::memcpy(out.get(), tensor.data<std::byte>(), tensor.bytes());
+  return out;
+}
+
+// A weight in the canonical layout of `spelling`, and what the scheme says that it is.
+struct DeviceWeight {
+  QuantizedTensor host;
+  std::vector<float> decoded;  // [n, k]
+  DeviceArray<std::byte> codes, scales, zeros;
+  StoredWeight stored;
+};
+
+inline StoredWeight Describe(const QuantizedTensor& q) {
+  const std::string_view name = q.scheme->name();
+  const auto n = static_cast<int>(q.shape[0]), k = static_cast<int>(q.shape[1]);
+  StoredWeight w = {.n = n, .k = k, .group = static_cast<int>(q.scheme->group(q.shape))};
+  if (name == "f32") w.storage = Storage::kF32;
+  if (name == "bf16") w.storage = Storage::kBf16;
+  if (name.starts_with("int4_group")) w.storage = Storage::kInt4Group;
+  if (name.find("float") != name.npos) w.storage = Storage::kInt4Float;
+  if (name == "int8_channel") w.storage = Storage::kInt8Channel;
+  if (name.starts_with("int8_group")) w.storage = Storage::kInt8Group;
+  if (name.starts_with("fp8_e4m3")) w.storage = Storage::kE4M3;
+  if (name.starts_with("nf4")) w.storage = Storage::kNf4;
+  w.scale_rows = static_cast<int>(q.scheme->scale_rows(q.shape));
+  return w;
+}
+
+inline DeviceWeight MakeWeight(std::string_view spelling, int n, int k, uint64_t seed) {
+  const auto scheme = FindScheme(spelling);
+  EXPECT_TRUE(scheme.ok()) << scheme.status();
+  auto host = (*scheme)->Encode(RandomTensor({n, k}, seed, 0.05f).view());
+  EXPECT_TRUE(host.ok()) << host.status();
+  std::vector<float> decoded(static_cast<size_t>(n) * k);
+  EXPECT_TRUE((*scheme)->DecodeRows(*host, 0, n, decoded).ok());
+  DeviceWeight w = {*std::move(host),          std::move(decoded),        DeviceArray<std::byte>(0),
+                    DeviceArray<std::byte>(0), DeviceArray<std::byte>(0), {}};
+  w.codes = BytesOnDevice(w.host.codes);
+  w.scales = BytesOnDevice(w.host.scales);
+  w.zeros = BytesOnDevice(w.host.zeros);
+  w.stored = Describe(w.host);
+  w.stored.codes = w.codes.get();
+  w.stored.scales = w.scales.get();
+  w.stored.zeros = w.host.zeros.empty() ? nullptr : static_cast<const void*>(w.zeros.get());
+  return w;
+}
+
+// count numbers in T, N(0, 1).
+template <typename T>
+std::vector<T> RandomOf(size_t count, uint64_t seed) {
+  std::vector<T> out;
+  for (const float v : RandomNormal(static_cast<int64_t>(count), seed))
+    out.push_back(FromFloat<T>(v));
+  return out;
+}
+
+}  // namespace assay::emulated
