@@ -145,6 +145,12 @@ class PagedKv {
     return scale * (shape_.format == KvCodes::kS8 ? static_cast<int8_t>(code) : E4M3ToF32(code));
   }
 
+  // Those that hold nothing from `position` on are no longer the sequence's.
+  void ForgetBlocksBefore(int sequence, int position) const {
+    for (int b = 0; b < position / 16; ++b)
+      tables_[static_cast<size_t>(sequence * max_blocks_ + b)] = int32_t{1} << 28;
+  }
+
   KvLayer layer() const {
     return {.codes = codes_.data(),
             .scales = shape_.format == KvCodes::kHalf ? nullptr : scales_.data(),
@@ -178,8 +184,9 @@ class PagedKv {
 
 struct Expected {
   std::vector<double> y;  // [head_dim]
-  double magnitude = 0;   // of y: the weighted mean of the values' largest elements
-  double score = 0;       // the largest |product| sum of a score: bounds what rounding it costs
+  // Largest element of a value: weighted mean, and of all; largest sum of |products| of a score.
+  double magnitude = 0, largest = 0, score = 0;
+  int positions = 0;
 };
 
 // One query vector over positions [first, last): key(p, i) and value(p, i).
@@ -188,6 +195,7 @@ Expected Attend(const std::vector<double>& q, double scale, int first, int last,
                 const Value& value) {
   Expected out;
   out.y.assign(q.size(), 0);
+  out.positions = last - first;
   std::vector<double> scores;
   for (int p = first; p < last; ++p) {
     double sum = 0, magnitude = 0;
@@ -211,10 +219,32 @@ Expected Attend(const std::vector<double>& q, double scale, int first, int last,
       largest = std::max(largest, std::fabs(v));
     }
     out.magnitude += weight * largest;
+    out.largest = std::max(out.largest, largest);
   }
   for (double& v : out.y) v /= total;
   out.magnitude /= total;
   return out;
+}
+
+// How far a result may be off. Weights are rounded to T (relative to the largest, which is 1; below
+// 2^-14 f16 has steps of 2^-24), the result is, and a score of n products is off by n + 4 roundings
+// of f32, which is the relative error of its weight.
+inline double ToleranceOf(const Expected& expected, HalfType type) {
+  const double rounding = RoundingOf(type), n = static_cast<double>(expected.y.size());
+  const double score = expected.score * (n + 4) * 0x1p-24;
+  const double steps = type == HalfType::kF16 ? expected.positions * 0x1p-25 : 0;
+  return (2 * rounding + 2 * score + 0x1p-20) * 1.01 * expected.magnitude +
+         steps * expected.largest;
+}
+// By how many tolerances y [head_dim] is off; infinity for NaN.
+inline double Misses(const uint16_t* y, const Expected& expected, HalfType type) {
+  double worst = 0;
+  for (size_t i = 0; i < expected.y.size(); ++i) {
+    const double miss =
+        std::fabs(FromHalf(type, y[i]) - expected.y[i]) / ToleranceOf(expected, type);
+    worst = miss >= 0 ? std::max(worst, miss) : static_cast<double>(INFINITY);
+  }
+  return worst;
 }
 
 }  // namespace assay::emulated
