@@ -55,6 +55,9 @@ namespace assay {
 // A stream of the backend (cudaStream_t); opaque to everybody else.
 using GpuStream = void*;
 
+// The 16-bit type of activations on a device: bf16 from compute capability 8.0 on.
+enum class Half : int { kF16, kBf16 };
+
 // How a kernel is launched. Whoever launches fills in grid, threads and shared_bytes.
 struct LaunchGrid {
   int x = 1, y = 1, z = 1;

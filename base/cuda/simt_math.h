@@ -63,6 +63,12 @@ ASSAY_DEVICE float FloatOf(uint32_t bits) { return __uint_as_float(bits); }
 ASSAY_DEVICE float Fma(float a, float b, float c) { return fmaf(a, b, c); }
 ASSAY_DEVICE float Round(float v) { return rintf(v); }  // half to even
 ASSAY_DEVICE float Exp2(float v) { return exp2f(v); }
+// (sine, cosine) of an angle of any size; at most 2 units in the last place off.
+ASSAY_DEVICE Two SinCos(float angle) {
+  Two turn;
+  sincosf(angle, &turn.low, &turn.high);
+  return turn;
+}
 // Four bytes out of the eight of (high, low), by the selector's nibbles (prmt).
 ASSAY_DEVICE uint32_t Bytes(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
@@ -222,6 +228,10 @@ ASSAY_DEVICE float FloatOf(uint32_t bits) { return std::bit_cast<float>(bits); }
 ASSAY_DEVICE float Fma(float a, float b, float c) { return fmaf(a, b, c); }
 ASSAY_DEVICE float Round(float v) { return rintf(v); }
 ASSAY_DEVICE float Exp2(float v) { return exp2f(v); }
+ASSAY_DEVICE Two SinCos(float angle) {
+  const double exact = angle;
+  return {static_cast<float>(sin(exact)), static_cast<float>(cos(exact))};
+}
 ASSAY_DEVICE uint32_t Bytes(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t both = (uint64_t{high} << 32) | low;
   uint32_t out = 0;

@@ -7,9 +7,6 @@
 
 namespace assay {
 
-// The 16-bit type of activations on a device: bf16 from compute capability 8.0 on.
-enum class Half { kF16, kBf16 };
-
 // The form in which a row goes into a product.
 enum class RowForm {
   kHalf,   // [width] 16 bit

@@ -53,8 +53,8 @@ int LaunchType(const Gemm16Args& args, const LaunchContext& context) {
 }  // namespace
 
 int Gemm16(const Gemm16Args& args, const LaunchContext& context) {
-  return args.t == Element::kF16 ? LaunchType<TileF16, F16>(args, context)
-                                 : LaunchType<TileBf16, Bf16>(args, context);
+  return args.t == Half::kF16 ? LaunchType<TileF16, F16>(args, context)
+                              : LaunchType<TileBf16, Bf16>(args, context);
 }
 
 }  // namespace assay::ASSAY_SIMT

@@ -6,7 +6,7 @@
 #pragma once
 #include "quant/kernels/cuda/stored_weight.h"
 
-namespace assay::ASSAY_SIMT {
+namespace assay {
 
 struct Gemm16Args {
   const void* x = nullptr;      // T [m, k], rows x_stride apart
@@ -15,7 +15,7 @@ struct Gemm16Args {
   void* y = nullptr;            // [m, n] f32, or T if y_is_t; rows y_stride apart
   int m = 0, n = 0, k = 0;
   int x_stride = 0, w_stride = 0, y_stride = 0;  // in elements
-  Element t = Element::kF16;
+  Half t = Half::kF16;
   bool y_is_t = false;
   bool accumulate = false;  // y += instead of y =; y in f32
   int side = 0;             // 64 or 128; 0: what suits the shape
@@ -24,8 +24,7 @@ struct Gemm16Args {
 // Why this product cannot be run, or null.
 constexpr const char* Gemm16Refuses(const Gemm16Args& args, int compute_capability) {
   if (args.m < 1 || args.n < 1 || args.k < 1) return "gemm16 needs m, n and k of at least 1";
-  if (args.t == Element::kBf16 && compute_capability < 80)
-    return "bf16 needs compute capability 8.0";
+  if (args.t == Half::kBf16 && compute_capability < 80) return "bf16 needs compute capability 8.0";
   if (args.k % 8 != 0) return "gemm16 needs k to be a multiple of 8: 16 bytes";
   if (args.x_stride % 8 != 0 || args.x_stride < args.k || args.w_stride % 8 != 0 ||
       args.w_stride < args.k)
@@ -37,6 +36,6 @@ constexpr const char* Gemm16Refuses(const Gemm16Args& args, int compute_capabili
 }
 
 // REQUIRES: Gemm16Refuses says null.
-int Gemm16(const Gemm16Args& args, const LaunchContext& context);
+ASSAY_LAUNCHER(int Gemm16(const Gemm16Args& args, const LaunchContext& context))
 
-}  // namespace assay::ASSAY_SIMT
+}  // namespace assay

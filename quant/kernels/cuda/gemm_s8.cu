@@ -12,7 +12,7 @@ ASSAY_DEVICE void Store(const GemmS8Args& args, int row, int column, int sum) {
   if (args.y_is_t) {
     // Both types are 16 bits wide: no kernel of its own for each.
     static_cast<uint16_t*>(args.y)[at] =
-        args.t == Element::kF16 ? FromFloat<F16>(value).bits : FromFloat<Bf16>(value).bits;
+        args.t == Half::kF16 ? FromFloat<F16>(value).bits : FromFloat<Bf16>(value).bits;
     return;
   }
   float* const y = static_cast<float*>(args.y) + at;

@@ -8,7 +8,7 @@
 #pragma once
 #include "quant/kernels/cuda/stored_weight.h"
 
-namespace assay::ASSAY_SIMT {
+namespace assay {
 
 struct GemmS8Args {
   const int8_t* x = nullptr;        // [m, k], rows x_stride apart
@@ -19,7 +19,7 @@ struct GemmS8Args {
   void* y = nullptr;                // [m, n] f32, or T if y_is_t; rows y_stride apart
   int m = 0, n = 0, k = 0;
   int x_stride = 0, w_stride = 0, y_stride = 0;  // in elements
-  Element t = Element::kF16;                     // y's, if y_is_t
+  Half t = Half::kF16;                           // y's, if y_is_t
   bool y_is_t = false;
   bool accumulate = false;  // y += instead of y =; y in f32
   int side = 0;             // 64 or 128; 0: what suits the shape
@@ -40,6 +40,6 @@ constexpr const char* GemmS8Refuses(const GemmS8Args& args) {
 }
 
 // REQUIRES: GemmS8Refuses says null.
-int GemmS8(const GemmS8Args& args, const LaunchContext& context);
+ASSAY_LAUNCHER(int GemmS8(const GemmS8Args& args, const LaunchContext& context))
 
-}  // namespace assay::ASSAY_SIMT
+}  // namespace assay

@@ -7,7 +7,7 @@
 #pragma once
 #include "quant/kernels/cuda/stored_weight.h"
 
-namespace assay::ASSAY_SIMT {
+namespace assay {
 
 struct SkinnyArgs {
   const void* x = nullptr;      // T [m, k], rows x_stride apart
@@ -18,7 +18,7 @@ struct SkinnyArgs {
   int* counters = nullptr;      // [SkinnyCounters(m, n)], zero; zero again afterwards
   int m = 0;
   int x_stride = 0, y_stride = 0;  // in elements; x_stride a multiple of 8
-  Element t = Element::kF16;
+  Half t = Half::kF16;
   bool y_is_t = false;
   bool accumulate = false;  // y += instead of y =; y in f32
 };
@@ -58,8 +58,7 @@ constexpr int SkinnyCounters(int m, int n) {
 constexpr const char* SkinnyRefuses(const SkinnyArgs& args, int compute_capability) {
   const StoredWeight& w = args.w;
   if (args.m < 1 || w.n < 1 || w.k < 1) return "the skinny product needs m, n and k of at least 1";
-  if (args.t == Element::kBf16 && compute_capability < 80)
-    return "bf16 needs compute capability 8.0";
+  if (args.t == Half::kBf16 && compute_capability < 80) return "bf16 needs compute capability 8.0";
   if (args.x_stride % 8 != 0 || args.x_stride < w.k)
     return "rows of x must be 16 bytes aligned and hold k";
   if (args.y_stride < w.n) return "rows of y must hold n";
@@ -90,6 +89,6 @@ constexpr const char* SkinnyRefuses(const SkinnyArgs& args, int compute_capabili
 }
 
 // REQUIRES: SkinnyRefuses says null.
-int Skinny(const SkinnyArgs& args, const LaunchContext& context);
+ASSAY_LAUNCHER(int Skinny(const SkinnyArgs& args, const LaunchContext& context))
 
-}  // namespace assay::ASSAY_SIMT
+}  // namespace assay

@@ -355,8 +355,8 @@ int SkinnyByRows(const SkinnyArgs& args, const LaunchContext& context) {
 
 template <class Format>
 int SkinnyByType(const SkinnyArgs& args, const LaunchContext& context) {
-  return args.t == Element::kF16 ? SkinnyByRows<Format, F16>(args, context)
-                                 : SkinnyByRows<Format, Bf16>(args, context);
+  return args.t == Half::kF16 ? SkinnyByRows<Format, F16>(args, context)
+                              : SkinnyByRows<Format, Bf16>(args, context);
 }
 
 // One file each: they take long to compile.

@@ -3,9 +3,8 @@
 #pragma once
 #include "base/cuda/simt.h"
 
-namespace assay::ASSAY_SIMT {
+namespace assay {
 
-enum class Element { kF16, kBf16 };  // T: of activations
 
 enum class Storage {
   kF32,          // codes f32 [n, k]
@@ -76,4 +75,4 @@ ASSAY_DEVICE float Nf4Value(int code) {
   return values[code];
 }
 
-}  // namespace assay::ASSAY_SIMT
+}  // namespace assay

@@ -42,7 +42,7 @@ std::vector<float> Multiplied(const Problem& p, const Operands<T>& in) {
   args.y_is_t = p.y_is_t;
   args.accumulate = p.accumulate;
   args.side = p.side;
-  args.t = std::is_same_v<T, F16> ? Element::kF16 : Element::kBf16;
+  args.t = std::is_same_v<T, F16> ? Half::kF16 : Half::kBf16;
   EXPECT_EQ(Gemm16Refuses(args, 80), nullptr);
   EXPECT_EQ(Gemm16(args, {}), 0);
   std::vector<float> out(count);
@@ -135,7 +135,7 @@ TEST(Gemm16RefusalTest, SaysWhyNot) {
   };
   refused([](Gemm16Args& a) { a.n = 0; }, "at least 1");
   refused([](Gemm16Args& a) { a.k = 12; }, "multiple of 8");
-  refused([](Gemm16Args& a) { a.t = Element::kBf16; }, "8.0");
+  refused([](Gemm16Args& a) { a.t = Half::kBf16; }, "8.0");
   refused([](Gemm16Args& a) { a.w_stride = 12; }, "aligned");
   refused([](Gemm16Args& a) { a.y_stride = 0; }, "hold n");
   refused([](Gemm16Args& a) { a.side = 32; }, "64 or 128");

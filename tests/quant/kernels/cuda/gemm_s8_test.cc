@@ -50,7 +50,7 @@ std::vector<float> Multiplied(const Problem& p, const Operands& in) {
   args.n = args.y_stride = p.n;
   args.k = args.x_stride = args.w_stride = p.k;
   args.y_is_t = p.y_is_t;
-  args.t = Element::kBf16;
+  args.t = Half::kBf16;
   args.accumulate = p.accumulate;
   args.side = p.side;
   EXPECT_EQ(GemmS8Refuses(args), nullptr);

@@ -49,7 +49,7 @@ class SkinnyRun {
     const DeviceArray<float> workspace(SkinnyWorkspaceFloats(m, p_.n, p_.k));
     const DeviceArray<int> counters(std::vector<int>(static_cast<size_t>(SkinnyCounters(m, p_.n))));
     SkinnyArgs args = {.x = x.get(), .w = w_.stored, .m = m, .x_stride = p_.k, .y_stride = p_.n};
-    args.t = std::is_same_v<T, F16> ? Element::kF16 : Element::kBf16;
+    args.t = std::is_same_v<T, F16> ? Half::kF16 : Half::kBf16;
     args.bias = p_.bias ? bias.get() : nullptr;
     args.y = p_.y_is_t ? static_cast<void*>(y_in_t.get()) : y.get();
     args.y_is_t = p_.y_is_t;
@@ -211,7 +211,7 @@ TEST(SkinnyTest, SaysWhyNot) {
     EXPECT_THAT(SkinnyRefuses(changed, capability), testing::HasSubstr(why));
   };
   refused([](SkinnyArgs& a) { a.m = 0; }, 80, "at least 1");
-  refused([](SkinnyArgs& a) { a.t = Element::kBf16; }, 75, "8.0");
+  refused([](SkinnyArgs& a) { a.t = Half::kBf16; }, 75, "8.0");
   refused([](SkinnyArgs& a) { a.x_stride = 68; }, 80, "aligned");
   refused([](SkinnyArgs& a) { a.y_stride = 7; }, 80, "hold n");
   refused([](SkinnyArgs& a) { a.w.k = 48; }, 80, "multiples of 16 bytes");
