@@ -4,16 +4,9 @@
 #include <cstdint>
 
 #include "base/cuda/simt.h"
+#include "quant/kernels/cuda/row_form.h"
 
 namespace assay {
-
-// The form in which a row goes into a product.
-enum class RowForm {
-  kHalf,   // [width] 16 bit
-  kS8,     // [width] codes and a scale per row: a8_token (quant/activation.h)
-  kE4M3,   // the same: fp8_token
-  kFloat,  // [width] f32
-};
 
 struct NormArgs {
   float* stream = nullptr;      // [rows, width]

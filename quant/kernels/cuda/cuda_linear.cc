@@ -1,0 +1,203 @@
+#include "quant/kernels/cuda/cuda_linear.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/float16.h"
+
+namespace assay {
+namespace {
+
+constexpr int kFewRows = 64;
+constexpr int64_t kMostOfADimension = int64_t{1} << 30;
+
+absl::Status Refuse(const char* why) {
+  return why == nullptr ? absl::OkStatus() : absl::UnimplementedError(why);
+}
+
+std::string Words(const char* op, const StoredWeight& w, int rows) {
+  return absl::StrCat(op, " rows=", rows, " n=", w.n, " k=", w.k);
+}
+
+absl::StatusOr<Buffer> OnDevice(CudaDevice& device, const Tensor& tensor) {
+  if (tensor.empty()) return Buffer();
+  ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(tensor.bytes()));
+  RETURN_IF_ERROR(device.Upload({tensor.data<std::byte>(), tensor.bytes()}, buffer));
+  return buffer;
+}
+
+// Weights of 16 and 32 bit in T.
+absl::StatusOr<Buffer> Rounded(CudaDevice& device, const QuantizedTensor& w, Half half) {
+  const auto count = static_cast<size_t>(w.shape.elements());
+  std::vector<float> values(count);
+  RETURN_IF_ERROR(w.scheme->DecodeRows(w, 0, w.shape[0], values));
+  std::vector<uint16_t> rounded(count);
+  std::transform(values.begin(), values.end(), rounded.begin(),
+                 [&](float v) { return half == Half::kF16 ? F32ToF16(v) : F32ToBf16(v); });
+  ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(2 * count));
+  RETURN_IF_ERROR(device.Upload(std::as_bytes(std::span(rounded)), buffer));
+  return buffer;
+}
+
+}  // namespace
+
+absl::StatusOr<StoredWeight> StorageOf(const QuantScheme& scheme, const Shape& shape) {
+  const std::string_view name = scheme.name();
+  StoredWeight w;
+  const auto is = [&](const char* family) { return name.substr(0, name.find(':')) == family; };
+  if (is("f32")) {
+    w.storage = Storage::kF32;
+  } else if (is("bf16")) {
+    w.storage = Storage::kBf16;
+  } else if (is("int4_group")) {
+    w.storage = name.find("float") == name.npos ? Storage::kInt4Group : Storage::kInt4Float;
+  } else if (is("int8_channel")) {
+    w.storage = Storage::kInt8Channel;
+  } else if (is("int8_group")) {
+    w.storage = Storage::kInt8Group;
+  } else if (is("fp8_e4m3")) {
+    w.storage = Storage::kE4M3;
+  } else if (name == "nf4") {
+    w.storage = Storage::kNf4;
+  } else {
+    return absl::UnimplementedError(
+        absl::StrCat("the CUDA backend has no products for scheme ", std::string(name)));
+  }
+  if (shape[0] > kMostOfADimension || shape[1] > kMostOfADimension)
+    return absl::UnimplementedError("the CUDA backend counts in 30 bits: " + ToString(shape));
+  w.n = static_cast<int>(shape[0]);
+  w.k = static_cast<int>(shape[1]);
+  w.group = static_cast<int>(scheme.group(shape));
+  w.scale_rows = static_cast<int>(scheme.scale_rows(shape));
+  return w;
+}
+
+absl::Status CudaLinearRefuses(const QuantScheme& scheme, const Shape& shape,
+                               ActivationMode activation, const CudaBackend& backend) {
+  ASSIGN_OR_RETURN(const StoredWeight w, StorageOf(scheme, shape));
+  const int compute = backend.device.profile().compute;
+  if (activation == ActivationMode::kA8Token) {
+    if (w.storage != Storage::kInt8Channel)
+      return absl::UnimplementedError("a8_token is multiplied with int8_channel");
+    return Refuse(GemmS8Refuses({.m = 1, .n = w.n, .k = w.k, .x_stride = w.k, .w_stride = w.k,
+                                 .y_stride = w.n}));
+  }
+  if (activation != ActivationMode::kA16)
+    return absl::UnimplementedError(absl::StrCat("the CUDA backend has no activation mode ",
+                                                 std::string(Name(activation))));
+  if (w.storage == Storage::kBf16 || w.storage == Storage::kF32) {
+    return Refuse(Gemm16Refuses({.m = 1, .n = w.n, .k = w.k, .x_stride = w.k, .w_stride = w.k,
+                                 .y_stride = w.n, .t = backend.half},
+                                compute));
+  }
+  RETURN_IF_ERROR(Refuse(SkinnyRefuses(
+      {.w = w, .m = 1, .x_stride = w.k, .y_stride = w.n, .t = backend.half}, compute)));
+  return Refuse(ExpandRefuses({.w = w, .rows = w.n, .out_stride = w.k, .t = backend.half}, compute));
+}
+
+absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaBackend& backend,
+                                                                     const QuantizedTensor& w,
+                                                                     const Tensor& bias,
+                                                                     ActivationMode activation) {
+  RETURN_IF_ERROR(CudaLinearRefuses(*w.scheme, w.shape, activation, backend));
+  std::unique_ptr<CudaLinear> linear(new CudaLinear(backend));
+  ASSIGN_OR_RETURN(linear->weight_, StorageOf(*w.scheme, w.shape));
+  linear->input_ = activation == ActivationMode::kA8Token ? RowForm::kS8 : RowForm::kHalf;
+  CudaDevice& device = backend.device;
+  if (linear->IsPlain()) {
+    ASSIGN_OR_RETURN(linear->codes_, Rounded(device, w, backend.half));
+  } else {
+    ASSIGN_OR_RETURN(linear->codes_, OnDevice(device, w.codes));
+    ASSIGN_OR_RETURN(linear->scales_, OnDevice(device, w.scales));
+    ASSIGN_OR_RETURN(linear->zeros_, OnDevice(device, w.zeros));
+  }
+  ASSIGN_OR_RETURN(linear->bias_, OnDevice(device, bias));
+  linear->weight_.codes = linear->codes_.data();
+  linear->weight_.scales = linear->scales_.data();
+  linear->weight_.zeros = linear->zeros_.data();
+  linear->bytes_ = linear->codes_.bytes() + linear->scales_.bytes() + linear->zeros_.bytes() +
+                   linear->bias_.bytes();
+  return std::unique_ptr<const CudaLinear>(std::move(linear));
+}
+
+size_t CudaLinear::expanded_bytes(int rows) const {
+  const bool expands = input_ == RowForm::kHalf && !IsPlain() && rows > kFewRows;
+  return expands ? size_t{2} * weight_.n * weight_.k : 0;
+}
+
+size_t CudaLinear::partial_floats(int rows) const {
+  if (input_ != RowForm::kHalf || IsPlain()) return 0;
+  return SkinnyWorkspaceFloats(std::min(rows, kFewRows), weight_.n, weight_.k);
+}
+
+absl::Status CudaLinear::Run(const CudaLinearArgs& args) const {
+  if (args.rows == 0) return absl::OkStatus();
+  if (input_ == RowForm::kS8) return RunS8(args);
+  return IsPlain() || args.rows > kFewRows ? RunExpanded(args) : RunHalf(args);
+}
+
+absl::Status CudaLinear::RunHalf(const CudaLinearArgs& args) const {
+  const SkinnyArgs call = {.x = args.x,
+                           .w = weight_,
+                           .bias = reinterpret_cast<const float*>(bias_.data()),
+                           .y = args.y,
+                           .workspace = args.scratch.partial,
+                           .counters = args.scratch.counters,
+                           .m = args.rows,
+                           .x_stride = weight_.k,
+                           .y_stride = weight_.n,
+                           .t = backend_.half,
+                           .accumulate = args.accumulate};
+  return backend_.device.Noted(CudaStatus(backend_.kernels.skinny(call, args.context),
+                                          Words("skinny", weight_, args.rows)));
+}
+
+absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
+  const void* w = codes_.data();
+  if (!IsPlain()) {
+    const ExpandArgs expand = {.w = weight_,
+                               .out = args.scratch.expanded,
+                               .rows = weight_.n,
+                               .out_stride = weight_.k,
+                               .t = backend_.half};
+    RETURN_IF_ERROR(backend_.device.Noted(CudaStatus(
+        backend_.kernels.expand(expand, args.context), Words("expand", weight_, args.rows))));
+    w = args.scratch.expanded;
+  }
+  const Gemm16Args call = {.x = args.x,
+                           .w = w,
+                           .bias = reinterpret_cast<const float*>(bias_.data()),
+                           .y = args.y,
+                           .m = args.rows,
+                           .n = weight_.n,
+                           .k = weight_.k,
+                           .x_stride = weight_.k,
+                           .w_stride = weight_.k,
+                           .y_stride = weight_.n,
+                           .t = backend_.half,
+                           .accumulate = args.accumulate};
+  return backend_.device.Noted(CudaStatus(backend_.kernels.gemm16(call, args.context),
+                                          Words("gemm16", weight_, args.rows)));
+}
+
+absl::Status CudaLinear::RunS8(const CudaLinearArgs& args) const {
+  const GemmS8Args call = {.x = static_cast<const int8_t*>(args.x),
+                           .x_scales = args.x_scales,
+                           .w = static_cast<const int8_t*>(weight_.codes),
+                           .w_scales = static_cast<const float*>(weight_.scales),
+                           .bias = reinterpret_cast<const float*>(bias_.data()),
+                           .y = args.y,
+                           .m = args.rows,
+                           .n = weight_.n,
+                           .k = weight_.k,
+                           .x_stride = weight_.k,
+                           .w_stride = weight_.k,
+                           .y_stride = weight_.n,
+                           .accumulate = args.accumulate};
+  return backend_.device.Noted(CudaStatus(backend_.kernels.gemm_s8(call, args.context),
+                                          Words("gemm_s8", weight_, args.rows)));
+}
+
+}  // namespace assay

@@ -1,0 +1,92 @@
+// Linear layers on a GPU: y = x W^T + b with W in the canonical layout of its scheme in device
+// memory, nothing repacked.
+//
+//   scheme                                  activation  few rows (<= 64)   more rows
+//   int4_group, int8_group, nf4, fp8_e4m3   a16         skinny.h           expand.h, then 16-bit product
+//   int8_channel                            a16         skinny.h           expand.h, then 16-bit product
+//   bf16, f32 (rounded to 16 bit)           a16         16-bit product     16-bit product
+//   int8_channel                            a8_token    gemm_s8.h          gemm_s8.h
+//   fp8_e4m3 with a scale per row           fp8_token   cuBLASLt, compute capability 9.0
+//
+// The 16-bit product is cuBLASLt's where that is there and takes the shape, else gemm16.h.
+//
+// Thread rule: const after Create; one stream at a time per CudaScratch.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "base/cuda/cuda_device.h"
+#include "base/tensor.h"
+#include "quant/kernels/cuda/cublas_lt.h"
+#include "quant/kernels/cuda/kernel_table.h"
+#include "quant/kernels/cuda/row_form.h"
+#include "quant/linear.h"
+
+namespace assay {
+
+// What linear layers of one device share.
+struct CudaBackend {
+  CudaDevice& device;
+  const CudaLinearKernels& kernels;
+  const CublasLt* lt = nullptr;  // null: not there
+  Half half = Half::kBf16;       // what activations are made of
+};
+
+// Device memory that products of one stream use in turn.
+struct CudaScratch {
+  void* expanded = nullptr;  // CudaLinear::expanded_bytes of the largest
+  float* partial = nullptr;  // partial_floats of the largest
+  int* counters = nullptr;   // [kCounters], zeros
+  void* lt_workspace = nullptr;  // CublasLt::kWorkspaceBytes, where there is cuBLASLt
+  static constexpr int kCounters = 1 << 16;
+};
+
+struct CudaLinearArgs {
+  const void* x = nullptr;          // [rows, k] in input(), dense
+  const float* x_scales = nullptr;  // [rows], of codes
+  int rows = 0;
+  float* y = nullptr;       // [rows, n]
+  bool accumulate = false;  // y += ...
+  CudaScratch scratch;
+  LaunchContext context;
+};
+
+class CudaLinear final : public PackedWeight {
+ public:
+  // `bias` [n] f32 or empty. Unimplemented: names the reason (see CudaLinearRefuses);
+  // ResourceExhausted.
+  static absl::StatusOr<std::unique_ptr<const CudaLinear>> Create(const CudaBackend& backend,
+                                                                  const QuantizedTensor& w,
+                                                                  const Tensor& bias,
+                                                                  ActivationMode activation);
+  size_t bytes() const override { return bytes_; }  // of device memory
+  RowForm input() const { return input_; }
+  const StoredWeight& weight() const { return weight_; }
+  size_t expanded_bytes(int rows) const;
+  size_t partial_floats(int rows) const;
+  absl::Status Run(const CudaLinearArgs& args) const;
+
+ private:
+  explicit CudaLinear(const CudaBackend& backend) : backend_(backend) {}
+  absl::Status RunHalf(const CudaLinearArgs& args) const;
+  absl::Status RunExpanded(const CudaLinearArgs& args) const;
+  absl::Status RunS8(const CudaLinearArgs& args) const;
+  bool IsPlain() const {  // 16-bit products use it as it is
+    return weight_.storage == Storage::kBf16 || weight_.storage == Storage::kF32;
+  }
+
+  const CudaBackend backend_;
+  StoredWeight weight_;
+  Buffer codes_, scales_, zeros_, bias_;
+  RowForm input_ = RowForm::kHalf;
+  size_t bytes_ = 0;
+};
+
+// How a scheme's weight lies in device memory; the pointers are left null. Unimplemented: kernels
+// do not know the scheme.
+absl::StatusOr<StoredWeight> StorageOf(const QuantScheme& scheme, const Shape& shape);
+// OK, or Unimplemented with the reason why a device with this profile has no product for it.
+absl::Status CudaLinearRefuses(const QuantScheme& scheme, const Shape& shape,
+                               ActivationMode activation, const CudaBackend& backend);
+
+}  // namespace assay

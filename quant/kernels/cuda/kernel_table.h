@@ -1,0 +1,29 @@
+// The kernels of linear layers that host code launches, of one world: the driver's or the
+// emulator's.
+#pragma once
+#include "quant/kernels/cuda/expand.h"
+#include "quant/kernels/cuda/gemm16.h"
+#include "quant/kernels/cuda/gemm_s8.h"
+#include "quant/kernels/cuda/quantize.h"
+#include "quant/kernels/cuda/skinny.h"
+
+namespace assay {
+
+struct CudaLinearKernels {
+  decltype(&cuda::Skinny) skinny;
+  decltype(&cuda::Gemm16) gemm16;
+  decltype(&cuda::GemmS8) gemm_s8;
+  decltype(&cuda::Expand) expand;
+  decltype(&cuda::QuantizeRows) quantize_rows;
+};
+#define ASSAY_CUDA_LINEAR_KERNELS(world)                                       \
+  {                                                                            \
+    .skinny = world::Skinny, .gemm16 = world::Gemm16, .gemm_s8 = world::GemmS8, \
+    .expand = world::Expand, .quantize_rows = world::QuantizeRows              \
+  }
+
+// nullptr: built without a CUDA toolkit.
+const CudaLinearKernels* DriverLinearKernels();
+const CudaLinearKernels& EmulatedLinearKernels();  // of tests
+
+}  // namespace assay
