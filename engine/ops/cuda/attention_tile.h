@@ -48,7 +48,7 @@ ASSAY_DEVICE Quad LoadUnit(const uint16_t* row, int unit, int head_dim, bool vec
 // Rows of T side by side in a matrix (encoders): position p of the sequence in row p.
 struct StridedSource {
   const uint16_t *k, *v;  // of the sequence's first row and the head
-  int64_t stride;         // elements, even
+  int64_t stride[2];      // of each: elements, even
   int head_dim;
   bool vector;
 
@@ -57,7 +57,8 @@ struct StridedSource {
     constexpr int kUnits = TileShape<kWidth>::kUnits;
     for (int i = ThreadIndex(); i < TileShape<kWidth>::kTokenUnits; i += ThreadsOfBlock()) {
       const int token = i / kUnits, unit = i % kUnits;
-      const uint16_t* const row = (k_or_v == 0 ? k : v) + (from + token) * stride;
+      const uint16_t* const row =
+          (k_or_v == 0 ? k + (from + token) * stride[0] : v + (from + token) * stride[1]);
       Quad* const place = to + SwizzledUnit<kUnits>(token, unit);
       const bool valid = from + token < last && 8 * unit < head_dim;
       if (vector) {
