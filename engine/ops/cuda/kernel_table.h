@@ -17,12 +17,11 @@ struct CudaOpsKernels {
   decltype(&cuda::DecodeAttention) decode_attention;
   decltype(&cuda::PrefillAttention) prefill_attention;
 };
-#define ASSAY_CUDA_OPS_KERNELS(world)                                               \
-  {                                                                                 \
-    .norm = world::Norm, .activate = world::Activate, .embed = world::Embed,        \
-    .greedy = world::Greedy, .rope_append = world::RopeAppend,                      \
-    .decode_attention = world::DecodeAttention,                                     \
-    .prefill_attention = world::PrefillAttention                                    \
+#define ASSAY_CUDA_OPS_KERNELS(world)                                                        \
+  {                                                                                          \
+    .norm = world::Norm, .activate = world::Activate, .embed = world::Embed,                 \
+    .greedy = world::Greedy, .rope_append = world::RopeAppend,                               \
+    .decode_attention = world::DecodeAttention, .prefill_attention = world::PrefillAttention \
   }
 
 // nullptr: built without a CUDA toolkit.

@@ -38,6 +38,14 @@ struct DeviceBatch {
   int rows = 0, max_blocks = 0;
 };
 
+// Up to kQueryTileRows rows of one sequence, in order; how a sequence is cut into tiles is free and
+// changes no result. num_rows 0: padding.
+struct QueryTile {
+  int32_t first_row = 0, num_rows = 0;
+  int32_t sequence = 0, start_position = 0;  // of the first row
+};
+constexpr int kQueryTileRows = 64;
+
 constexpr int kKvBlockTokens = 16;
 
 // Elements between two rows of a block.

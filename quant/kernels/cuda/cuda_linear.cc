@@ -81,20 +81,26 @@ absl::Status CudaLinearRefuses(const QuantScheme& scheme, const Shape& shape,
   if (activation == ActivationMode::kA8Token) {
     if (w.storage != Storage::kInt8Channel)
       return absl::UnimplementedError("a8_token is multiplied with int8_channel");
-    return Refuse(GemmS8Refuses({.m = 1, .n = w.n, .k = w.k, .x_stride = w.k, .w_stride = w.k,
-                                 .y_stride = w.n}));
+    return Refuse(GemmS8Refuses(
+        {.m = 1, .n = w.n, .k = w.k, .x_stride = w.k, .w_stride = w.k, .y_stride = w.n}));
   }
   if (activation != ActivationMode::kA16)
-    return absl::UnimplementedError(absl::StrCat("the CUDA backend has no activation mode ",
-                                                 std::string(Name(activation))));
+    return absl::UnimplementedError(
+        absl::StrCat("the CUDA backend has no activation mode ", std::string(Name(activation))));
   if (w.storage == Storage::kBf16 || w.storage == Storage::kF32) {
-    return Refuse(Gemm16Refuses({.m = 1, .n = w.n, .k = w.k, .x_stride = w.k, .w_stride = w.k,
-                                 .y_stride = w.n, .t = backend.half},
+    return Refuse(Gemm16Refuses({.m = 1,
+                                 .n = w.n,
+                                 .k = w.k,
+                                 .x_stride = w.k,
+                                 .w_stride = w.k,
+                                 .y_stride = w.n,
+                                 .t = backend.half},
                                 compute));
   }
   RETURN_IF_ERROR(Refuse(SkinnyRefuses(
       {.w = w, .m = 1, .x_stride = w.k, .y_stride = w.n, .t = backend.half}, compute)));
-  return Refuse(ExpandRefuses({.w = w, .rows = w.n, .out_stride = w.k, .t = backend.half}, compute));
+  return Refuse(
+      ExpandRefuses({.w = w, .rows = w.n, .out_stride = w.k, .t = backend.half}, compute));
 }
 
 absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaBackend& backend,
@@ -150,8 +156,8 @@ absl::Status CudaLinear::RunHalf(const CudaLinearArgs& args) const {
                            .y_stride = weight_.n,
                            .t = backend_.half,
                            .accumulate = args.accumulate};
-  return backend_.device.Noted(CudaStatus(backend_.kernels.skinny(call, args.context),
-                                          Words("skinny", weight_, args.rows)));
+  return backend_.device.Noted(
+      CudaStatus(backend_.kernels.skinny(call, args.context), Words("skinny", weight_, args.rows)));
 }
 
 absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
@@ -162,8 +168,8 @@ absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
                                .rows = weight_.n,
                                .out_stride = weight_.k,
                                .t = backend_.half};
-    RETURN_IF_ERROR(backend_.device.Noted(CudaStatus(
-        backend_.kernels.expand(expand, args.context), Words("expand", weight_, args.rows))));
+    RETURN_IF_ERROR(backend_.device.Noted(CudaStatus(backend_.kernels.expand(expand, args.context),
+                                                     Words("expand", weight_, args.rows))));
     w = args.scratch.expanded;
   }
   const Gemm16Args call = {.x = args.x,
@@ -178,8 +184,8 @@ absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
                            .y_stride = weight_.n,
                            .t = backend_.half,
                            .accumulate = args.accumulate};
-  return backend_.device.Noted(CudaStatus(backend_.kernels.gemm16(call, args.context),
-                                          Words("gemm16", weight_, args.rows)));
+  return backend_.device.Noted(
+      CudaStatus(backend_.kernels.gemm16(call, args.context), Words("gemm16", weight_, args.rows)));
 }
 
 absl::Status CudaLinear::RunS8(const CudaLinearArgs& args) const {

@@ -2,10 +2,10 @@
 // memory, nothing repacked.
 //
 //   scheme                                  activation  few rows (<= 64)   more rows
-//   int4_group, int8_group, nf4, fp8_e4m3   a16         skinny.h           expand.h, then 16-bit product
-//   int8_channel                            a16         skinny.h           expand.h, then 16-bit product
-//   bf16, f32 (rounded to 16 bit)           a16         16-bit product     16-bit product
-//   int8_channel                            a8_token    gemm_s8.h          gemm_s8.h
+//   int4_group, int8_group, nf4, fp8_e4m3   a16         skinny.h           expand.h, then 16-bit
+//   product int8_channel                            a16         skinny.h           expand.h, then
+//   16-bit product bf16, f32 (rounded to 16 bit)           a16         16-bit product     16-bit
+//   product int8_channel                            a8_token    gemm_s8.h          gemm_s8.h
 //   fp8_e4m3 with a scale per row           fp8_token   cuBLASLt, compute capability 9.0
 //
 // The 16-bit product is cuBLASLt's where that is there and takes the shape, else gemm16.h.
@@ -34,9 +34,9 @@ struct CudaBackend {
 
 // Device memory that products of one stream use in turn.
 struct CudaScratch {
-  void* expanded = nullptr;  // CudaLinear::expanded_bytes of the largest
-  float* partial = nullptr;  // partial_floats of the largest
-  int* counters = nullptr;   // [kCounters], zeros
+  void* expanded = nullptr;      // CudaLinear::expanded_bytes of the largest
+  float* partial = nullptr;      // partial_floats of the largest
+  int* counters = nullptr;       // [kCounters], zeros
   void* lt_workspace = nullptr;  // CublasLt::kWorkspaceBytes, where there is cuBLASLt
   static constexpr int kCounters = 1 << 16;
 };

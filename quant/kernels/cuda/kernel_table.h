@@ -16,10 +16,10 @@ struct CudaLinearKernels {
   decltype(&cuda::Expand) expand;
   decltype(&cuda::QuantizeRows) quantize_rows;
 };
-#define ASSAY_CUDA_LINEAR_KERNELS(world)                                       \
-  {                                                                            \
+#define ASSAY_CUDA_LINEAR_KERNELS(world)                                        \
+  {                                                                             \
     .skinny = world::Skinny, .gemm16 = world::Gemm16, .gemm_s8 = world::GemmS8, \
-    .expand = world::Expand, .quantize_rows = world::QuantizeRows              \
+    .expand = world::Expand, .quantize_rows = world::QuantizeRows               \
   }
 
 // nullptr: built without a CUDA toolkit.

@@ -5,7 +5,6 @@
 
 namespace assay {
 
-
 enum class Storage {
   kF32,          // codes f32 [n, k]
   kBf16,         // codes bf16 [n, k]
