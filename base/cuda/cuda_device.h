@@ -38,6 +38,7 @@ class CudaDevice final : public Device {
 
   const CudaRuntime& runtime() const { return runtime_; }
   int index() const { return index_; }
+  GpuStream stream() const { return stream_; }
   const CudaProperties& properties() const { return properties_; }
   const CudaProfile& profile() const { return profile_; }
   // Passes a status on, and remembers the first that ends the use of this device (IsSticky).

@@ -138,6 +138,11 @@ size_t CudaLinear::partial_floats(int rows) const {
   return SkinnyWorkspaceFloats(std::min(rows, kFewRows), weight_.n, weight_.k);
 }
 
+size_t CudaLinear::counters(int rows) const {
+  if (input_ != RowForm::kHalf || IsPlain()) return 0;
+  return static_cast<size_t>(SkinnyCounters(std::min(rows, kFewRows), weight_.n));
+}
+
 absl::Status CudaLinear::Run(const CudaLinearArgs& args) const {
   if (args.rows == 0) return absl::OkStatus();
   if (input_ == RowForm::kS8) return RunS8(args);

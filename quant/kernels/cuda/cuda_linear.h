@@ -38,7 +38,6 @@ struct CudaScratch {
   float* partial = nullptr;      // partial_floats of the largest
   int* counters = nullptr;       // [kCounters], zeros
   void* lt_workspace = nullptr;  // CublasLt::kWorkspaceBytes, where there is cuBLASLt
-  static constexpr int kCounters = 1 << 16;
 };
 
 struct CudaLinearArgs {
@@ -64,6 +63,7 @@ class CudaLinear final : public PackedWeight {
   const StoredWeight& weight() const { return weight_; }
   size_t expanded_bytes(int rows) const;
   size_t partial_floats(int rows) const;
+  size_t counters(int rows) const;
   absl::Status Run(const CudaLinearArgs& args) const;
 
  private:

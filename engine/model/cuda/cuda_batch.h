@@ -1,0 +1,44 @@
+// A batch as kernels read it: one block of int32 in device memory, whose places depend on sizes
+// alone, so that a captured graph serves every batch that fits its sizes. Pure; any thread.
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "engine/ops/batch.h"
+#include "engine/ops/cuda/kv_layout.h"
+
+namespace assay {
+
+// What a step is launched for; the batch has at most so much of each, the rest is padding.
+struct CudaStepSizes {
+  int rows = 0, sequences = 0, logit_rows = 0;
+  int max_blocks = 0;  // of a sequence
+  int tiles = 0;       // of prefill rows
+  bool decode = false;  // there may be decode rows
+
+  bool operator==(const CudaStepSizes&) const = default;
+  auto operator<=>(const CudaStepSizes&) const = default;
+};
+
+// Exactly what a batch needs: rows at or behind a sequence's first decode position are decode rows
+// whatever they are batched with, all others go into tiles.
+CudaStepSizes StepSizesOf(const ForwardBatch& batch, int max_blocks);
+// The same with rows and logits rounded up to the next bucket, for batches of decode rows alone;
+// others are left as they are. At most `most_rows` rows.
+CudaStepSizes Bucketed(CudaStepSizes sizes, int most_rows);
+
+// Where things lie, in int32 from the block's beginning.
+struct CudaBatchLayout {
+  explicit CudaBatchLayout(const CudaStepSizes& sizes);
+  size_t tokens, positions;  // [rows]; -1: padding
+  size_t decode_positions;   // [rows]; -1: not a decode row
+  size_t sequence_of_row;    // [rows]
+  size_t block_tables;       // [sequences][max_blocks]
+  size_t logit_rows;         // [logit_rows]; padding: row 0
+  size_t tiles;              // QueryTile [tiles]
+  size_t end;
+};
+// REQUIRES: the batch fits `sizes`; out [CudaBatchLayout(sizes).end].
+void FillCudaBatch(const ForwardBatch& batch, const CudaStepSizes& sizes, std::span<int32_t> out);
+
+}  // namespace assay
