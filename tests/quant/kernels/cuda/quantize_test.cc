@@ -36,9 +36,10 @@ std::vector<float> Rows(int rows, int k, bool finite) {
     }
   }
   if (finite) return out;
-  out[static_cast<size_t>(k)] = kInfinity;
-  out[static_cast<size_t>(2 * k)] = std::nanf("");
-  out[static_cast<size_t>(3 * k - 1)] = -kInfinity;
+  const auto row = static_cast<size_t>(k);
+  out[row] = kInfinity;
+  out[2 * row] = std::nanf("");
+  out[4 * row - 1] = -kInfinity;
   return out;
 }
 
