@@ -51,25 +51,26 @@ ASSAY_DEVICE void DecodeRun(const StoredWeight& w, const Run& run, float (&out)[
   constexpr int kBits = StorageBits(kStorage) == 4 ? 4 : 8;
   int codes[kRun];
   LoadCodes<kBits>(w, run, codes);
-  const int group = GroupsOf(w) == 1 ? 0 : run.k / w.group;
+  const int groups = GroupsOf(w);
+  const GroupAt at = {run.row, groups == 1 ? 0 : run.k / w.group, groups};
   float scale = 0, base = 0;
   int zero = 0;
   if constexpr (kStorage == Storage::kInt4Group || kStorage == Storage::kInt4Float) {
-    scale = ScaleBf16(w, run.row, group);
+    scale = ScaleBf16(w, at);
     zero = 8;
     if constexpr (kStorage == Storage::kInt4Float) {
       const auto* const zeros = static_cast<const uint16_t*>(w.zeros);
-      base = ToFloat(Bf16{zeros[static_cast<size_t>(run.row) * GroupsOf(w) + group]});
+      base = ToFloat(Bf16{zeros[at.index()]});
     } else {
-      zero = Int4Format::Zero(w, run.row, group);
+      zero = Int4Format::Zero(w, at);
     }
   } else if constexpr (kStorage == Storage::kInt8Group) {
-    scale = ScaleBf16(w, run.row, group);
-    if (w.zeros != nullptr) zero = Int8GroupFormat<true>::Zero(w, run.row, group);
+    scale = ScaleBf16(w, at);
+    if (w.zeros != nullptr) zero = ZeroOfByte(w, at);
   } else if constexpr (kStorage == Storage::kE4M3) {
-    scale = ScaleF32(w, run.row / w.scale_rows, group);
+    scale = ScaleF32(w, {run.row / w.scale_rows, at.group, groups});
   } else {
-    scale = ScaleF32(w, run.row, group);
+    scale = ScaleF32(w, at);
   }
   ASSAY_UNROLL
   for (int i = 0; i < kRun; ++i) {

@@ -82,7 +82,8 @@ constexpr const char* SkinnyRefuses(const SkinnyArgs& args, int compute_capabili
     case Storage::kInt4Group:
     case Storage::kInt8Group:
     case Storage::kNf4:
-      if (!one_group && w.group % 32 != 0) return "groups must be multiples of 32";
+      if (!one_group && (w.group < 32 || (w.group & (w.group - 1)) != 0))
+        return "groups must be powers of two from 32 on";
       break;
   }
   if (w.k * StorageBits(w.storage) % 128 != 0)

@@ -241,7 +241,7 @@ TEST(SkinnyTest, SaysWhyNot) {
   refused([](SkinnyArgs& a) { a.x_stride = 68; }, 80, "aligned");
   refused([](SkinnyArgs& a) { a.y_stride = 7; }, 80, "hold n");
   refused([](SkinnyArgs& a) { a.w.k = 48; }, 80, "multiples of 16 bytes");
-  refused([](SkinnyArgs& a) { a.w.group = 8; }, 80, "multiples of 32");
+  refused([](SkinnyArgs& a) { a.w.group = 48; }, 80, "powers of two");
   refused([](SkinnyArgs& a) { a.w.storage = Storage::kBf16; }, 80, "other kernels");
   refused([](SkinnyArgs& a) { a.w.storage = Storage::kInt4Float; }, 80, "expanded");
   refused([](SkinnyArgs& a) { a.accumulate = a.y_is_t = true; }, 80, "f32");
