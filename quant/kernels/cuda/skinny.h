@@ -3,7 +3,8 @@
 //
 // Result: every product of x and a code is exact (nf4: with the value rounded to T), sums are in
 // f32; a group's scale multiplies, in f32, the sums of 32 inputs each. Order of sums: fixed by
-// (n, k) alone, so that a row does not depend on the rows beside it. How: skinny_kernel.h.
+// (n, k) alone, so that a row does not depend on the rows beside it. x and the codes begin at
+// multiples of 16 bytes. How: skinny_kernel.h.
 #pragma once
 #include "quant/kernels/cuda/stored_weight.h"
 
@@ -80,7 +81,8 @@ constexpr const char* SkinnyRefuses(const SkinnyArgs& args, int compute_capabili
     case Storage::kInt4Group:
     case Storage::kInt8Group:
     case Storage::kNf4:
-      if (!one_group && w.group % 32 != 0) return "groups must be multiples of 32";
+      if (!one_group && (w.group < 32 || (w.group & (w.group - 1)) != 0))
+        return "groups must be powers of two from 32 on";
       break;
   }
   if (w.k * StorageBits(w.storage) % 128 != 0)

@@ -22,20 +22,24 @@ constexpr bool kIsF16 = false;
 template <>
 constexpr bool kIsF16<F16> = true;
 
-ASSAY_DEVICE float ScaleBf16(const StoredWeight& w, int row, int group) {
-  const auto* const scales = static_cast<const uint16_t*>(w.scales);
-  return ToFloat(Bf16{scales[static_cast<size_t>(row) * GroupsOf(w) + group]});
+// A group of a row's inputs, of `groups` that the row has.
+struct GroupAt {
+  int row, group, groups;
+  ASSAY_DEVICE size_t index() const { return static_cast<size_t>(row) * groups + group; }
+};
+
+ASSAY_DEVICE float ScaleBf16(const StoredWeight& w, const GroupAt& at) {
+  return ToFloat(Bf16{static_cast<const uint16_t*>(w.scales)[at.index()]});
 }
-ASSAY_DEVICE float ScaleF32(const StoredWeight& w, int row, int group) {
-  const auto* const scales = static_cast<const float*>(w.scales);
-  return scales[static_cast<size_t>(row) * GroupsOf(w) + group];
+ASSAY_DEVICE float ScaleF32(const StoredWeight& w, const GroupAt& at) {
+  return static_cast<const float*>(w.scales)[at.index()];
 }
-ASSAY_DEVICE int ByteAt(const void* bytes, size_t index) {
-  return static_cast<const uint8_t*>(bytes)[index];
+ASSAY_DEVICE int ZeroOfByte(const StoredWeight& w, const GroupAt& at) {
+  return static_cast<const uint8_t*>(w.zeros)[at.index()];
 }
-ASSAY_DEVICE int NibbleAt(const StoredWeight& w, int row, int group) {
-  const size_t stride = static_cast<size_t>(GroupsOf(w) + 1) / 2;
-  return (ByteAt(w.zeros, row * stride + group / 2) >> (4 * (group % 2))) & 15;
+ASSAY_DEVICE int ZeroOfNibble(const StoredWeight& w, const GroupAt& at) {
+  const GroupAt pair = {at.row, at.group / 2, (at.groups + 1) / 2};
+  return (ZeroOfByte(w, pair) >> (4 * (at.group % 2))) & 15;
 }
 
 struct NoTable {
@@ -47,11 +51,11 @@ struct NoTable {
 struct Int4Format : NoTable {
   static constexpr int kBits = 4;
   static constexpr bool kGrouped = true, kFourApart = true;
-  ASSAY_DEVICE static float Scale(const StoredWeight& w, int row, int group) {
-    return ScaleBf16(w, row, group);
+  ASSAY_DEVICE static float Scale(const StoredWeight& w, const GroupAt& at) {
+    return ScaleBf16(w, at);
   }
-  ASSAY_DEVICE static int Zero(const StoredWeight& w, int row, int group) {
-    return w.zeros == nullptr ? 8 : NibbleAt(w, row, group);
+  ASSAY_DEVICE static int Zero(const StoredWeight& w, const GroupAt& at) {
+    return w.zeros == nullptr ? 8 : ZeroOfNibble(w, at);
   }
   template <typename T>
   ASSAY_DEVICE static void Widen(Pair codes, int zero, const uint32_t*, uint32_t (&out)[4]) {
@@ -98,10 +102,10 @@ ASSAY_DEVICE void WidenBytes(Pair codes, uint32_t flip, int zero, uint32_t (&out
 struct Int8ChannelFormat : NoTable {
   static constexpr int kBits = 8;
   static constexpr bool kGrouped = false, kFourApart = false;
-  ASSAY_DEVICE static float Scale(const StoredWeight& w, int row, int) {
-    return static_cast<const float*>(w.scales)[row];
+  ASSAY_DEVICE static float Scale(const StoredWeight& w, const GroupAt& at) {
+    return static_cast<const float*>(w.scales)[at.row];
   }
-  ASSAY_DEVICE static int Zero(const StoredWeight&, int, int) { return 128; }
+  ASSAY_DEVICE static int Zero(const StoredWeight&, const GroupAt&) { return 128; }
   template <typename T>
   ASSAY_DEVICE static void Widen(Pair codes, int, const uint32_t*, uint32_t (&out)[4]) {
     WidenBytes<T>(codes, 0x80808080u, 128, out);
@@ -112,12 +116,12 @@ template <bool kAsymmetric>
 struct Int8GroupFormat : NoTable {
   static constexpr int kBits = 8;
   static constexpr bool kGrouped = true, kFourApart = false;
-  ASSAY_DEVICE static float Scale(const StoredWeight& w, int row, int group) {
-    return ScaleBf16(w, row, group);
+  ASSAY_DEVICE static float Scale(const StoredWeight& w, const GroupAt& at) {
+    return ScaleBf16(w, at);
   }
-  ASSAY_DEVICE static int Zero(const StoredWeight& w, int row, int group) {
+  ASSAY_DEVICE static int Zero(const StoredWeight& w, const GroupAt& at) {
     if constexpr (!kAsymmetric) return 128;
-    return ByteAt(w.zeros, static_cast<size_t>(row) * GroupsOf(w) + group);
+    return ZeroOfByte(w, at);
   }
   template <typename T>
   ASSAY_DEVICE static void Widen(Pair codes, int zero, const uint32_t*, uint32_t (&out)[4]) {
@@ -129,11 +133,11 @@ template <bool kBlocks>
 struct E4M3Format : NoTable {
   static constexpr int kBits = 8;
   static constexpr bool kGrouped = kBlocks, kFourApart = false;
-  ASSAY_DEVICE static float Scale(const StoredWeight& w, int row, int group) {
-    if constexpr (kBlocks) return ScaleF32(w, row / 128, group);
-    return static_cast<const float*>(w.scales)[row / w.scale_rows];
+  ASSAY_DEVICE static float Scale(const StoredWeight& w, const GroupAt& at) {
+    if constexpr (kBlocks) return ScaleF32(w, {at.row / 128, at.group, at.groups});
+    return static_cast<const float*>(w.scales)[at.row / w.scale_rows];
   }
-  ASSAY_DEVICE static int Zero(const StoredWeight&, int, int) { return 0; }
+  ASSAY_DEVICE static int Zero(const StoredWeight&, const GroupAt&) { return 0; }
   template <typename T>
   ASSAY_DEVICE static void Widen(Pair codes, int, const uint32_t*, uint32_t (&out)[4]) {
     constexpr uint32_t kFactor = kIsF16<T> ? 0x5c005c00u : 0x7b807b80u;  // 2^8, 2^120
@@ -155,10 +159,10 @@ struct Nf4Format {
     for (int i = ThreadIndex(); i < kTable; i += ThreadsOfBlock())
       table[i] = Pack2<T>(Nf4Value(i & 15), Nf4Value(i >> 4));
   }
-  ASSAY_DEVICE static float Scale(const StoredWeight& w, int row, int group) {
-    return ScaleF32(w, row, group);
+  ASSAY_DEVICE static float Scale(const StoredWeight& w, const GroupAt& at) {
+    return ScaleF32(w, at);
   }
-  ASSAY_DEVICE static int Zero(const StoredWeight&, int, int) { return 0; }
+  ASSAY_DEVICE static int Zero(const StoredWeight&, const GroupAt&) { return 0; }
   template <typename T>
   ASSAY_DEVICE static void Widen(Pair codes, int, const uint32_t* table, uint32_t (&out)[4]) {
     ASSAY_UNROLL

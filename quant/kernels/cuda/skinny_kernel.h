@@ -28,19 +28,38 @@ template <class Format, int kRowTiles>
 struct SkinnyTile {
   static constexpr int kUnit = 32, kKWarps = 4, kColumnTiles = 4;  // per warp: 4 x 8 columns
   static constexpr int kRows = 16 * kRowTiles;
-  static constexpr int kUnits =
-      Format::kBits == 4 && kRowTiles == 1 ? 2 : 1;  // a warp's, per stage
-  static constexpr int kStageK = kKWarps * kUnit * kUnits;
+  static constexpr int kWarpUnits = Format::kBits == 4 && kRowTiles == 1 ? 2 : 1;  // per stage
+  static constexpr int kUnits = kKWarps * kWarpUnits, kStageK = kUnits * kUnit;
   static constexpr int kCodeStride = kStageK * Format::kBits / 8 + 4 * Format::kBits;  // bytes
   static constexpr int kXStride = kStageK * 2 + 64;
   static constexpr int kCodeBytes = kSkinnyColumns * kCodeStride;
   static constexpr int kStageBytes = kCodeBytes + kRows * kXStride;
-  static constexpr int kMostBytes = 62 << 10;  // 64 KB are there on sm_75, less the table of nf4
-  static constexpr int kStages = kMostBytes / kStageBytes < 4 ? kMostBytes / kStageBytes : 4;
+  // Of two stages: scales [2][kUnits][64] f32, then zero points u8.
+  static constexpr int kScales = Format::kGrouped ? 2 * kUnits * kSkinnyColumns : 0;
+  static constexpr int kScaleBytes = 5 * kScales;
+  static constexpr int kMostBytes = (64 << 10) - 4 * Format::kTable - 64;  // as much has sm_75
+  static constexpr int kFit = (kMostBytes - kScaleBytes) / kStageBytes;
+  static constexpr int kStages = kFit < 4 ? kFit : 4;
   static constexpr int kReduceBytes = 2 * 2 * kWarp * 16 * kRowTiles * 4;
-  static constexpr int kBytes = kStages * kStageBytes;
+  static constexpr int kBytes = kStages * kStageBytes + kScaleBytes;
   static_assert(kStages >= 2 && kReduceBytes <= kBytes && kSkinnySpan % kStageK == 0);
 };
+
+// What is the same for all threads, found before the launch.
+struct SkinnyWork {
+  SkinnyArgs args;
+  int groups;       // of a row
+  int group_shift;  // k >> group_shift is the group of input k
+  int split_k;      // inputs of a block
+};
+
+inline SkinnyWork WorkOf(const SkinnyArgs& args) {
+  SkinnyWork work = {args, GroupsOf(args.w), 31, 0};
+  if (work.groups > 1)
+    for (work.group_shift = 5; 1 << work.group_shift < args.w.group;) ++work.group_shift;
+  work.split_k = SkinnySpansPerSplit(args.w.n, args.w.k) * kSkinnySpan;
+  return work;
+}
 
 // Of a thread.
 struct SkinnyPlace {
@@ -50,11 +69,9 @@ struct SkinnyPlace {
 };
 
 template <class Tile>
-ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyArgs& args) {
+ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work) {
   const int lane = ThreadIndex() % kWarp, warp = ThreadIndex() / kWarp;
-  const int span_k = SkinnySpansPerSplit(args.w.n, args.w.k) * kSkinnySpan;
-  const int k_begin = BlockY() * span_k;
-  const int k_end = args.w.k - k_begin < span_k ? args.w.k : k_begin + span_k;
+  const int k_begin = BlockY() * work.split_k, left = work.args.w.k - k_begin;
   return {lane / 4,
           lane % 4,
           warp / 2,
@@ -62,7 +79,7 @@ ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyArgs& args) {
           BlockX() * kSkinnyColumns,
           BlockZ() * Tile::kRows,
           k_begin,
-          DivideUp(k_end - k_begin, Tile::kStageK)};
+          DivideUp(left < work.split_k ? left : work.split_k, Tile::kStageK)};
 }
 
 // Stage `index` of the block's codes into `to`; zeros beyond n and k.
@@ -98,28 +115,51 @@ ASSAY_DEVICE void CopyX(const SkinnyArgs& args, const SkinnyPlace& place, int in
   }
 }
 
-// What the codes of a unit are scaled by: `scale` of the columns that a lane has sums of, `zero` of
-// the rows that it widens.
+// The scale and zero point of a column for some units of a stage, on their way from memory.
 template <class Tile>
-struct UnitScales {
-  float scale[Tile::kColumnTiles][2];
-  int zero[Tile::kColumnTiles];
+struct SkinnyScales {
+  float scale[Tile::kWarpUnits];
+  int zero[Tile::kWarpUnits];
 };
 
 template <class Format, class Tile>
-ASSAY_DEVICE void LoadScales(const StoredWeight& w, const SkinnyPlace& place, int k,
-                             UnitScales<Tile>& out) {
+ASSAY_DEVICE void FetchScales(const SkinnyWork& work, const SkinnyPlace& place, int stage,
+                              SkinnyScales<Tile>& out) {
   if constexpr (!Format::kGrouped) return;
-  const int group = w.group <= 0 || w.group >= w.k ? 0 : k / w.group;
+  const StoredWeight& w = work.args.w;
+  const int n = place.n0 + ThreadIndex() % kSkinnyColumns;
   ASSAY_UNROLL
-  for (int j = 0; j < Tile::kColumnTiles; ++j) {
-    const int n = place.n0 + place.column_warp * 32 + j * 8;
-    ASSAY_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const int column = n + 2 * place.t + i;
-      out.scale[j][i] = column < w.n && k < w.k ? Format::Scale(w, column, group) : 0.0f;
-    }
-    out.zero[j] = n + place.g < w.n && k < w.k ? Format::Zero(w, n + place.g, group) : 0;
+  for (int u = 0; u < Tile::kWarpUnits; ++u) {
+    const int unit = u * Tile::kKWarps + ThreadIndex() / kSkinnyColumns;
+    const int k = place.k_begin + stage * Tile::kStageK + unit * Tile::kUnit;
+    const bool valid = n < w.n && k < w.k;
+    const GroupAt at = {n, k >> work.group_shift, work.groups};
+    out.scale[u] = valid ? Format::Scale(w, at) : 0.0f;
+    out.zero[u] = valid ? Format::Zero(w, at) : 0;
+  }
+}
+
+// Where the scales of a stage's unit are kept, [64 columns].
+template <class Tile>
+ASSAY_DEVICE float* ScalesAt(unsigned char* memory, int stage, int unit) {
+  float* const scales = reinterpret_cast<float*>(memory + Tile::kStages * Tile::kStageBytes);
+  return scales + (stage % 2 * Tile::kUnits + unit) * kSkinnyColumns;
+}
+template <class Tile>
+ASSAY_DEVICE uint8_t* ZerosAt(unsigned char* memory, int stage, int unit) {
+  uint8_t* const zeros = memory + Tile::kStages * Tile::kStageBytes + 4 * Tile::kScales;
+  return zeros + (stage % 2 * Tile::kUnits + unit) * kSkinnyColumns;
+}
+
+template <class Format, class Tile>
+ASSAY_DEVICE void KeepScales(unsigned char* memory, int stage, const SkinnyScales<Tile>& from) {
+  if constexpr (!Format::kGrouped) return;
+  const int column = ThreadIndex() % kSkinnyColumns;
+  ASSAY_UNROLL
+  for (int u = 0; u < Tile::kWarpUnits; ++u) {
+    const int unit = u * Tile::kKWarps + ThreadIndex() / kSkinnyColumns;
+    ScalesAt<Tile>(memory, stage, unit)[column] = from.scale[u];
+    ZerosAt<Tile>(memory, stage, unit)[column] = static_cast<uint8_t>(from.zero[u]);
   }
 }
 
@@ -148,21 +188,22 @@ ASSAY_DEVICE void LoadXFragments(const unsigned char* x, uint32_t (&a)[2][4]) {
 template <int kRowTiles>
 using SkinnySums = float[kRowTiles][4][4];  // [row tile][column tile][fragment]
 
-// One unit: `stage` of shared memory, `at` inputs into it.
+// A warp's unit of a stage.
 template <class Format, typename T, int kRowTiles>
-ASSAY_DEVICE void MultiplyUnit(const unsigned char* stage, const SkinnyPlace& place, int at,
-                               const UnitScales<SkinnyTile<Format, kRowTiles>>& scales,
+ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, int stage, int unit,
                                const uint32_t* table, SkinnySums<kRowTiles>& sums) {
   using Tile = SkinnyTile<Format, kRowTiles>;
+  const unsigned char* const from = memory + stage % Tile::kStages * Tile::kStageBytes;
+  const int at = unit * Tile::kUnit + 8 * place.t, first = place.column_warp * 32;
   uint32_t a[kRowTiles][2][4];
-  const unsigned char* const x =
-      stage + Tile::kCodeBytes + place.g * Tile::kXStride + (at + 8 * place.t) * 2;
+  const unsigned char* const x = from + Tile::kCodeBytes + place.g * Tile::kXStride + at * 2;
   ASSAY_UNROLL
   for (int i = 0; i < kRowTiles; ++i)
     LoadXFragments<Format, Tile>(x + i * 16 * Tile::kXStride, a[i]);
-  const unsigned char* const codes = stage +
-                                     (place.column_warp * 32 + place.g) * Tile::kCodeStride +
-                                     (at + 8 * place.t) * Format::kBits / 8;
+  const unsigned char* const codes =
+      from + (first + place.g) * Tile::kCodeStride + at * Format::kBits / 8;
+  const float* const scales = ScalesAt<Tile>(memory, stage, unit) + first + 2 * place.t;
+  const uint8_t* const zeros = ZerosAt<Tile>(memory, stage, unit) + first + place.g;
   ASSAY_UNROLL
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const unsigned char* const mine = codes + j * 8 * Tile::kCodeStride;
@@ -173,17 +214,22 @@ ASSAY_DEVICE void MultiplyUnit(const unsigned char* stage, const SkinnyPlace& pl
       word = Load8(mine);
     }
     uint32_t b[4];
-    Format::template Widen<T>(word, Format::kGrouped ? scales.zero[j] : 0, table, b);
+    Format::template Widen<T>(word, Format::kGrouped ? zeros[j * 8] : 0, table, b);
     const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+    float scale[2] = {0, 0};
+    if constexpr (Format::kGrouped) {
+      const Pair both = Load8(scales + j * 8);
+      scale[0] = FloatOf(both.x);
+      scale[1] = FloatOf(both.y);
+    }
     ASSAY_UNROLL
     for (int i = 0; i < kRowTiles; ++i) {
       if constexpr (Format::kGrouped) {
-        float unit[4] = {0, 0, 0, 0};
-        Mma<T>(unit, a[i][0], b0);
-        Mma<T>(unit, a[i][1], b1);
+        float sum[4] = {0, 0, 0, 0};
+        Mma<T>(sum, a[i][0], b0);
+        Mma<T>(sum, a[i][1], b1);
         ASSAY_UNROLL
-        for (int c = 0; c < 4; ++c)
-          sums[i][j][c] = Fma(unit[c], scales.scale[j][c % 2], sums[i][j][c]);
+        for (int c = 0; c < 4; ++c) sums[i][j][c] = Fma(sum[c], scale[c % 2], sums[i][j][c]);
       } else {
         Mma<T>(sums[i][j], a[i][0], b0);
         Mma<T>(sums[i][j], a[i][1], b1);
@@ -192,25 +238,28 @@ ASSAY_DEVICE void MultiplyUnit(const unsigned char* stage, const SkinnyPlace& pl
   }
 }
 
-// All stages of the block.
+// All stages of the block. Scales: those of a stage are fetched while the stage before the one
+// before is multiplied, and laid into shared memory one stage ahead.
 template <class Format, typename T, int kRowTiles>
-ASSAY_DEVICE void MultiplyStages(const SkinnyArgs& args, const SkinnyPlace& place,
+ASSAY_DEVICE void MultiplyStages(const SkinnyWork& work, const SkinnyPlace& place,
                                  unsigned char* memory, const uint32_t* table,
                                  SkinnySums<kRowTiles>& sums) {
   using Tile = SkinnyTile<Format, kRowTiles>;
   constexpr int kAhead = Tile::kStages - 1;
+  const SkinnyArgs& args = work.args;
   // Weights belong to nobody else: they are under way while the kernel before still computes x.
   for (int s = 0; s < kAhead && s < place.stages; ++s)
     CopyCodes<Format, Tile>(args, place, s, memory + s * Tile::kStageBytes);
+  SkinnyScales<Tile> scales;
+  FetchScales<Format, Tile>(work, place, 0, scales);
+  KeepScales<Format, Tile>(memory, 0, scales);
+  FetchScales<Format, Tile>(work, place, 1, scales);
   PdlWait();
   for (int s = 0; s < kAhead; ++s) {
     if (s < place.stages)
       CopyX<Tile>(args, place, s, memory + s * Tile::kStageBytes + Tile::kCodeBytes);
     CopyAsyncCommit();
   }
-  const int own = place.k_warp * Tile::kUnit;
-  UnitScales<Tile> now, next;
-  LoadScales<Format, Tile>(args.w, place, place.k_begin + own, now);
   for (int s = 0; s < place.stages; ++s) {
     CopyAsyncWait<kAhead - 1>();
     SyncThreads();
@@ -221,15 +270,12 @@ ASSAY_DEVICE void MultiplyStages(const SkinnyArgs& args, const SkinnyPlace& plac
       CopyX<Tile>(args, place, coming, to + Tile::kCodeBytes);
     }
     CopyAsyncCommit();
-    const unsigned char* const stage = memory + s % Tile::kStages * Tile::kStageBytes;
+    KeepScales<Format, Tile>(memory, s + 1, scales);
+    FetchScales<Format, Tile>(work, place, s + 2, scales);
     ASSAY_UNROLL
-    for (int u = 0; u < Tile::kUnits; ++u) {
-      const int at = u * Tile::kKWarps * Tile::kUnit + own;
-      const int k = place.k_begin + s * Tile::kStageK + at;
-      LoadScales<Format, Tile>(args.w, place, k + Tile::kKWarps * Tile::kUnit, next);
-      MultiplyUnit<Format, T, kRowTiles>(stage, place, at, now, table, sums);
-      now = next;
-    }
+    for (int u = 0; u < Tile::kWarpUnits; ++u)
+      MultiplyUnit<Format, T, kRowTiles>(place, memory, s, u * Tile::kKWarps + place.k_warp, table,
+                                         sums);
   }
   CopyAsyncWait<0>();  // empty groups; the memory is used for sums next
   PdlTrigger();
@@ -294,7 +340,7 @@ ASSAY_DEVICE bool AddBlocks(const SkinnyArgs& args, const SkinnyPlace& place, in
 template <class Format, typename T>
 ASSAY_DEVICE void StoreElement(const SkinnyArgs& args, int row, int column, float sum) {
   if (row >= args.m || column >= args.w.n) return;
-  float value = Format::kGrouped ? sum : Format::Scale(args.w, column, 0) * sum;
+  float value = Format::kGrouped ? sum : Format::Scale(args.w, {column, 0, 1}) * sum;
   if (args.bias != nullptr) value += args.bias[column];
   const size_t at = static_cast<size_t>(row) * args.y_stride + column;
   if (args.y_is_t) {
@@ -307,15 +353,16 @@ ASSAY_DEVICE void StoreElement(const SkinnyArgs& args, int row, int column, floa
 
 template <class Format, typename T, int kRowTiles>
 ASSAY_KERNEL(kSkinnyThreads)
-SkinnyKernel(const SkinnyArgs args) {
+SkinnyKernel(const SkinnyWork work) {
+  const SkinnyArgs& args = work.args;
   using Tile = SkinnyTile<Format, kRowTiles>;
   ASSAY_DYNAMIC_SHARED(memory);
   ASSAY_SHARED(uint32_t, table, Format::kTable);
   ASSAY_SHARED(int, last, 1);
-  const SkinnyPlace place = PlaceOf<Tile>(args);
+  const SkinnyPlace place = PlaceOf<Tile>(work);
   Format::template FillTable<T>(table);  // seen after the first barrier of the stages
   SkinnySums<kRowTiles> sums = {};
-  MultiplyStages<Format, T, kRowTiles>(args, place, memory, table, sums);
+  MultiplyStages<Format, T, kRowTiles>(work, place, memory, table, sums);
   AddWarps<kRowTiles>(place, reinterpret_cast<float*>(memory), sums);
   if (GridY() > 1 && !AddBlocks<kRowTiles>(args, place, last, sums)) return;
   if (place.k_warp != 0) return;
@@ -336,7 +383,7 @@ int LaunchSkinny(const SkinnyArgs& args, const LaunchContext& context) {
                            .z = DivideUp(args.m, Tile::kRows),
                            .threads = kSkinnyThreads,
                            .shared_bytes = Tile::kBytes};
-  return Launch(grid, context, SkinnyKernel<Format, T, kRowTiles>, args);
+  return Launch(grid, context, SkinnyKernel<Format, T, kRowTiles>, WorkOf(args));
 }
 
 template <class Format, typename T>

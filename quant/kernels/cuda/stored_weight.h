@@ -32,7 +32,7 @@ ASSAY_BOTH int GroupsOf(const StoredWeight& w) {
   return w.group <= 0 || w.group >= w.k ? 1 : DivideUp(w.k, w.group);
 }
 
-constexpr int StorageBits(Storage storage) {
+ASSAY_BOTH constexpr int StorageBits(Storage storage) {
   switch (storage) {
     case Storage::kF32:
       return 32;

@@ -113,7 +113,7 @@ TEST(Gemm16InvarianceTest, RowsDoNotDependOnEachOtherNorOnTheTile) {
   few.m = 3;
   EXPECT_EQ(Multiplied(large, in), all);
   Operands<F16> first = in;
-  first.x.resize(static_cast<size_t>(3 * p.k));
+  first.x.resize(size_t{3} * 328);
   EXPECT_THAT(Multiplied(few, first), testing::ElementsAreArray(all.data(), size_t{3} * 40));
 }
 
