@@ -211,7 +211,7 @@ class TileWarp {
     ASSAY_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int row = FirstRow() + g + 8 * half;
-      const float sum = QuadSum(sum_[half]);
+      const float inverse = 1.0f / QuadSum(sum_[half]);
       if (row >= rows_.rows) continue;
       uint16_t* const y = rows_.y + row * rows_.y_stride;
       ASSAY_UNROLL
@@ -219,7 +219,7 @@ class TileWarp {
         const int column = 16 * FirstStep() + 8 * n + 2 * t;
         if (column >= rows_.head_dim) continue;
         *reinterpret_cast<uint32_t*>(y + column) =
-            Pack2<T>(o_[n][2 * half] / sum, o_[n][2 * half + 1] / sum);
+            Pack2<T>(o_[n][2 * half] * inverse, o_[n][2 * half + 1] * inverse);
       }
     }
   }
