@@ -1,6 +1,6 @@
 // Attention of up to 64 query rows of one head over the keys of their sequence, FlashAttention-2
-// style (Dao 2023): 16 rows to a warp, keys in tiles that begin at multiples of kTokens,
-// so that a row's sums are the same whichever rows share its block.
+// style (Dao 2023): 16 rows to a warp, keys in tiles that begin at multiples of kTokens, so that a
+// row's sums are the same whichever rows share its block.
 //
 // Shared memory holds the queries, one tile of keys and one of values, [rows][kUnits] of 16 bytes
 // each (SwizzledUnit); values are on their way while scores are computed, the next keys while

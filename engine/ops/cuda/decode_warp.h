@@ -46,8 +46,7 @@ class DecodeWarp {
   ASSAY_DEVICE DecodeWarp(const DecodeAttentionArgs& args, const DecodeRange& range)
       : range_(range), scale_(args.scale * kLog2E) {
     ASSAY_UNROLL
-    for (int n = 0; n < kWidth / 8; ++n) ASSAY_UNROLL
-    for (int i = 0; i < 4; ++i) o_[n][i] = 0;
+    for (int n = 0; n < kWidth / 8; ++n) o_[n][0] = o_[n][1] = o_[n][2] = o_[n][3] = 0;
     max_[0] = max_[1] = kNoScore;
     sum_[0] = sum_[1] = 0;
   }
