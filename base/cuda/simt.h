@@ -16,9 +16,12 @@
 #include <cuda_runtime.h>
 #define ASSAY_SIMT cuda
 #define ASSAY_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define ASSAY_LARGE_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)  // all registers
 #define ASSAY_DEVICE __device__ __forceinline__
 #define ASSAY_BOTH __host__ __device__ __forceinline__
 #define ASSAY_UNROLL _Pragma("unroll")
+#define ASSAY_PRAGMA(text) _Pragma(#text)
+#define ASSAY_UNROLL_BY(count) ASSAY_PRAGMA(unroll count)  // 1: not, where registers are scarce
 // T name[count] in shared memory; and all of the dynamic shared memory, as bytes, 16-byte aligned.
 #define ASSAY_SHARED(T, name, count) __shared__ T name[count]
 #define ASSAY_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -30,9 +33,11 @@
 #include "base/cuda/emulator.h"
 #define ASSAY_SIMT emulated
 #define ASSAY_KERNEL(threads) static void
+#define ASSAY_LARGE_KERNEL(threads) static void
 #define ASSAY_DEVICE inline
 #define ASSAY_BOTH inline
 #define ASSAY_UNROLL
+#define ASSAY_UNROLL_BY(count)
 #define ASSAY_SHARED(T, name, count) \
   static const char name##_tag = 0;  \
   T* const name = reinterpret_cast<T*>(SharedPiece(&name##_tag, sizeof(T) * (count)))

@@ -1,6 +1,6 @@
 // Attention of up to 64 query rows of one head over the keys of their sequence, FlashAttention-2
-// style (Dao 2023): four warps with 16 rows each, keys in tiles that begin at multiples of kTokens,
-// so that a row's sums are the same whichever rows share its block.
+// style (Dao 2023): 16 rows to a warp, keys in tiles that begin at multiples of kTokens, so that a
+// row's sums are the same whichever rows share its block.
 //
 // Shared memory holds the queries, one tile of keys and one of values, [rows][kUnits] of 16 bytes
 // each (SwizzledUnit); values are on their way while scores are computed, the next keys while
@@ -13,12 +13,16 @@ namespace assay::ASSAY_SIMT {
 
 template <int kWidth>
 struct TileShape {
-  static constexpr int kWarps = 4, kThreads = kWarps * kWarp;
+  // Warps that share 16 rows: each has scores of its own and a part of the outputs' columns.
+  static constexpr int kSharing = kWidth > 128 ? 2 : 1;
+  static constexpr int kRowGroups = kQueryTileRows / 16;
+  static constexpr int kThreads = kRowGroups * kSharing * kWarp;
   static constexpr int kTokens = kWidth <= 128 ? 64 : 32;
   static constexpr int kUnits = kWidth / 8, kSteps = kWidth / 16;
   static constexpr int kQueryUnits = kQueryTileRows * kUnits, kTokenUnits = kTokens * kUnits;
   static constexpr size_t kSharedBytes = 16 * (kQueryUnits + 2 * kTokenUnits);
-  static constexpr bool kQueriesInRegisters = kWidth <= 128;
+  static constexpr bool kQueriesInRegisters = kWidth <= 96;
+  static constexpr int kOutputSteps = kSteps / kSharing;  // of 16 columns, of a warp
 };
 
 // The rows of a block: q and y are those of its first row and its head.
@@ -55,6 +59,7 @@ struct StridedSource {
   template <typename T, int kWidth>
   ASSAY_DEVICE void Load(Quad* to, int k_or_v, int from, int, int last) const {
     constexpr int kUnits = TileShape<kWidth>::kUnits;
+    ASSAY_UNROLL_BY(1)
     for (int i = ThreadIndex(); i < TileShape<kWidth>::kTokenUnits; i += ThreadsOfBlock()) {
       const int token = i / kUnits, unit = i % kUnits;
       const uint16_t* const row =
@@ -79,27 +84,41 @@ struct PagedSource {
 
   template <typename T, int kWidth>
   ASSAY_DEVICE void Load(Quad* to, int k_or_v, int from, int first, int last) const {
+    constexpr int kPages = TileShape<kWidth>::kTokens / kKvBlockTokens;
+    const int lane = ThreadIndex() % kWarp, page = from / kKvBlockTokens + lane;
+    const bool used =
+        lane < kPages && page >= first / kKvBlockTokens && page * kKvBlockTokens < last;
+    const int mine = used ? table[page] : 0;
+    ASSAY_UNROLL_BY(1)
+    for (int i = 0; i < kPages; ++i) {
+      const int at = i * kKvBlockTokens, position = from + at;
+      LoadPage<T, kWidth>(to, at, KvFirstRow(kv.kv_heads, Shuffle(mine, i), head, k_or_v),
+                          first - position, last - position);
+    }
+  }
+
+ private:
+  // Tokens [first, last) of a page, the rows from `row` on of the pool, to token `at` of the tile.
+  template <typename T, int kWidth>
+  ASSAY_DEVICE void LoadPage(Quad* to, int at, int64_t row, int first, int last) const {
     // A unit of the pool is one of shared memory, or, of codes, two.
     constexpr int kUnits = TileShape<kWidth>::kUnits;
-    constexpr int kEach = kFormat == KvCodes::kHalf ? 1 : 2, kPoolUnits = kUnits / kEach;
+    constexpr int kPoolUnits = kFormat == KvCodes::kHalf ? kUnits : kUnits / 2;
     const int units = KvWidth(kv.head_dim) * KvCodeBytes(kFormat) / 16;
-    for (int i = ThreadIndex(); i < TileShape<kWidth>::kTokens * kPoolUnits;
-         i += ThreadsOfBlock()) {
-      const int token = i / kPoolUnits, unit = i % kPoolUnits, position = from + token;
-      const bool valid = position >= first && position < last && unit < units;
-      const int block = valid ? table[position / kKvBlockTokens] : 0;
-      const int64_t row = KvFirstRow(kv.kv_heads, block, head, k_or_v) + position % kKvBlockTokens;
-      const auto* const codes =
-          static_cast<const unsigned char*>(kv.codes) + (row * units + unit) * 16;
+    const auto* const page = static_cast<const unsigned char*>(kv.codes) + row * units * 16;
+    for (int i = ThreadIndex(); i < kKvBlockTokens * kPoolUnits; i += TileShape<kWidth>::kThreads) {
+      const int token = i / kPoolUnits, unit = i % kPoolUnits;
+      const bool valid = token >= first && token < last && unit < units;
+      const auto* const codes = page + (token * units + unit) * 16;
       if constexpr (kFormat == KvCodes::kHalf) {
-        CopyAsync16(to + SwizzledUnit<kUnits>(token, unit), codes, valid);
+        CopyAsync16(to + SwizzledUnit<kUnits>(at + token, unit), codes, valid);
       } else {
         const Quad zero = {0, 0, 0, 0};
         const Quad sixteen = valid ? Load16(codes) : zero;
-        const float scale = valid ? kv.scales[row] : 0;
-        Store16(to + SwizzledUnit<kUnits>(token, 2 * unit),
+        const float scale = valid ? kv.scales[row + token] : 0;
+        Store16(to + SwizzledUnit<kUnits>(at + token, 2 * unit),
                 Decoded<T>(sixteen.x, sixteen.y, scale));
-        Store16(to + SwizzledUnit<kUnits>(token, 2 * unit + 1),
+        Store16(to + SwizzledUnit<kUnits>(at + token, 2 * unit + 1),
                 Decoded<T>(sixteen.z, sixteen.w, scale));
       }
     }
@@ -124,13 +143,13 @@ template <typename T, int kWidth>
 class TileWarp {
  public:
   using Shape = TileShape<kWidth>;
-  static constexpr int kTokens = Shape::kTokens;
+  static constexpr int kTokens = Shape::kTokens, kTiles = 2 * Shape::kOutputSteps;
 
   // queries: [64][kUnits], complete.
   ASSAY_DEVICE TileWarp(const TileRows& rows, const Quad* queries)
       : rows_(rows), queries_(queries), scale_(rows.scale * kLog2E) {
     ASSAY_UNROLL
-    for (int n = 0; n < kWidth / 8; ++n) o_[n][0] = o_[n][1] = o_[n][2] = o_[n][3] = 0;
+    for (int n = 0; n < kTiles; ++n) o_[n][0] = o_[n][1] = o_[n][2] = o_[n][3] = 0;
     max_[0] = max_[1] = kNoScore;
     sum_[0] = sum_[1] = 0;
     if constexpr (Shape::kQueriesInRegisters) {
@@ -175,10 +194,11 @@ class TileWarp {
                              Pack2<T>(p[2 * n + 1][0], p[2 * n + 1][1]),
                              Pack2<T>(p[2 * n + 1][2], p[2 * n + 1][3])};
       ASSAY_UNROLL
-      for (int step = 0; step < Shape::kSteps; ++step) {
+      for (int step = 0; step < Shape::kOutputSteps; ++step) {
         uint32_t r[4];
         const int lane = ThreadIndex() % kWarp, token = 16 * n + lane / 8 % 2 * 8 + lane % 8;
-        LoadMatrix4Transposed(r, values + SwizzledUnit<Shape::kUnits>(token, 2 * step + lane / 16));
+        const int unit = 2 * (FirstStep() + step) + lane / 16;
+        LoadMatrix4Transposed(r, values + SwizzledUnit<Shape::kUnits>(token, unit));
         const uint32_t low[2] = {r[0], r[1]}, high[2] = {r[2], r[3]};
         Mma<T>(o_[2 * step], a, low);
         Mma<T>(o_[2 * step + 1], a, high);
@@ -191,21 +211,24 @@ class TileWarp {
     ASSAY_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int row = FirstRow() + g + 8 * half;
-      const float sum = QuadSum(sum_[half]);
+      const float inverse = 1.0f / QuadSum(sum_[half]);
       if (row >= rows_.rows) continue;
       uint16_t* const y = rows_.y + row * rows_.y_stride;
       ASSAY_UNROLL
-      for (int n = 0; n < kWidth / 8; ++n) {
-        const int column = 8 * n + 2 * t;
+      for (int n = 0; n < kTiles; ++n) {
+        const int column = 16 * FirstStep() + 8 * n + 2 * t;
         if (column >= rows_.head_dim) continue;
         *reinterpret_cast<uint32_t*>(y + column) =
-            Pack2<T>(o_[n][2 * half] / sum, o_[n][2 * half + 1] / sum);
+            Pack2<T>(o_[n][2 * half] * inverse, o_[n][2 * half + 1] * inverse);
       }
     }
   }
 
  private:
-  static ASSAY_DEVICE int FirstRow() { return ThreadIndex() / kWarp * 16; }
+  static ASSAY_DEVICE int FirstRow() { return ThreadIndex() / kWarp % Shape::kRowGroups * 16; }
+  static ASSAY_DEVICE int FirstStep() {
+    return ThreadIndex() / kWarp / Shape::kRowGroups * Shape::kOutputSteps;
+  }
 
   ASSAY_DEVICE void LoadQuery(int step, uint32_t (&a)[4]) const {
     const int lane = ThreadIndex() % kWarp, row = FirstRow() + lane / 8 % 2 * 8 + lane % 8;
@@ -253,7 +276,7 @@ class TileWarp {
     }
     if (Ballot(keep[0] != 1 || keep[1] != 1) == 0) return;
     ASSAY_UNROLL
-    for (int n = 0; n < kWidth / 8; ++n) {
+    for (int n = 0; n < kTiles; ++n) {
       ASSAY_UNROLL
       for (int i = 0; i < 4; ++i) o_[n][i] *= keep[i / 2];
     }
@@ -263,7 +286,7 @@ class TileWarp {
   const Quad* const queries_;
   const float scale_;
   uint32_t fragments_[Shape::kQueriesInRegisters ? Shape::kSteps : 1][4];
-  float o_[kWidth / 8][4];
+  float o_[kTiles][4];
   float max_[2], sum_[2];  // of rows g and g + 8; sum_: of this lane's columns
 };
 

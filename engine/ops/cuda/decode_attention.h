@@ -6,6 +6,9 @@
 //
 // A row's result depends on its own sequence and on `splits`, bit for bit, and on nothing else of
 // the batch. Queries and weights enter products as T, codes of 8 bits exactly; sums are f32.
+//
+// head_dim above 128 over a 16-bit pool takes 72 KB of shared memory, more than compute capability
+// 7.5 has: the launch fails there.
 #pragma once
 #include "engine/ops/cuda/kv_layout.h"
 

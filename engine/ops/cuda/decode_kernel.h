@@ -71,6 +71,7 @@ ASSAY_DEVICE void MergeWarps(const Warp& warp, int group, int width, const Decod
       to.sum[row] = sum;
     }
   }
+  ASSAY_UNROLL_BY(1)
   for (int w = 0; w < kWarps; ++w) {
     if (w == me) {
       warp.ForOutputs(factor, [&](int half, int column, float v) {
@@ -157,7 +158,7 @@ ASSAY_DEVICE void RunPages(const DecodeAttentionArgs& args, const DecodeRange& r
 }
 
 template <typename T, KvCodes kFormat, int kWidth>
-ASSAY_KERNEL((DecodeShape<T, kFormat, kWidth>::kWarps * kWarp))
+ASSAY_LARGE_KERNEL((DecodeShape<T, kFormat, kWidth>::kWarps * kWarp))
 DecodeKernel(DecodeAttentionArgs args) {
   using Shape = DecodeShape<T, kFormat, kWidth>;
   using Warp = DecodeWarp<T, kFormat, kWidth>;

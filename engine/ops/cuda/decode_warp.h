@@ -26,6 +26,7 @@ struct DecodeShape {
   static constexpr int kFitting = (52 << 10) / (16 * kPageUnits * kWarps);  // shared memory
   static constexpr int kStages = kFitting < 2 ? 2 : kFitting > 4 ? 4 : kFitting;
   static constexpr bool kQueriesInRegisters = kWidth <= 128;
+  static constexpr int kCopiesAtOnce = kWidth > 128 ? 1 : 4;  // without cp.async: in registers
   static constexpr int kQueryUnits = kQueriesInRegisters ? 0 : kSteps * kWarp;
   static constexpr size_t kSharedBytes = 16 * (size_t{kStages} * kWarps * kPageUnits + kQueryUnits);
 };
@@ -45,8 +46,7 @@ class DecodeWarp {
   ASSAY_DEVICE DecodeWarp(const DecodeAttentionArgs& args, const DecodeRange& range)
       : range_(range), scale_(args.scale * kLog2E) {
     ASSAY_UNROLL
-    for (int n = 0; n < kWidth / 8; ++n) ASSAY_UNROLL
-    for (int i = 0; i < 4; ++i) o_[n][i] = 0;
+    for (int n = 0; n < kWidth / 8; ++n) o_[n][0] = o_[n][1] = o_[n][2] = o_[n][3] = 0;
     max_[0] = max_[1] = kNoScore;
     sum_[0] = sum_[1] = 0;
   }
@@ -71,6 +71,7 @@ class DecodeWarp {
     const int units = KvWidth(kv.head_dim) * (kCoded ? 1 : 2) / 16;  // of a row of the pool
     const int64_t row = KvFirstRow(kv.kv_heads, block, head, 0);
     const auto* const from = static_cast<const unsigned char*>(kv.codes) + row * units * 16;
+    ASSAY_UNROLL_BY(Shape::kCopiesAtOnce)
     for (int i = lane; i < Shape::kRowUnits; i += kWarp) {
       const int r = i / Shape::kUnits, unit = i % Shape::kUnits;
       const int position = page * kKvBlockTokens + r % kKvBlockTokens;
@@ -142,22 +143,33 @@ class DecodeWarp {
 
   template <typename Query>
   ASSAY_DEVICE void Score(const Quad* keys, const Query& query, float (&s)[2][4]) {
+    if constexpr (Shape::kQueriesInRegisters) {
+      ASSAY_UNROLL
+      for (int step = 0; step < Shape::kSteps; step += 2) ScoreTwoSteps(keys, query, step, s);
+    } else {
+      ASSAY_UNROLL_BY(2)
+      for (int step = 0; step < Shape::kSteps; step += 2) ScoreTwoSteps(keys, query, step, s);
+    }
+  }
+  template <typename Query>
+  ASSAY_DEVICE void ScoreTwoSteps(const Quad* keys, const Query& query, int first,
+                                  float (&s)[2][4]) {
     uint32_t r[4];
     ASSAY_UNROLL
-    for (int step = 0; step < Shape::kSteps; ++step) {
-      const Quad fragment = query(step);
+    for (int i = 0; i < (Shape::kSteps < 2 ? Shape::kSteps : 2); ++i) {
+      const Quad fragment = query(first + i);
       const uint32_t a[4] = {fragment.x, fragment.y, fragment.z, fragment.w};
       if constexpr (kCoded) {
-        if (step % 2 == 0) LoadMatrix4(r, MatrixRow<true>(keys, step));
+        if (i == 0) LoadMatrix4(r, MatrixRow<true>(keys, first));
         ASSAY_UNROLL
         for (int tile = 0; tile < 2; ++tile) {
-          const uint32_t four = r[step % 2 * 2 + tile];
+          const uint32_t four = r[2 * i + tile];
           const uint32_t b[2] = {CodePair<T, kFormat, 0, 1>::Of(four),
                                  CodePair<T, kFormat, 2, 3>::Of(four)};
           Mma<T>(s[tile], a, b);
         }
       } else {
-        LoadMatrix4(r, MatrixRow<false>(keys, 2 * step));
+        LoadMatrix4(r, MatrixRow<false>(keys, 2 * (first + i)));
         const uint32_t low[2] = {r[0], r[1]}, high[2] = {r[2], r[3]};
         Mma<T>(s[0], a, low);
         Mma<T>(s[1], a, high);

@@ -13,8 +13,9 @@ struct PrefillAttentionArgs {
   const void* q = nullptr;  // [rows][heads][head_dim], T, rotated
   int heads = 0;
   float scale = 0;
-  int sliding_window = 0;            // positions a row can look back, itself included; 0 = all
-  const QueryTile* tiles = nullptr;  // [num_tiles], device memory
+  int sliding_window = 0;  // positions a row can look back, itself included; 0 = all
+  // [num_tiles], device memory. Those with the longest way back first keep the end short.
+  const QueryTile* tiles = nullptr;
   int num_tiles = 0;
   // [sequences][max_blocks]; only entries that cover what rows see are valid.
   const int32_t* block_tables = nullptr;

@@ -135,6 +135,16 @@ class PagedKv {
       for (int i = 0; i < shape_.head_dim; ++i) to[i] = std::byte{F32ToE4M3(x[i] * (448 / absmax))};
     }
   }
+  // A row whose element i has the code i; without e4m3's NaN.
+  void StoreEveryCode(const Place& at) const {
+    const int64_t row = RowOf(at);
+    scales_[static_cast<size_t>(row)] = 1;
+    std::byte* const to = codes_.data() + row * KvWidth(shape_.head_dim);
+    for (int i = 0; i < shape_.head_dim; ++i) {
+      const bool nan = shape_.format == KvCodes::kE4m3 && (i & 0x7f) == 0x7f;
+      to[i] = static_cast<std::byte>(nan ? 0 : i);
+    }
+  }
   // What is stored there, element i.
   double At(const Place& at, int i) const {
     const int64_t row = RowOf(at), index = row * KvWidth(shape_.head_dim) + i;

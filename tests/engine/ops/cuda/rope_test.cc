@@ -12,7 +12,6 @@
 namespace assay::emulated {
 namespace {
 
-using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
 struct Case {
