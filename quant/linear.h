@@ -91,6 +91,7 @@ class QuantizedLinear {
 
   const LinearProblem& problem() const { return problem_; }
   std::string_view kernel() const { return kernel_->name(); }
+  const PackedWeight& weight() const { return *weight_; }  // the kernel's own
   size_t bytes() const;
   bool rotates_input() const { return rotation() != nullptr; }
   // Of the input, and of the weight before its codes were found; null: none.

@@ -32,7 +32,7 @@ absl::StatusOr<ModelPass> ModelPass::Create(const Model& model, const Size& size
                                             ThreadPool& pool) {
   ASSIGN_OR_RETURN(
       Arena arena,
-      Arena::Create(CpuDevice(), model.scratch_bytes(size.rows, size.out_rows, size.context)));
+      Arena::Create(model.device(), model.scratch_bytes(size.rows, size.out_rows, size.context)));
   ModelPass pass(model, size, pool, std::move(arena));
   if (model.spec().task == ModelTask::kGenerate) RETURN_IF_ERROR(pass.MakeKv());
   return pass;
@@ -45,7 +45,7 @@ absl::Status ModelPass::MakeKv() {
     layout.first_layer = size_.first_layer;
     layout.layers = size_.layers;
   }
-  ASSIGN_OR_RETURN(KvPool kv, KvPool::Create(CpuDevice(), std::move(layout),
+  ASSIGN_OR_RETURN(KvPool kv, KvPool::Create(model_.device(), std::move(layout),
                                              size_.sequences * per_sequence, size_.sequences));
   kv_.emplace(std::move(kv));
   blocks_.resize(static_cast<size_t>(size_.sequences));

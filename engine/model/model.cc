@@ -99,7 +99,8 @@ KvPool::Layout Model::kv_layout(const KvFormat& format) const {
                            .head_dim = spec().head_dim,
                            .dtype = format.dtype,
                            .window = format.window,
-                           .sinks = format.sinks};
+                           .sinks = format.sinks,
+                           .on_gpu = device().kind() == DeviceKind::kCuda};
   if (format.dtype != DType::kI8 && format.dtype != DType::kU4) return layout;
   const size_t width = static_cast<size_t>(layout.kv_heads) * layout.head_dim;
   const size_t channels = width * static_cast<size_t>(layout.layers);

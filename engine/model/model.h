@@ -101,6 +101,8 @@ class Model {
   virtual absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const = 0;
   // Scratch that Forward needs for batches of up to this size.
   virtual size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const = 0;
+  // Where it runs: KV pool and scratch lie there. What Forward takes and gives is host memory.
+  virtual Device& device() const { return CpuDevice(); }
   virtual size_t other_weight_bytes() const = 0;  // norms, position tables, biases outside linears
   // With what the linears say of keys, where the format has integer codes.
   KvPool::Layout kv_layout(const KvFormat& format) const;

@@ -43,7 +43,14 @@ class KvPool {
     std::shared_ptr<const KvKeys> keys = nullptr;  // i8 and u4; null: keys as they are
     int window = 0, sinks = 0;                     // i8 and u4: KvFormat
     int first_layer = 0;  // layers [first_layer, first_layer + layers) of a model, for parts of it
-    int64_t row_bytes() const { return KvRowBytes(dtype, head_dim); }
+    // Of a GPU: lies as engine/ops/cuda/kv_layout.h has it, f16 is the 16-bit type of the model
+    // there. keys(), values() and slots are the CPU's.
+    bool on_gpu = false;
+    int64_t row_bytes() const {
+      if (!on_gpu) return KvRowBytes(dtype, head_dim);
+      const int64_t width = (head_dim + 15) / 16 * 16;
+      return dtype == DType::kI8 ? width + 4 : 2 * width;
+    }
     size_t block_bytes() const {  // K and V of all layers
       return static_cast<size_t>(int64_t{2} * layers * kv_heads * kBlockTokens * row_bytes());
     }
@@ -61,6 +68,7 @@ class KvPool {
   int num_blocks() const { return num_blocks_; }
   int num_slots() const { return num_slots_; }
   size_t bytes() const { return storage_.bytes() + slots_.bytes(); }
+  std::byte* storage() { return storage_.data<std::byte>(); }
   // Keys of one layer and head in one block: kBlockTokens rows of row_bytes(). Values likewise.
   std::byte* keys(int layer, int block, int head) { return At(layer, block, 0, head); }
   std::byte* values(int layer, int block, int head) { return At(layer, block, 1, head); }

@@ -426,7 +426,7 @@ absl::StatusOr<std::unique_ptr<GenerateEngine>> GenerateEngine::Start(
     std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
     const EngineOptions& options, EngineHost host) {
   ASSIGN_OR_RETURN(const Sizes sizes, WorkOut(*model, options));
-  Device& device = CpuDevice();
+  Device& device = model->device();
   ASSIGN_OR_RETURN(KvPool kv_pool, KvPool::Create(device, model->kv_layout(options.kv_format),
                                                   sizes.num_blocks, sizes.num_slots));
   ASSIGN_OR_RETURN(Arena scratch, Arena::Create(device, model->scratch_bytes(sizes.max_step_tokens,
@@ -434,7 +434,7 @@ absl::StatusOr<std::unique_ptr<GenerateEngine>> GenerateEngine::Start(
                                                                              sizes.max_context)));
   ASSIGN_OR_RETURN(
       Tensor logits,
-      Tensor::Create(device, Shape{sizes.max_sequences, model->spec().vocab}, DType::kF32));
+      Tensor::Create(CpuDevice(), Shape{sizes.max_sequences, model->spec().vocab}, DType::kF32));
   auto engine =
       std::make_unique<GenerateLoop>(GenerateLoop::Parts{.model = std::move(model),
                                                          .tokenizer = std::move(tokenizer),

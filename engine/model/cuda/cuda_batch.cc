@@ -11,8 +11,7 @@ constexpr size_t kTileInts = sizeof(QueryTile) / sizeof(int32_t);
 
 // Graphs are captured for so many rows (reference: every step of a GPU costs the same up to the
 // next tile of its products).
-constexpr std::array kBuckets = {1,  2,  4,  8,   12,  16,  24,  32,
-                                 48, 64, 96, 128, 160, 192, 224, 256};
+constexpr std::array kBuckets = {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256};
 
 int FirstDecodeRow(const SequenceSpan& s) {
   return std::clamp(s.first_decode_position - s.start_position, 0, s.num_rows);

@@ -12,8 +12,8 @@ namespace assay {
 // What a step is launched for; the batch has at most so much of each, the rest is padding.
 struct CudaStepSizes {
   int rows = 0, sequences = 0, logit_rows = 0;
-  int max_blocks = 0;  // of a sequence
-  int tiles = 0;       // of prefill rows
+  int max_blocks = 0;   // of a sequence
+  int tiles = 0;        // of prefill rows
   bool decode = false;  // there may be decode rows
 
   bool operator==(const CudaStepSizes&) const = default;

@@ -21,11 +21,8 @@ struct CudaModelOptions {
 
 // `linears` names every slot, each made by MakeCudaQuantizedLinear (cuda_kernel.h) for `backend`.
 // Status codes of the family's build; Unimplemented: what the device's kernels refuse.
-absl::StatusOr<std::unique_ptr<const Model>> BuildCudaLlama(const CudaBackend& backend,
-                                                            const CudaOpsKernels& ops,
-                                                            const ModelSpec& spec,
-                                                            const Checkpoint& checkpoint,
-                                                            LinearMap linears,
-                                                            const CudaModelOptions& options);
+absl::StatusOr<std::unique_ptr<const Model>> BuildCudaLlama(
+    const CudaBackend& backend, const CudaOpsKernels& ops, const ModelSpec& spec,
+    const Checkpoint& checkpoint, LinearMap linears, const CudaModelOptions& options);
 
 }  // namespace assay

@@ -35,7 +35,8 @@ absl::Status StageInput(const CudaBackend& backend, RowForm form, TensorView x, 
   std::vector<int8_t> codes(count);
   std::vector<float> scales(static_cast<size_t>(rows));
   for (int64_t i = 0; i < rows; ++i)
-    scales[static_cast<size_t>(i)] = QuantizeA8Token(x.as<float>() + i * k, k, codes.data() + i * k);
+    scales[static_cast<size_t>(i)] =
+        QuantizeA8Token(x.as<float>() + i * k, k, codes.data() + i * k);
   ASSIGN_OR_RETURN(staging.x, device.Allocate(count));
   ASSIGN_OR_RETURN(staging.x_scales, device.Allocate(scales.size() * sizeof(float)));
   RETURN_IF_ERROR(device.Upload(std::as_bytes(std::span(codes)), staging.x));
@@ -73,16 +74,15 @@ absl::Status CudaLinearKernel::TryRun(const CudaLinear& w, const LinearArgs& arg
   RETURN_IF_ERROR(StageScratch(device, w, rows, staging));
   ASSIGN_OR_RETURN(staging.y, device.Allocate(args.y.bytes()));
   if (args.accumulate) RETURN_IF_ERROR(device.Upload({args.y.data, args.y.bytes()}, staging.y));
-  RETURN_IF_ERROR(w.Run(
-      {.x = staging.x.data(),
-       .x_scales = reinterpret_cast<const float*>(staging.x_scales.data()),
-       .rows = rows,
-       .y = reinterpret_cast<float*>(staging.y.data()),
-       .accumulate = args.accumulate,
-       .scratch = {.expanded = staging.expanded.data(),
-                   .partial = reinterpret_cast<float*>(staging.partial.data()),
-                   .counters = reinterpret_cast<int*>(staging.counters.data())},
-       .context = {.stream = device.stream()}}));
+  RETURN_IF_ERROR(w.Run({.x = staging.x.data(),
+                         .x_scales = reinterpret_cast<const float*>(staging.x_scales.data()),
+                         .rows = rows,
+                         .y = reinterpret_cast<float*>(staging.y.data()),
+                         .accumulate = args.accumulate,
+                         .scratch = {.expanded = staging.expanded.data(),
+                                     .partial = reinterpret_cast<float*>(staging.partial.data()),
+                                     .counters = reinterpret_cast<int*>(staging.counters.data())},
+                         .context = {.stream = device.stream()}}));
   RETURN_IF_ERROR(device.Download(staging.y, {args.y.data, args.y.bytes()}));
   if (args.bias.empty()) return absl::OkStatus();
   for (int64_t i = 0; i < int64_t{rows} * n; ++i)
@@ -119,6 +119,18 @@ void CudaLinearKernel::DecodeRow(const PackedWeight& w, int64_t row, std::span<f
     Log(LogLevel::kError, "reading a row on the GPU failed", {{"error", status.ToString()}});
     std::fill(out.begin(), out.end(), kNaN);
   }
+}
+
+absl::StatusOr<QuantizedLinear> MakeCudaQuantizedLinear(const CudaLinearKernel& kernel,
+                                                        const QuantizedTensor& w,
+                                                        const Tensor& bias,
+                                                        ActivationMode activation) {
+  ASSIGN_OR_RETURN(std::unique_ptr<const CudaLinear> linear,
+                   CudaLinear::Create(kernel.backend_, w, bias, activation));
+  const LinearProblem problem = {
+      .shape = w.shape, .scheme = w.scheme, .activation = activation, .device = DeviceKind::kCuda};
+  // The bias is the CudaLinear's: it lies on the device.
+  return QuantizedLinear::Of(problem, kernel, std::move(linear), Tensor());
 }
 
 }  // namespace assay

@@ -1,6 +1,6 @@
-// A GPU's linear layers behind the interface that all kernels have (quant/linear.h): for models that
-// run on it, which take the CudaLinear out, and for checks of single layers, whose operands are
-// copied there and back.
+// A GPU's linear layers behind the interface that all kernels have (quant/linear.h): for models
+// that run on it, which take the CudaLinear out, and for checks of single layers, whose operands
+// are copied there and back.
 #pragma once
 #include "quant/kernels/cuda/cuda_linear.h"
 
@@ -22,8 +22,18 @@ class CudaLinearKernel final : public LinearKernel {
  private:
   absl::Status TryRun(const CudaLinear& w, const LinearArgs& args) const;
   absl::Status TryDecodeRow(const CudaLinear& w, int64_t row, std::span<float> out) const;
+  friend absl::StatusOr<QuantizedLinear> MakeCudaQuantizedLinear(const CudaLinearKernel&,
+                                                                 const QuantizedTensor&,
+                                                                 const Tensor&, ActivationMode);
   const std::string name_;
   const CudaBackend backend_;
 };
+
+// A layer of a model on the kernel's device, which outlives it; `bias` [n] f32 or empty. Status
+// codes of CudaLinear::Create.
+absl::StatusOr<QuantizedLinear> MakeCudaQuantizedLinear(const CudaLinearKernel& kernel,
+                                                        const QuantizedTensor& w,
+                                                        const Tensor& bias,
+                                                        ActivationMode activation);
 
 }  // namespace assay

@@ -87,7 +87,7 @@ absl::Status CudaLinearRefuses(const QuantScheme& scheme, const Shape& shape,
   if (activation != ActivationMode::kA16)
     return absl::UnimplementedError(
         absl::StrCat("the CUDA backend has no activation mode ", std::string(Name(activation))));
-  if (w.storage == Storage::kBf16 || w.storage == Storage::kF32) {
+  if (StorageBits(w.storage) >= 16) {
     return Refuse(Gemm16Refuses({.m = 1,
                                  .n = w.n,
                                  .k = w.k,
@@ -114,6 +114,7 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaB
   CudaDevice& device = backend.device;
   if (linear->IsPlain()) {
     ASSIGN_OR_RETURN(linear->codes_, Rounded(device, w, backend.half));
+    linear->weight_.storage = backend.half == Half::kF16 ? Storage::kF16 : Storage::kBf16;
   } else {
     ASSIGN_OR_RETURN(linear->codes_, OnDevice(device, w.codes));
     ASSIGN_OR_RETURN(linear->scales_, OnDevice(device, w.scales));

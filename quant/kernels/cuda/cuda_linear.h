@@ -71,9 +71,8 @@ class CudaLinear final : public PackedWeight {
   absl::Status RunHalf(const CudaLinearArgs& args) const;
   absl::Status RunExpanded(const CudaLinearArgs& args) const;
   absl::Status RunS8(const CudaLinearArgs& args) const;
-  bool IsPlain() const {  // 16-bit products use it as it is
-    return weight_.storage == Storage::kBf16 || weight_.storage == Storage::kF32;
-  }
+  // In T: 16-bit products use it as it is.
+  bool IsPlain() const { return StorageBits(weight_.storage) >= 16; }
 
   const CudaBackend backend_;
   StoredWeight weight_;

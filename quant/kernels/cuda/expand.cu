@@ -37,14 +37,18 @@ ASSAY_DEVICE void LoadCodes(const StoredWeight& w, const Run& run, int (&codes)[
 
 template <Storage kStorage>
 ASSAY_DEVICE void DecodeRun(const StoredWeight& w, const Run& run, float (&out)[kRun]) {
-  if constexpr (kStorage == Storage::kF32 || kStorage == Storage::kBf16) {
+  if constexpr (kStorage == Storage::kF32 || kStorage == Storage::kBf16 ||
+                kStorage == Storage::kF16) {
     const size_t at = static_cast<size_t>(run.row) * w.k + run.k;
     ASSAY_UNROLL
     for (int i = 0; i < kRun; ++i) {
       if (i >= run.count) break;
-      out[i] = kStorage == Storage::kF32
-                   ? static_cast<const float*>(w.codes)[at + i]
-                   : ToFloat(Bf16{static_cast<const uint16_t*>(w.codes)[at + i]});
+      if constexpr (kStorage == Storage::kF32) {
+        out[i] = static_cast<const float*>(w.codes)[at + i];
+      } else {
+        const uint16_t bits = static_cast<const uint16_t*>(w.codes)[at + i];
+        out[i] = kStorage == Storage::kF16 ? ToFloat(F16{bits}) : ToFloat(Bf16{bits});
+      }
     }
     return;
   }
@@ -97,17 +101,26 @@ ExpandKernel(const ExpandArgs args) {
   const auto row = static_cast<int>(index / runs), k = static_cast<int>(index % runs) * kRun;
   const int count = args.w.k - k < kRun ? args.w.k - k : kRun;
   float values[kRun];
-  DecodeRun<kStorage>(args.w, {args.row + row, k, count}, values);
-  PdlWait();
+  ASSAY_UNROLL
+  for (int i = 0; i < kRun; ++i) values[i] = 0;
+  if (args.pick != nullptr) PdlWait();  // it may be of the kernel before
+  const int from = args.pick == nullptr ? args.row + row : args.pick[row];
+  if (from >= 0 && from < args.w.n) DecodeRun<kStorage>(args.w, {from, k, count}, values);
+  if (args.pick == nullptr) PdlWait();
   T* const out = static_cast<T*>(args.out) + static_cast<size_t>(row) * args.out_stride + k;
-  if (count == kRun && args.out_stride % 8 == 0) {
+  if constexpr (sizeof(T) == 4) {
+    ASSAY_UNROLL
+    for (int i = 0; i < kRun; ++i)
+      if (i < count) out[i] = values[i];
+    return;
+  } else if (count == kRun && args.out_stride % 8 == 0) {
     Store16(out, {Pack2<T>(values[0], values[1]), Pack2<T>(values[2], values[3]),
                   Pack2<T>(values[4], values[5]), Pack2<T>(values[6], values[7])});
-    return;
+  } else {
+    ASSAY_UNROLL
+    for (int i = 0; i < kRun; ++i)
+      if (i < count) out[i] = FromFloat<T>(values[i]);
   }
-  ASSAY_UNROLL
-  for (int i = 0; i < kRun; ++i)
-    if (i < count) out[i] = FromFloat<T>(values[i]);
 }
 
 template <Storage kStorage>
@@ -115,8 +128,9 @@ int LaunchExpand(const ExpandArgs& args, const LaunchContext& context) {
   const int64_t runs = static_cast<int64_t>(DivideUp(args.w.k, kRun)) * args.rows;
   const LaunchGrid grid = {.x = static_cast<int>((runs + kThreads - 1) / kThreads),
                            .threads = kThreads};
+  if (args.float_out) return Launch(grid, context, ExpandKernel<kStorage, float>, args);
   return args.t == Half::kF16 ? Launch(grid, context, ExpandKernel<kStorage, F16>, args)
-                                 : Launch(grid, context, ExpandKernel<kStorage, Bf16>, args);
+                              : Launch(grid, context, ExpandKernel<kStorage, Bf16>, args);
 }
 
 }  // namespace
@@ -127,6 +141,8 @@ int Expand(const ExpandArgs& args, const LaunchContext& context) {
       return LaunchExpand<Storage::kF32>(args, context);
     case Storage::kBf16:
       return LaunchExpand<Storage::kBf16>(args, context);
+    case Storage::kF16:
+      return LaunchExpand<Storage::kF16>(args, context);
     case Storage::kInt4Group:
       return LaunchExpand<Storage::kInt4Group>(args, context);
     case Storage::kInt4Float:

@@ -11,16 +11,17 @@ struct ExpandArgs {
   int row = 0, rows = 0;
   int out_stride = 0;
   Half t = Half::kF16;
+  bool float_out = false;         // f32 instead of T
+  const int32_t* pick = nullptr;  // [rows]: which rows instead, zeros where negative (embedding)
 };
 
 // Why these rows cannot be expanded, or null.
 constexpr const char* ExpandRefuses(const ExpandArgs& args, int compute_capability) {
-  if (args.rows < 1 || args.row < 0 || args.rows > args.w.n - args.row)
+  if (args.rows < 1 || args.row < 0 || (args.pick == nullptr && args.rows > args.w.n - args.row))
     return "the rows to expand must lie in the weight";
   if (args.out_stride < args.w.k) return "rows of the expanded weight must hold k";
-  if (args.t == Half::kBf16 && compute_capability < 80)
-    return "bf16 needs compute capability 8.0";
-  const bool has_groups = args.w.storage != Storage::kF32 && args.w.storage != Storage::kBf16;
+  if (args.t == Half::kBf16 && compute_capability < 80) return "bf16 needs compute capability 8.0";
+  const bool has_groups = StorageBits(args.w.storage) < 16;
   if (has_groups && args.w.group > 0 && args.w.group < args.w.k && args.w.group % 8 != 0)
     return "groups must be multiples of 8";
   return nullptr;

@@ -68,6 +68,7 @@ constexpr const char* SkinnyRefuses(const SkinnyArgs& args, int compute_capabili
   switch (w.storage) {
     case Storage::kF32:
     case Storage::kBf16:
+    case Storage::kF16:
       return "weights of 16 and 32 bit have other kernels";
     case Storage::kInt4Float:
       return "the grid float of int4_group is multiplied expanded";

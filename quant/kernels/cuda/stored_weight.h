@@ -6,10 +6,11 @@
 namespace assay {
 
 enum class Storage {
-  kF32,          // codes f32 [n, k]
-  kBf16,         // codes bf16 [n, k]
-  kInt4Group,    // int4_group: sym, full, signed_max (zeros null), asym (zeros u8, two a byte)
-  kInt4Float,    // int4_group:float: zeros bf16 [n, groups]
+  kF32,        // codes f32 [n, k]
+  kBf16,       // codes bf16 [n, k]
+  kF16,        // codes f16 [n, k]: no scheme's, what others are rounded to on a device without bf16
+  kInt4Group,  // int4_group: sym, full, signed_max (zeros null), asym (zeros u8, two a byte)
+  kInt4Float,  // int4_group:float: zeros bf16 [n, groups]
   kInt8Channel,  // scales f32 [n]
   kInt8Group,    // sym: codes s8, zeros null; asym: codes u8, zeros u8 [n, groups]
   kE4M3,         // fp8_e4m3: scales f32 [n / scale_rows rounded up, groups]
@@ -37,6 +38,7 @@ ASSAY_BOTH constexpr int StorageBits(Storage storage) {
     case Storage::kF32:
       return 32;
     case Storage::kBf16:
+    case Storage::kF16:
       return 16;
     case Storage::kInt4Group:
     case Storage::kInt4Float:
