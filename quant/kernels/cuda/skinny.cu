@@ -17,6 +17,7 @@ int Skinny(const SkinnyArgs& args, const LaunchContext& context) {
       return SkinnyNf4(args, context);
     case Storage::kF32:
     case Storage::kBf16:
+    case Storage::kF16:
     case Storage::kInt4Float:
       break;  // refused
   }
