@@ -82,36 +82,41 @@ ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work) {
           DivideUp(left < work.split_k ? left : work.split_k, Tile::kStageK)};
 }
 
-// Stage `index` of the block's codes into `to`; zeros beyond n and k.
+// Stage `index` of the block's codes into `to`; zeros beyond n and k. Offsets within the block's
+// rows are of 32 bits: its start is the same for all threads and costs them no registers.
 template <class Format, class Tile>
 ASSAY_DEVICE void CopyCodes(const SkinnyArgs& args, const SkinnyPlace& place, int index,
                             unsigned char* to) {
   constexpr int kPerChunk = 128 / Format::kBits, kChunks = Tile::kStageK / kPerChunk;
-  const auto* const codes = static_cast<const unsigned char*>(args.w.codes);
-  const size_t row_bytes = static_cast<size_t>(args.w.k) * Format::kBits / 8;
+  const uint32_t row_bytes = static_cast<uint32_t>(args.w.k) / 8 * Format::kBits;
+  const auto* const codes = static_cast<const unsigned char*>(args.w.codes) +
+                            static_cast<size_t>(BlockX()) * kSkinnyColumns * row_bytes;
+  const int chunk = ThreadIndex() % kChunks, k_begin = place.k_begin + index * Tile::kStageK;
+  const int k = k_begin + chunk * kPerChunk;
   ASSAY_UNROLL
-  for (int i = 0; i < kSkinnyColumns * kChunks; i += kSkinnyThreads) {
-    const int at = i + ThreadIndex(), row = at / kChunks, chunk = at % kChunks;
-    const int n = place.n0 + row, k = place.k_begin + index * Tile::kStageK + chunk * kPerChunk;
-    const bool valid = n < args.w.n && k < args.w.k;
-    const size_t from = valid ? n * row_bytes + static_cast<size_t>(k) * Format::kBits / 8 : 0;
-    CopyAsync16(to + row * Tile::kCodeStride + chunk * 16, codes + from, valid);
+  for (int i = 0; i < kSkinnyColumns; i += kSkinnyThreads / kChunks) {
+    const int row = i + ThreadIndex() / kChunks;
+    const bool valid = place.n0 + row < args.w.n && k < args.w.k;
+    const uint32_t from = row * row_bytes + static_cast<uint32_t>(k) / 8 * Format::kBits;
+    CopyAsync16(to + row * Tile::kCodeStride + chunk * 16, codes + (valid ? from : 0), valid);
   }
 }
 
-// The same of x.
+// The same of x, but rows beyond m stay as they are: they make sums that nobody stores.
 template <class Tile>
 ASSAY_DEVICE void CopyX(const SkinnyArgs& args, const SkinnyPlace& place, int index,
                         unsigned char* to) {
   constexpr int kChunks = Tile::kStageK / 8;
-  const auto* const x = static_cast<const uint16_t*>(args.x);
-  ASSAY_UNROLL
-  for (int i = 0; i < Tile::kRows * kChunks; i += kSkinnyThreads) {
-    const int at = i + ThreadIndex(), row = at / kChunks, chunk = at % kChunks;
-    const int m = place.m0 + row, k = place.k_begin + index * Tile::kStageK + chunk * 8;
-    const bool valid = m < args.m && k < args.w.k;
-    const size_t from = valid ? static_cast<size_t>(m) * args.x_stride + k : 0;
-    CopyAsync16(to + row * Tile::kXStride + chunk * 16, x + from, valid);
+  const auto stride = static_cast<uint32_t>(args.x_stride);
+  const auto* const x =
+      static_cast<const uint16_t*>(args.x) + static_cast<size_t>(BlockZ()) * Tile::kRows * stride;
+  const int chunk = ThreadIndex() % kChunks;
+  const int k = place.k_begin + index * Tile::kStageK + chunk * 8;
+  const int left = args.m - place.m0, rows = left < Tile::kRows ? left : Tile::kRows;
+  for (int row = ThreadIndex() / kChunks; row < rows; row += kSkinnyThreads / kChunks) {
+    const bool valid = k < args.w.k;
+    const uint32_t from = row * stride + static_cast<uint32_t>(k);
+    CopyAsync16(to + row * Tile::kXStride + chunk * 16, x + (valid ? from : 0), valid);
   }
 }
 
@@ -352,7 +357,7 @@ ASSAY_DEVICE void StoreElement(const SkinnyArgs& args, int row, int column, floa
 }
 
 template <class Format, typename T, int kRowTiles>
-ASSAY_KERNEL(kSkinnyThreads)
+ASSAY_KERNEL_FOR_BLOCKS(kSkinnyThreads, (kRowTiles <= 2 ? 2 : 1))
 SkinnyKernel(const SkinnyWork work) {
   const SkinnyArgs& args = work.args;
   using Tile = SkinnyTile<Format, kRowTiles>;
