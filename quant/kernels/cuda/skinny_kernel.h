@@ -61,15 +61,18 @@ inline SkinnyWork WorkOf(const SkinnyArgs& args) {
   return work;
 }
 
-// Of a thread.
+// Of a thread, and where its block keeps things.
 struct SkinnyPlace {
   int g, t, k_warp, column_warp;
-  int n0, m0;           // first column and row of the block
-  int k_begin, stages;  // of the block
+  int n0, m0;             // first column and row of the block
+  int k_begin, stages;    // of the block
+  unsigned char* memory;  // shared: stages, scales
+  const uint32_t* table;  // shared: of the format
 };
 
 template <class Tile>
-ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work) {
+ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work, unsigned char* memory,
+                                 const uint32_t* table) {
   const int lane = ThreadIndex() % kWarp, warp = ThreadIndex() / kWarp;
   const int k_begin = BlockY() * work.split_k, left = work.args.w.k - k_begin;
   return {lane / 4,
@@ -79,7 +82,9 @@ ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work) {
           BlockX() * kSkinnyColumns,
           BlockZ() * Tile::kRows,
           k_begin,
-          DivideUp(left < work.split_k ? left : work.split_k, Tile::kStageK)};
+          DivideUp(left < work.split_k ? left : work.split_k, Tile::kStageK),
+          memory,
+          table};
 }
 
 // Stage `index` of the block's codes into `to`; zeros beyond n and k. Offsets within the block's
@@ -195,10 +200,10 @@ using SkinnySums = float[kRowTiles][4][4];  // [row tile][column tile][fragment]
 
 // A warp's unit of a stage.
 template <class Format, typename T, int kRowTiles>
-ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, int stage, int unit,
-                               const uint32_t* table, SkinnySums<kRowTiles>& sums) {
+ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, int stage, int unit,
+                               SkinnySums<kRowTiles>& sums) {
   using Tile = SkinnyTile<Format, kRowTiles>;
-  const unsigned char* const from = memory + stage % Tile::kStages * Tile::kStageBytes;
+  const unsigned char* const from = place.memory + stage % Tile::kStages * Tile::kStageBytes;
   const int at = unit * Tile::kUnit + 8 * place.t, first = place.column_warp * 32;
   uint32_t a[kRowTiles][2][4];
   const unsigned char* const x = from + Tile::kCodeBytes + place.g * Tile::kXStride + at * 2;
@@ -207,8 +212,8 @@ ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, 
     LoadXFragments<Format, Tile>(x + i * 16 * Tile::kXStride, a[i]);
   const unsigned char* const codes =
       from + (first + place.g) * Tile::kCodeStride + at * Format::kBits / 8;
-  const float* const scales = ScalesAt<Tile>(memory, stage, unit) + first + 2 * place.t;
-  const uint8_t* const zeros = ZerosAt<Tile>(memory, stage, unit) + first + place.g;
+  const float* const scales = ScalesAt<Tile>(place.memory, stage, unit) + first + 2 * place.t;
+  const uint8_t* const zeros = ZerosAt<Tile>(place.memory, stage, unit) + first + place.g;
   ASSAY_UNROLL
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const unsigned char* const mine = codes + j * 8 * Tile::kCodeStride;
@@ -219,7 +224,7 @@ ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, 
       word = Load8(mine);
     }
     uint32_t b[4];
-    Format::template Widen<T>(word, Format::kGrouped ? zeros[j * 8] : 0, table, b);
+    Format::template Widen<T>(word, Format::kGrouped ? zeros[j * 8] : 0, place.table, b);
     const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
     float scale[2] = {0, 0};
     if constexpr (Format::kGrouped) {
@@ -247,11 +252,11 @@ ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, 
 // before is multiplied, and laid into shared memory one stage ahead.
 template <class Format, typename T, int kRowTiles>
 ASSAY_DEVICE void MultiplyStages(const SkinnyWork& work, const SkinnyPlace& place,
-                                 unsigned char* memory, const uint32_t* table,
                                  SkinnySums<kRowTiles>& sums) {
   using Tile = SkinnyTile<Format, kRowTiles>;
   constexpr int kAhead = Tile::kStages - 1;
   const SkinnyArgs& args = work.args;
+  unsigned char* const memory = place.memory;
   // Weights belong to nobody else: they are under way while the kernel before still computes x.
   for (int s = 0; s < kAhead && s < place.stages; ++s)
     CopyCodes<Format, Tile>(args, place, s, memory + s * Tile::kStageBytes);
@@ -279,8 +284,7 @@ ASSAY_DEVICE void MultiplyStages(const SkinnyWork& work, const SkinnyPlace& plac
     FetchScales<Format, Tile>(work, place, s + 2, scales);
     ASSAY_UNROLL
     for (int u = 0; u < Tile::kWarpUnits; ++u)
-      MultiplyUnit<Format, T, kRowTiles>(place, memory, s, u * Tile::kKWarps + place.k_warp, table,
-                                         sums);
+      MultiplyUnit<Format, T, kRowTiles>(place, s, u * Tile::kKWarps + place.k_warp, sums);
   }
   CopyAsyncWait<0>();  // empty groups; the memory is used for sums next
   PdlTrigger();
@@ -288,7 +292,8 @@ ASSAY_DEVICE void MultiplyStages(const SkinnyWork& work, const SkinnyPlace& plac
 
 // Adds the sums of the warps that share k; warps with k_warp 0 have them.
 template <int kRowTiles>
-ASSAY_DEVICE void AddWarps(const SkinnyPlace& place, float* memory, SkinnySums<kRowTiles>& sums) {
+ASSAY_DEVICE void AddWarps(const SkinnyPlace& place, SkinnySums<kRowTiles>& sums) {
+  float* const memory = reinterpret_cast<float*>(place.memory);
   constexpr int kEach = 16 * kRowTiles;
   const int lane = ThreadIndex() % kWarp;
   ASSAY_UNROLL
@@ -364,11 +369,11 @@ SkinnyKernel(const SkinnyWork work) {
   ASSAY_DYNAMIC_SHARED(memory);
   ASSAY_SHARED(uint32_t, table, Format::kTable);
   ASSAY_SHARED(int, last, 1);
-  const SkinnyPlace place = PlaceOf<Tile>(work);
+  const SkinnyPlace place = PlaceOf<Tile>(work, memory, table);
   Format::template FillTable<T>(table);  // seen after the first barrier of the stages
   SkinnySums<kRowTiles> sums = {};
-  MultiplyStages<Format, T, kRowTiles>(work, place, memory, table, sums);
-  AddWarps<kRowTiles>(place, reinterpret_cast<float*>(memory), sums);
+  MultiplyStages<Format, T, kRowTiles>(work, place, sums);
+  AddWarps<kRowTiles>(place, sums);
   if (GridY() > 1 && !AddBlocks<kRowTiles>(args, place, last, sums)) return;
   if (place.k_warp != 0) return;
   ASSAY_UNROLL
