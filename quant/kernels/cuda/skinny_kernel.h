@@ -362,7 +362,7 @@ ASSAY_DEVICE void StoreElement(const SkinnyArgs& args, int row, int column, floa
 }
 
 template <class Format, typename T, int kRowTiles>
-ASSAY_KERNEL_FOR_BLOCKS(kSkinnyThreads, (kRowTiles <= 2 ? 2 : 1))
+ASSAY_KERNEL_FOR_BLOCKS(kSkinnyThreads, (kRowTiles == 1 ? 2 : 1))
 SkinnyKernel(const SkinnyWork work) {
   const SkinnyArgs& args = work.args;
   using Tile = SkinnyTile<Format, kRowTiles>;
