@@ -16,7 +16,8 @@
 #include <cuda_runtime.h>
 #define ASSAY_SIMT cuda
 #define ASSAY_KERNEL(threads) __global__ void __launch_bounds__(threads)
-#define ASSAY_LARGE_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)  // all registers
+// With the registers that let so many blocks share a multiprocessor.
+#define ASSAY_KERNEL_FOR_BLOCKS(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define ASSAY_DEVICE __device__ __forceinline__
 #define ASSAY_BOTH __host__ __device__ __forceinline__
 #define ASSAY_UNROLL _Pragma("unroll")
@@ -33,7 +34,7 @@
 #include "base/cuda/emulator.h"
 #define ASSAY_SIMT emulated
 #define ASSAY_KERNEL(threads) static void
-#define ASSAY_LARGE_KERNEL(threads) static void
+#define ASSAY_KERNEL_FOR_BLOCKS(threads, blocks) static void
 #define ASSAY_DEVICE inline
 #define ASSAY_BOTH inline
 #define ASSAY_UNROLL

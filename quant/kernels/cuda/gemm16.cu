@@ -21,17 +21,18 @@ template <class Tile, typename T>
 ASSAY_KERNEL(Tile::kThreads)
 Gemm16Kernel(const Gemm16Args args) {
   ASSAY_DYNAMIC_SHARED(memory);
-  const int m0 = BlockX() * Tile::kSide, n0 = BlockY() * Tile::kSide;
   const TileOperands in = {.a = static_cast<const unsigned char*>(args.x),
                            .b = static_cast<const unsigned char*>(args.w),
                            .m = args.m,
                            .n = args.n,
                            .k_bytes = 2 * args.k,
                            .a_stride = 2 * static_cast<size_t>(args.x_stride),
-                           .b_stride = 2 * static_cast<size_t>(args.w_stride)};
+                           .b_stride = 2 * static_cast<size_t>(args.w_stride),
+                           .m0 = BlockX() * Tile::kSide,
+                           .n0 = BlockY() * Tile::kSide};
   typename Tile::Sums sums = {};
-  Tile::Multiply(in, m0, n0, memory, sums);
-  Tile::ForEach(m0, n0, sums,
+  Tile::Multiply(in, memory, sums);
+  Tile::ForEach(in, sums,
                 [&](int row, int column, float sum) { Store<T>(args, row, column, sum); });
 }
 

@@ -23,17 +23,18 @@ template <class Tile>
 ASSAY_KERNEL(Tile::kThreads)
 GemmS8Kernel(const GemmS8Args args) {
   ASSAY_DYNAMIC_SHARED(memory);
-  const int m0 = BlockX() * Tile::kSide, n0 = BlockY() * Tile::kSide;
   const TileOperands in = {.a = reinterpret_cast<const unsigned char*>(args.x),
                            .b = reinterpret_cast<const unsigned char*>(args.w),
                            .m = args.m,
                            .n = args.n,
                            .k_bytes = args.k,
                            .a_stride = static_cast<size_t>(args.x_stride),
-                           .b_stride = static_cast<size_t>(args.w_stride)};
+                           .b_stride = static_cast<size_t>(args.w_stride),
+                           .m0 = BlockX() * Tile::kSide,
+                           .n0 = BlockY() * Tile::kSide};
   typename Tile::Sums sums = {};
-  Tile::Multiply(in, m0, n0, memory, sums);
-  Tile::ForEach(m0, n0, sums, [&](int row, int column, int sum) { Store(args, row, column, sum); });
+  Tile::Multiply(in, memory, sums);
+  Tile::ForEach(in, sums, [&](int row, int column, int sum) { Store(args, row, column, sum); });
 }
 
 template <int kSide>

@@ -21,6 +21,7 @@ struct TileOperands {
   const unsigned char* b = nullptr;  // [n], rows b_stride bytes apart
   int m = 0, n = 0, k_bytes = 0;
   size_t a_stride = 0, b_stride = 0;
+  int m0 = 0, n0 = 0;  // first row and column of y that the block has
 };
 
 struct TileF16 {
@@ -76,11 +77,10 @@ struct GemmTile {
       CopyAsync16(to + row * kStride + chunk, rows.from + from, valid);
     }
   }
-  ASSAY_DEVICE static void CopyStage(const TileOperands& in, int m0, int n0, int stage,
-                                     unsigned char* memory) {
+  ASSAY_DEVICE static void CopyStage(const TileOperands& in, int stage, unsigned char* memory) {
     unsigned char* const to = memory + stage % kStages * kStageBytes;
-    CopyRows({in.a, in.a_stride, m0, in.m}, stage * kStageK, in.k_bytes, to);
-    CopyRows({in.b, in.b_stride, n0, in.n}, stage * kStageK, in.k_bytes, to + kSide * kStride);
+    CopyRows({in.a, in.a_stride, in.m0, in.m}, stage * kStageK, in.k_bytes, to);
+    CopyRows({in.b, in.b_stride, in.n0, in.n}, stage * kStageK, in.k_bytes, to + kSide * kStride);
   }
 
   // 32 bytes of k, `at` bytes into a stage.
@@ -108,19 +108,18 @@ struct GemmTile {
     }
   }
 
-  ASSAY_DEVICE static void Multiply(const TileOperands& in, int m0, int n0, unsigned char* memory,
-                                    Sums& sums) {
+  ASSAY_DEVICE static void Multiply(const TileOperands& in, unsigned char* memory, Sums& sums) {
     const int stages = DivideUp(in.k_bytes, kStageK);
     PdlWait();
     ASSAY_UNROLL
     for (int s = 0; s < kStages - 1; ++s) {
-      if (s < stages) CopyStage(in, m0, n0, s, memory);
+      if (s < stages) CopyStage(in, s, memory);
       CopyAsyncCommit();
     }
     for (int s = 0; s < stages; ++s) {
       CopyAsyncWait<kStages - 2>();
       SyncThreads();
-      if (s + kStages - 1 < stages) CopyStage(in, m0, n0, s + kStages - 1, memory);
+      if (s + kStages - 1 < stages) CopyStage(in, s + kStages - 1, memory);
       CopyAsyncCommit();
       const unsigned char* const stage = memory + s % kStages * kStageBytes;
       ASSAY_UNROLL
@@ -132,7 +131,7 @@ struct GemmTile {
 
   // store(row, column, sum) for what this thread has of the block's part, inside of [m, n] or not.
   template <class Store>
-  ASSAY_DEVICE static void ForEach(int m0, int n0, const Sums& sums, const Store& store) {
+  ASSAY_DEVICE static void ForEach(const TileOperands& in, const Sums& sums, const Store& store) {
     const int lane = ThreadIndex() % kWarp, g = lane / 4, t = lane % 4;
     ASSAY_UNROLL
     for (int i = 0; i < kRowTiles; ++i) {
@@ -140,8 +139,8 @@ struct GemmTile {
       for (int j = 0; j < kColumnTiles; ++j) {
         ASSAY_UNROLL
         for (int c = 0; c < 4; ++c) {
-          store(m0 + WarpRow() + i * 16 + g + c / 2 * 8, n0 + WarpColumn() + j * 8 + 2 * t + c % 2,
-                sums[i][j][c]);
+          store(in.m0 + WarpRow() + i * 16 + g + c / 2 * 8,
+                in.n0 + WarpColumn() + j * 8 + 2 * t + c % 2, sums[i][j][c]);
         }
       }
     }

@@ -9,12 +9,19 @@ constexpr float kSmallestNormal = 0x1p-126f;  // FLT_MIN
 constexpr float kSmallestRow = 0x1p-119f;     // kA8Smallest
 constexpr uint32_t kInfinity = 0x7f800000u, kQuietNaN = 0x7fc00000u;
 
+template <typename Of>
+struct Row {
+  const Of* from;
+  int k;
+  bool aligned;  // to 16 bytes
+};
+
 // Eight numbers from `at` on; zeros beyond k.
 template <typename Of>
-ASSAY_DEVICE void LoadEight(const Of* row, int at, int k, bool aligned, float (&out)[8]) {
-  if (aligned && at + 8 <= k) {
+ASSAY_DEVICE void LoadEight(const Row<Of>& row, int at, float (&out)[8]) {
+  if (row.aligned && at + 8 <= row.k) {
     if constexpr (sizeof(Of) == 2) {
-      const Quad v = Load16(row + at);
+      const Quad v = Load16(row.from + at);
       const uint32_t words[4] = {v.x, v.y, v.z, v.w};
       ASSAY_UNROLL
       for (int i = 0; i < 8; ++i) {
@@ -22,7 +29,7 @@ ASSAY_DEVICE void LoadEight(const Of* row, int at, int k, bool aligned, float (&
         out[i] = i % 2 == 0 ? two.low : two.high;
       }
     } else {
-      const Quad low = Load16(row + at), high = Load16(row + at + 4);
+      const Quad low = Load16(row.from + at), high = Load16(row.from + at + 4);
       const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
       ASSAY_UNROLL
       for (int i = 0; i < 8; ++i) out[i] = FloatOf(words[i]);
@@ -30,7 +37,7 @@ ASSAY_DEVICE void LoadEight(const Of* row, int at, int k, bool aligned, float (&
     return;
   }
   ASSAY_UNROLL
-  for (int i = 0; i < 8; ++i) out[i] = at + i < k ? ToFloat(row[at + i]) : 0.0f;
+  for (int i = 0; i < 8; ++i) out[i] = at + i < row.k ? ToFloat(row.from[at + i]) : 0.0f;
 }
 
 // Of the block; as integers, magnitudes order finite < infinity < NaN.
@@ -89,16 +96,16 @@ template <RowCodes kTo, typename Of>
 ASSAY_KERNEL(kThreads)
 QuantizeRowsKernel(const QuantizeRowsArgs args) {
   ASSAY_SHARED(uint32_t, partial, kThreads / kWarp);
-  const auto* const row =
+  const auto* const from =
       static_cast<const Of*>(args.from) + static_cast<size_t>(BlockX()) * args.from_stride;
-  const bool aligned = reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  const Row<Of> row = {from, args.k, reinterpret_cast<uintptr_t>(from) % 16 == 0};
   uint8_t* const codes = args.codes + static_cast<size_t>(BlockX()) * args.codes_stride;
   const bool codes_aligned = reinterpret_cast<uintptr_t>(codes) % 8 == 0;
   PdlWait();
   uint32_t bits = 0;
   float v[8];
   for (int at = 8 * ThreadIndex(); at < args.k; at += 8 * kThreads) {
-    LoadEight(row, at, args.k, aligned, v);
+    LoadEight(row, at, v);
     ASSAY_UNROLL
     for (int i = 0; i < 8; ++i) {
       const uint32_t magnitude = BitsOf(v[i]) & 0x7fffffffu;
@@ -108,7 +115,7 @@ QuantizeRowsKernel(const QuantizeRowsArgs args) {
   const RowStep step = StepOf<kTo>(BlockMaxBits(bits, partial));
   if (ThreadIndex() == 0) args.scales[BlockX()] = step.scale;
   for (int at = 8 * ThreadIndex(); at < args.k; at += 8 * kThreads) {
-    LoadEight(row, at, args.k, aligned, v);
+    LoadEight(row, at, v);
     uint32_t words[2] = {0, 0};
     ASSAY_UNROLL
     for (int i = 0; i < 8; ++i) words[i / 4] |= CodeOf<kTo>(v[i], step) << (8 * (i % 4));
@@ -177,10 +184,16 @@ ASSAY_DEVICE uint32_t Int4CodeOf(float w, const Int4Step& step, int lowest) {
   return static_cast<uint32_t>(static_cast<int>(Round(clamped)) + step.zero);
 }
 
-// A warp's group: [begin, end) of a row.
+// Inputs [begin, end) of a row.
+struct Group {
+  int begin, end;
+};
+
+// A warp's group.
 template <typename Of>
 ASSAY_DEVICE Int4Step QuantizeGroup(const QuantizeInt4Args& args, const Of* row, uint8_t* codes,
-                                    int begin, int end) {
+                                    const Group& group) {
+  const int begin = group.begin, end = group.end;
   const int lane = ThreadIndex() % kWarp;
   float low = 0, high = 0;
   for (int i = begin + lane; i < end; i += kWarp) {
@@ -216,7 +229,7 @@ QuantizeInt4Kernel(const QuantizeInt4Args args) {
   for (int g = 2 * pair; g < 2 * pair + 2 && g < groups; ++g) {
     const int begin = g * args.group;
     const int end = args.k - begin < args.group ? args.k : begin + args.group;
-    const Int4Step step = QuantizeGroup(args, from, codes, begin, end);
+    const Int4Step step = QuantizeGroup(args, from, codes, {begin, end});
     zeros |= static_cast<uint32_t>(step.zero) << (4 * (g % 2));
     if (ThreadIndex() % kWarp == 0) args.scales[static_cast<size_t>(row) * groups + g] = step.bits;
   }

@@ -18,9 +18,9 @@
 namespace assay::ASSAY_SIMT {
 
 template <typename T>
-constexpr bool kIsF16 = false;
+inline constexpr bool kIsF16 = false;
 template <>
-constexpr bool kIsF16<F16> = true;
+inline constexpr bool kIsF16<F16> = true;
 
 // A group of a row's inputs, of `groups` that the row has.
 struct GroupAt {

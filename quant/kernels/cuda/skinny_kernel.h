@@ -61,15 +61,18 @@ inline SkinnyWork WorkOf(const SkinnyArgs& args) {
   return work;
 }
 
-// Of a thread.
+// Of a thread, and where its block keeps things.
 struct SkinnyPlace {
   int g, t, k_warp, column_warp;
-  int n0, m0;           // first column and row of the block
-  int k_begin, stages;  // of the block
+  int n0, m0;             // first column and row of the block
+  int k_begin, stages;    // of the block
+  unsigned char* memory;  // shared: stages, scales
+  const uint32_t* table;  // shared: of the format
 };
 
 template <class Tile>
-ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work) {
+ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work, unsigned char* memory,
+                                 const uint32_t* table) {
   const int lane = ThreadIndex() % kWarp, warp = ThreadIndex() / kWarp;
   const int k_begin = BlockY() * work.split_k, left = work.args.w.k - k_begin;
   return {lane / 4,
@@ -79,39 +82,46 @@ ASSAY_DEVICE SkinnyPlace PlaceOf(const SkinnyWork& work) {
           BlockX() * kSkinnyColumns,
           BlockZ() * Tile::kRows,
           k_begin,
-          DivideUp(left < work.split_k ? left : work.split_k, Tile::kStageK)};
+          DivideUp(left < work.split_k ? left : work.split_k, Tile::kStageK),
+          memory,
+          table};
 }
 
-// Stage `index` of the block's codes into `to`; zeros beyond n and k.
+// Stage `index` of the block's codes into `to`; zeros beyond n and k. Offsets within the block's
+// rows are of 32 bits: its start is the same for all threads and costs them no registers.
 template <class Format, class Tile>
 ASSAY_DEVICE void CopyCodes(const SkinnyArgs& args, const SkinnyPlace& place, int index,
                             unsigned char* to) {
   constexpr int kPerChunk = 128 / Format::kBits, kChunks = Tile::kStageK / kPerChunk;
-  const auto* const codes = static_cast<const unsigned char*>(args.w.codes);
-  const size_t row_bytes = static_cast<size_t>(args.w.k) * Format::kBits / 8;
+  const uint32_t row_bytes = static_cast<uint32_t>(args.w.k) / 8 * Format::kBits;
+  const auto* const codes = static_cast<const unsigned char*>(args.w.codes) +
+                            static_cast<size_t>(BlockX()) * kSkinnyColumns * row_bytes;
+  const int chunk = ThreadIndex() % kChunks, k_begin = place.k_begin + index * Tile::kStageK;
+  const int k = k_begin + chunk * kPerChunk;
   ASSAY_UNROLL
-  for (int i = 0; i < kSkinnyColumns * kChunks; i += kSkinnyThreads) {
-    const int at = i + ThreadIndex(), row = at / kChunks, chunk = at % kChunks;
-    const int n = place.n0 + row, k = place.k_begin + index * Tile::kStageK + chunk * kPerChunk;
-    const bool valid = n < args.w.n && k < args.w.k;
-    const size_t from = valid ? n * row_bytes + static_cast<size_t>(k) * Format::kBits / 8 : 0;
-    CopyAsync16(to + row * Tile::kCodeStride + chunk * 16, codes + from, valid);
+  for (int i = 0; i < kSkinnyColumns; i += kSkinnyThreads / kChunks) {
+    const int row = i + ThreadIndex() / kChunks;
+    const bool valid = place.n0 + row < args.w.n && k < args.w.k;
+    const uint32_t from = row * row_bytes + static_cast<uint32_t>(k) / 8 * Format::kBits;
+    CopyAsync16(to + row * Tile::kCodeStride + chunk * 16, codes + (valid ? from : 0), valid);
   }
 }
 
-// The same of x.
+// The same of x, but rows beyond m stay as they are: they make sums that nobody stores.
 template <class Tile>
 ASSAY_DEVICE void CopyX(const SkinnyArgs& args, const SkinnyPlace& place, int index,
                         unsigned char* to) {
   constexpr int kChunks = Tile::kStageK / 8;
-  const auto* const x = static_cast<const uint16_t*>(args.x);
-  ASSAY_UNROLL
-  for (int i = 0; i < Tile::kRows * kChunks; i += kSkinnyThreads) {
-    const int at = i + ThreadIndex(), row = at / kChunks, chunk = at % kChunks;
-    const int m = place.m0 + row, k = place.k_begin + index * Tile::kStageK + chunk * 8;
-    const bool valid = m < args.m && k < args.w.k;
-    const size_t from = valid ? static_cast<size_t>(m) * args.x_stride + k : 0;
-    CopyAsync16(to + row * Tile::kXStride + chunk * 16, x + from, valid);
+  const auto stride = static_cast<uint32_t>(args.x_stride);
+  const auto* const x =
+      static_cast<const uint16_t*>(args.x) + static_cast<size_t>(BlockZ()) * Tile::kRows * stride;
+  const int chunk = ThreadIndex() % kChunks;
+  const int k = place.k_begin + index * Tile::kStageK + chunk * 8;
+  const int left = args.m - place.m0, rows = left < Tile::kRows ? left : Tile::kRows;
+  for (int row = ThreadIndex() / kChunks; row < rows; row += kSkinnyThreads / kChunks) {
+    const bool valid = k < args.w.k;
+    const uint32_t from = row * stride + static_cast<uint32_t>(k);
+    CopyAsync16(to + row * Tile::kXStride + chunk * 16, x + (valid ? from : 0), valid);
   }
 }
 
@@ -190,10 +200,10 @@ using SkinnySums = float[kRowTiles][4][4];  // [row tile][column tile][fragment]
 
 // A warp's unit of a stage.
 template <class Format, typename T, int kRowTiles>
-ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, int stage, int unit,
-                               const uint32_t* table, SkinnySums<kRowTiles>& sums) {
+ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, int stage, int unit,
+                               SkinnySums<kRowTiles>& sums) {
   using Tile = SkinnyTile<Format, kRowTiles>;
-  const unsigned char* const from = memory + stage % Tile::kStages * Tile::kStageBytes;
+  const unsigned char* const from = place.memory + stage % Tile::kStages * Tile::kStageBytes;
   const int at = unit * Tile::kUnit + 8 * place.t, first = place.column_warp * 32;
   uint32_t a[kRowTiles][2][4];
   const unsigned char* const x = from + Tile::kCodeBytes + place.g * Tile::kXStride + at * 2;
@@ -202,8 +212,8 @@ ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, 
     LoadXFragments<Format, Tile>(x + i * 16 * Tile::kXStride, a[i]);
   const unsigned char* const codes =
       from + (first + place.g) * Tile::kCodeStride + at * Format::kBits / 8;
-  const float* const scales = ScalesAt<Tile>(memory, stage, unit) + first + 2 * place.t;
-  const uint8_t* const zeros = ZerosAt<Tile>(memory, stage, unit) + first + place.g;
+  const float* const scales = ScalesAt<Tile>(place.memory, stage, unit) + first + 2 * place.t;
+  const uint8_t* const zeros = ZerosAt<Tile>(place.memory, stage, unit) + first + place.g;
   ASSAY_UNROLL
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const unsigned char* const mine = codes + j * 8 * Tile::kCodeStride;
@@ -214,7 +224,7 @@ ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, 
       word = Load8(mine);
     }
     uint32_t b[4];
-    Format::template Widen<T>(word, Format::kGrouped ? zeros[j * 8] : 0, table, b);
+    Format::template Widen<T>(word, Format::kGrouped ? zeros[j * 8] : 0, place.table, b);
     const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
     float scale[2] = {0, 0};
     if constexpr (Format::kGrouped) {
@@ -242,11 +252,11 @@ ASSAY_DEVICE void MultiplyUnit(const SkinnyPlace& place, unsigned char* memory, 
 // before is multiplied, and laid into shared memory one stage ahead.
 template <class Format, typename T, int kRowTiles>
 ASSAY_DEVICE void MultiplyStages(const SkinnyWork& work, const SkinnyPlace& place,
-                                 unsigned char* memory, const uint32_t* table,
                                  SkinnySums<kRowTiles>& sums) {
   using Tile = SkinnyTile<Format, kRowTiles>;
   constexpr int kAhead = Tile::kStages - 1;
   const SkinnyArgs& args = work.args;
+  unsigned char* const memory = place.memory;
   // Weights belong to nobody else: they are under way while the kernel before still computes x.
   for (int s = 0; s < kAhead && s < place.stages; ++s)
     CopyCodes<Format, Tile>(args, place, s, memory + s * Tile::kStageBytes);
@@ -274,8 +284,7 @@ ASSAY_DEVICE void MultiplyStages(const SkinnyWork& work, const SkinnyPlace& plac
     FetchScales<Format, Tile>(work, place, s + 2, scales);
     ASSAY_UNROLL
     for (int u = 0; u < Tile::kWarpUnits; ++u)
-      MultiplyUnit<Format, T, kRowTiles>(place, memory, s, u * Tile::kKWarps + place.k_warp, table,
-                                         sums);
+      MultiplyUnit<Format, T, kRowTiles>(place, s, u * Tile::kKWarps + place.k_warp, sums);
   }
   CopyAsyncWait<0>();  // empty groups; the memory is used for sums next
   PdlTrigger();
@@ -283,7 +292,8 @@ ASSAY_DEVICE void MultiplyStages(const SkinnyWork& work, const SkinnyPlace& plac
 
 // Adds the sums of the warps that share k; warps with k_warp 0 have them.
 template <int kRowTiles>
-ASSAY_DEVICE void AddWarps(const SkinnyPlace& place, float* memory, SkinnySums<kRowTiles>& sums) {
+ASSAY_DEVICE void AddWarps(const SkinnyPlace& place, SkinnySums<kRowTiles>& sums) {
+  float* const memory = reinterpret_cast<float*>(place.memory);
   constexpr int kEach = 16 * kRowTiles;
   const int lane = ThreadIndex() % kWarp;
   ASSAY_UNROLL
@@ -352,18 +362,18 @@ ASSAY_DEVICE void StoreElement(const SkinnyArgs& args, int row, int column, floa
 }
 
 template <class Format, typename T, int kRowTiles>
-ASSAY_KERNEL(kSkinnyThreads)
+ASSAY_KERNEL_FOR_BLOCKS(kSkinnyThreads, (kRowTiles == 1 ? 2 : 1))
 SkinnyKernel(const SkinnyWork work) {
   const SkinnyArgs& args = work.args;
   using Tile = SkinnyTile<Format, kRowTiles>;
   ASSAY_DYNAMIC_SHARED(memory);
   ASSAY_SHARED(uint32_t, table, Format::kTable);
   ASSAY_SHARED(int, last, 1);
-  const SkinnyPlace place = PlaceOf<Tile>(work);
+  const SkinnyPlace place = PlaceOf<Tile>(work, memory, table);
   Format::template FillTable<T>(table);  // seen after the first barrier of the stages
   SkinnySums<kRowTiles> sums = {};
-  MultiplyStages<Format, T, kRowTiles>(work, place, memory, table, sums);
-  AddWarps<kRowTiles>(place, reinterpret_cast<float*>(memory), sums);
+  MultiplyStages<Format, T, kRowTiles>(work, place, sums);
+  AddWarps<kRowTiles>(place, sums);
   if (GridY() > 1 && !AddBlocks<kRowTiles>(args, place, last, sums)) return;
   if (place.k_warp != 0) return;
   ASSAY_UNROLL

@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "quant/kernels/cuda/stored_weight.h"
 #include "quant/scheme.h"
+#include "quant/schemes/absmax_block.h"
 #include "tests/support/random_tensor.h"
 
 namespace assay::emulated {
@@ -73,6 +74,20 @@ inline StoredWeight Describe(const QuantizedTensor& q) {
   return w;
 }
 
+// nf4:double: the scales as their definition has them, in f32, which is what a device is given.
+inline DeviceArray<std::byte> ExpandedScales(const QuantizedTensor& q) {
+  const auto count = static_cast<size_t>(q.scales.shape().elements());
+  const float* const nested = q.extra.find("nested_absmax")->second.data<float>();
+  const float offset = *q.extra.find("nested_offset")->second.data<float>();
+  DeviceArray<std::byte> out(sizeof(float) * count);
+  for (size_t i = 0; i < count; ++i) {
+    const float scale =
+        DynamicMap()[q.scales.data<uint8_t>()[i]] * nested[i / kNestedBlock] + offset;
+    std::memcpy(out.get() + sizeof(float) * i, &scale, sizeof(float));
+  }
+  return out;
+}
+
 inline DeviceWeight MakeWeight(std::string_view spelling, int n, int k, uint64_t seed) {
   const auto scheme = FindScheme(spelling);
   EXPECT_TRUE(scheme.ok()) << scheme.status();
@@ -83,7 +98,8 @@ inline DeviceWeight MakeWeight(std::string_view spelling, int n, int k, uint64_t
   DeviceWeight w = {*std::move(host),          std::move(decoded),        DeviceArray<std::byte>(0),
                     DeviceArray<std::byte>(0), DeviceArray<std::byte>(0), {}};
   w.codes = BytesOnDevice(w.host.codes);
-  w.scales = BytesOnDevice(w.host.scales);
+  const bool nested = w.host.extra.find("nested_absmax") != w.host.extra.end();
+  w.scales = nested ? ExpandedScales(w.host) : BytesOnDevice(w.host.scales);
   w.zeros = BytesOnDevice(w.host.zeros);
   w.stored = Describe(w.host);
   w.stored.codes = w.codes.get();

@@ -50,7 +50,7 @@ INSTANTIATE_TEST_SUITE_P(Schemes, ExpandTest,
                                          "int4_group:g64,float", "int4_group:row,signed_max",
                                          "int8_channel", "int8_group:g32", "int8_group:g64,asym",
                                          "fp8_e4m3", "fp8_e4m3:tensor", "fp8_e4m3:block", "nf4",
-                                         "nf4:b32"),
+                                         "nf4:b32", "nf4:double"),
                          [](const auto& info) { return TestName(info.param); });
 
 TEST_P(ExpandTest, IsExact) {

@@ -130,7 +130,7 @@ const std::vector<std::string>& Spellings() {
                                                "nf4:b32",
                                                "int4_group:signed_max",
                                                "int8_group:asym",
-                                               "nf4:b128"};
+                                               "nf4:b128,double"};
   return all;
 }
 
