@@ -82,7 +82,7 @@ class PagedKv {
         scales_(KvScalesBytes(shape.format, num_blocks_, shape.kv_heads) / sizeof(float)) {
     std::vector<int32_t> free(static_cast<size_t>(num_blocks_));
     std::iota(free.begin(), free.end(), 0);
-    std::shuffle(free.begin(), free.end(), std::mt19937(seed));
+    std::shuffle(free.begin() + 1, free.end(), std::mt19937(seed));  // block 0 stays nobody's
     for (size_t s = 0; s < lengths.size(); ++s) {
       for (int b = 0; b < BlocksOf(lengths[s]); ++b, free.pop_back())
         tables_[s * static_cast<size_t>(max_blocks_) + static_cast<size_t>(b)] = free.back();

@@ -181,6 +181,11 @@ TEST_P(PrefillAttentionTest, LooksBackAsFarAsTheWindow) {
              .window = window});
     }
   }
+  // A tile of keys that all rows of a warp see but the last, which has just lost its first.
+  Check({.shape = {HalfType::kF16, KvCodes::kHalf, 1, 16},
+         .group = 1,
+         .sequences = {{220, 66}},
+         .window = 105});
 }
 
 // One position: the result is its value, exactly.
