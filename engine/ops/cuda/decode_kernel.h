@@ -158,7 +158,7 @@ ASSAY_DEVICE void RunPages(const DecodeAttentionArgs& args, const DecodeRange& r
 }
 
 template <typename T, KvCodes kFormat, int kWidth>
-ASSAY_LARGE_KERNEL((DecodeShape<T, kFormat, kWidth>::kWarps * kWarp))
+ASSAY_KERNEL_FOR_BLOCKS((DecodeShape<T, kFormat, kWidth>::kWarps * kWarp), 1)
 DecodeKernel(DecodeAttentionArgs args) {
   using Shape = DecodeShape<T, kFormat, kWidth>;
   using Warp = DecodeWarp<T, kFormat, kWidth>;

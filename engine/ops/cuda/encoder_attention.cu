@@ -10,7 +10,7 @@ struct Vectors {
 };
 
 template <typename T, int kWidth>
-ASSAY_LARGE_KERNEL((TileShape<kWidth>::kThreads))
+ASSAY_KERNEL_FOR_BLOCKS((TileShape<kWidth>::kThreads), 1)
 EncoderKernel(EncoderAttentionArgs args, Vectors vectors) {
   ASSAY_DYNAMIC_SHARED(memory);
   PdlWait();

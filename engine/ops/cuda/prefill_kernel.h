@@ -6,7 +6,7 @@
 namespace assay::ASSAY_SIMT {
 
 template <typename T, KvCodes kFormat, int kWidth>
-ASSAY_LARGE_KERNEL((TileShape<kWidth>::kThreads))
+ASSAY_KERNEL_FOR_BLOCKS((TileShape<kWidth>::kThreads), 1)
 PrefillKernel(PrefillAttentionArgs args) {
   ASSAY_DYNAMIC_SHARED(memory);
   PdlWait();

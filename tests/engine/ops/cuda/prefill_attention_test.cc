@@ -182,7 +182,7 @@ TEST_P(PrefillAttentionTest, LooksBackAsFarAsTheWindow) {
     }
   }
   // A tile of keys that all rows of a warp see but the last, which has just lost its first.
-  Check({.shape = {HalfType::kF16, KvCodes::kHalf, 1, 16},
+  Check({.shape = {Half::kF16, KvCodes::kHalf, 1, 16},
          .group = 1,
          .sequences = {{220, 66}},
          .window = 105});
