@@ -22,14 +22,21 @@ int TilesOf(const SequenceSpan& s) {
 
 }  // namespace
 
-CudaStepSizes StepSizesOf(const ForwardBatch& batch, int max_blocks) {
+int TableWidth(int64_t blocks) {
+  int width = 16;
+  while (width < blocks) width *= 2;
+  return width;
+}
+
+CudaStepSizes StepSizesOf(const ForwardBatch& batch) {
   CudaStepSizes sizes = {.rows = static_cast<int>(batch.tokens.size()),
                          .sequences = static_cast<int>(batch.sequences.size()),
                          .logit_rows = static_cast<int>(batch.logit_rows.size()),
-                         .max_blocks = max_blocks};
+                         .max_blocks = TableWidth(0)};
   for (const SequenceSpan& s : batch.sequences) {
     sizes.tiles += TilesOf(s);
     sizes.decode |= FirstDecodeRow(s) < s.num_rows;
+    sizes.max_blocks = std::max(sizes.max_blocks, TableWidth(std::ssize(s.blocks)));
   }
   return sizes;
 }

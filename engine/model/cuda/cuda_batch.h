@@ -20,9 +20,14 @@ struct CudaStepSizes {
   auto operator<=>(const CudaStepSizes&) const = default;
 };
 
-// Exactly what a batch needs: rows at or behind a sequence's first decode position are decode rows
-// whatever they are batched with, all others go into tiles.
-CudaStepSizes StepSizesOf(const ForwardBatch& batch, int max_blocks);
+// Entries of a table that holds so many blocks: a power of two, at least 16, so that few graphs
+// serve all lengths.
+int TableWidth(int64_t blocks);
+
+// Exactly what a batch needs, but for max_blocks, which is a TableWidth: rows at or behind a
+// sequence's first decode position are decode rows whatever they are batched with, all others go
+// into tiles.
+CudaStepSizes StepSizesOf(const ForwardBatch& batch);
 // The same with rows and logits rounded up to the next bucket, for batches of decode rows alone;
 // others are left as they are. At most `most_rows` rows.
 CudaStepSizes Bucketed(CudaStepSizes sizes, int most_rows);

@@ -34,7 +34,8 @@ class CudaLlama final : public Model {
         spec_(std::move(spec)),
         slots_(LlamaSlots(spec_)),
         linears_(std::move(linears)),
-        options_(options) {}
+        options_(options),
+        scale_(1.0f / std::sqrt(static_cast<float>(spec_.head_dim))) {}
   ~CudaLlama() override;
   absl::Status Load(const Checkpoint& checkpoint);
 
@@ -70,11 +71,19 @@ class CudaLlama final : public Model {
   absl::Status CheckArgs(const ForwardArgs& args) const;
   StepWidths Widths() const;
   StepMemory MemoryFor(const CudaStepSizes& sizes) const;
-  int MaxBlocks(const ForwardBatch& batch) const;
 
   absl::Status Run(const Step& step) const;
   absl::Status Captured(const Step& step) const;
   absl::Status Attend(const Step& step, int layer) const;
+  // Of one layer: what it attends to, and where that goes.
+  struct Heads {
+    KvLayer kv;
+    int window = 0;  // 0: everything
+    void* y = nullptr;
+  };
+  absl::Status AttendDecode(const Step& step, const Heads& heads) const;
+  absl::Status AttendPrefill(const Step& step, const Heads& heads) const;
+  absl::Status Quantize(const Step& step, const void* from, int width) const;
   absl::Status Mlp(const Step& step, int layer) const;
   absl::Status Head(const Step& step) const;
   // normed = norm(stream), in the form that `next` takes.
@@ -92,6 +101,7 @@ class CudaLlama final : public Model {
   const std::vector<LinearSlot> slots_;
   const LinearMap linears_;
   const CudaModelOptions options_;
+  const float scale_;  // of attention scores
   GpuStream stream_ = nullptr;
   const CudaLinear *embedding_ = nullptr, *head_ = nullptr;
   std::vector<Layer> layers_;
@@ -204,18 +214,8 @@ StepMemory CudaLlama::MemoryFor(const CudaStepSizes& sizes) const {
   return at;
 }
 
-// A power of two, so that few graphs serve all lengths.
-int CudaLlama::MaxBlocks(const ForwardBatch& batch) const {
-  size_t most = 16;
-  for (const SequenceSpan& s : batch.sequences) most = std::max(most, s.blocks.size());
-  int rounded = 16;
-  while (static_cast<size_t>(rounded) < most) rounded *= 2;
-  return rounded;
-}
-
 size_t CudaLlama::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const {
-  int blocks = 16;
-  while (int64_t{blocks} * kKvBlockTokens < context_tokens) blocks *= 2;
+  const int blocks = TableWidth((context_tokens + kKvBlockTokens - 1) / kKvBlockTokens);
   const auto of = [&](int64_t step_rows, int64_t sequences, int64_t logits, int64_t tiles) {
     return MemoryFor({.rows = static_cast<int>(step_rows),
                       .sequences = static_cast<int>(sequences),
@@ -262,7 +262,7 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   RETURN_IF_ERROR(backend_.device.health());
   RETURN_IF_ERROR(CheckArgs(args));
   if (args.batch.tokens.empty()) return absl::OkStatus();
-  const CudaStepSizes exact = StepSizesOf(args.batch, MaxBlocks(args.batch));
+  const CudaStepSizes exact = StepSizesOf(args.batch);
   const CudaStepSizes sizes = Bucketed(exact, options_.max_graph_rows);
   const StepMemory at = MemoryFor(sizes);
   const Arena::Scope scope(context.scratch);
@@ -376,14 +376,11 @@ absl::Status CudaLlama::Product(const Step& step, const CudaLinear& linear, int 
 // stream += o(attention(norm(stream)))
 absl::Status CudaLlama::Attend(const Step& step, int index) const {
   const Layer& layer = layers_[static_cast<size_t>(index)];
-  const int rows = step.sizes.rows, q_width = spec_.heads * spec_.head_dim;
-  const CudaBatchLayout ints(step.sizes);
-  const KvLayer kv = LayerOf(step.kv, index);
-  const int window = index >= spec_.window_first_layer ? spec_.sliding_window : 0;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim));
+  const int rows = step.sizes.rows;
   // Attention writes where the next product reads, unless that wants codes.
   const bool codes = layer.o->input() != RowForm::kHalf;
   void* const attended = step.memory + (codes ? step.at.attended : step.at.normed);
+  const KvLayer kv = LayerOf(step.kv, index);
   RETURN_IF_ERROR(Norm(step, layer.input_norm, *layer.qkv));
   RETURN_IF_ERROR(Product(step, *layer.qkv, rows, step.In<float>(step.at.wide), false));
   const RopeAppendArgs rope = {.qkv = step.memory + step.at.wide,
@@ -398,51 +395,59 @@ absl::Status CudaLlama::Attend(const Step& step, int index) const {
                                .kv = kv,
                                .q = step.memory + step.at.q};
   RETURN_IF_ERROR(Done(ops_.rope_append(rope, step.context), "rope_append", rows));
-  if (step.sizes.decode) {
-    DecodeAttentionArgs decode = {.type = backend_.half,
-                                  .q = step.memory + step.at.q,
-                                  .heads = spec_.heads,
-                                  .scale = scale,
-                                  .sliding_window = window,
-                                  .batch = step.Batch(),
-                                  .kv = kv,
-                                  .splits = options_.decode_splits,
-                                  .workspace = step.In<float>(step.at.attention_partial),
-                                  .arrived = step.In<int>(step.at.arrived),
-                                  .y = attended};
-    decode.batch.positions = step.In<int32_t>(step.at.ints) + ints.decode_positions;
-    RETURN_IF_ERROR(Done(ops_.decode_attention(decode, step.context), "decode_attention", rows));
-  }
-  if (step.sizes.tiles > 0) {
-    const PrefillAttentionArgs prefill = {
-        .type = backend_.half,
-        .q = step.memory + step.at.q,
-        .heads = spec_.heads,
-        .scale = scale,
-        .sliding_window = window,
-        .tiles = reinterpret_cast<const QueryTile*>(step.In<int32_t>(step.at.ints) + ints.tiles),
-        .num_tiles = step.sizes.tiles,
-        .block_tables = step.Batch().block_tables,
-        .max_blocks = step.sizes.max_blocks,
-        .kv = kv,
-        .y = attended};
-    RETURN_IF_ERROR(Done(ops_.prefill_attention(prefill, step.context), "prefill_attention", rows));
-  }
-  if (codes) {
-    const QuantizeRowsArgs quantize = {
-        .from = attended,
-        .codes = step.In<uint8_t>(step.at.normed),
-        .scales = step.In<float>(step.at.row_scales),
-        .rows = rows,
-        .k = q_width,
-        .from_stride = q_width,
-        .codes_stride = q_width,
-        .number = backend_.half == Half::kF16 ? Number::kF16 : Number::kBf16,
-        .to = RowCodes::kA8Token};
-    RETURN_IF_ERROR(
-        Done(backend_.kernels.quantize_rows(quantize, step.context), "quantize_rows", rows));
-  }
+  const Heads heads = {kv, index >= spec_.window_first_layer ? spec_.sliding_window : 0, attended};
+  if (step.sizes.decode) RETURN_IF_ERROR(AttendDecode(step, heads));
+  if (step.sizes.tiles > 0) RETURN_IF_ERROR(AttendPrefill(step, heads));
+  if (codes) RETURN_IF_ERROR(Quantize(step, attended, spec_.heads * spec_.head_dim));
   return Product(step, *layer.o, rows, step.In<float>(step.at.stream), true);
+}
+
+absl::Status CudaLlama::AttendDecode(const Step& step, const Heads& heads) const {
+  DecodeAttentionArgs args = {.type = backend_.half,
+                              .q = step.memory + step.at.q,
+                              .heads = spec_.heads,
+                              .scale = scale_,
+                              .sliding_window = heads.window,
+                              .batch = step.Batch(),
+                              .kv = heads.kv,
+                              .splits = options_.decode_splits,
+                              .workspace = step.In<float>(step.at.attention_partial),
+                              .arrived = step.In<int>(step.at.arrived),
+                              .y = heads.y};
+  args.batch.positions =
+      step.In<int32_t>(step.at.ints) + CudaBatchLayout(step.sizes).decode_positions;
+  return Done(ops_.decode_attention(args, step.context), "decode_attention", step.sizes.rows);
+}
+
+absl::Status CudaLlama::AttendPrefill(const Step& step, const Heads& heads) const {
+  const int32_t* const tiles = step.In<int32_t>(step.at.ints) + CudaBatchLayout(step.sizes).tiles;
+  const PrefillAttentionArgs args = {.type = backend_.half,
+                                     .q = step.memory + step.at.q,
+                                     .heads = spec_.heads,
+                                     .scale = scale_,
+                                     .sliding_window = heads.window,
+                                     .tiles = reinterpret_cast<const QueryTile*>(tiles),
+                                     .num_tiles = step.sizes.tiles,
+                                     .block_tables = step.Batch().block_tables,
+                                     .max_blocks = step.sizes.max_blocks,
+                                     .kv = heads.kv,
+                                     .y = heads.y};
+  return Done(ops_.prefill_attention(args, step.context), "prefill_attention", step.sizes.rows);
+}
+
+// normed = codes of `from` [rows, width] in 16 bit.
+absl::Status CudaLlama::Quantize(const Step& step, const void* from, int width) const {
+  const QuantizeRowsArgs args = {
+      .from = from,
+      .codes = step.In<uint8_t>(step.at.normed),
+      .scales = step.In<float>(step.at.row_scales),
+      .rows = step.sizes.rows,
+      .k = width,
+      .from_stride = width,
+      .codes_stride = width,
+      .number = backend_.half == Half::kF16 ? Number::kF16 : Number::kBf16,
+      .to = RowCodes::kA8Token};
+  return Done(backend_.kernels.quantize_rows(args, step.context), "quantize_rows", args.rows);
 }
 
 // stream += down(silu(gate(norm(stream))) * up(norm(stream)))
