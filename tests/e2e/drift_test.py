@@ -89,9 +89,13 @@ def test_alert_is_all_that_happens_when_that_is_configured(spoilable):
 
 
 def test_commands_name_what_is_wrong(server):
-    unknown = subprocess.run([BUILD / "cli" / "assay", "drift", "nobody", "--server", server.address], capture_output=True, text=True,
-                             env=clean_environment())
-    assert unknown.returncode == 1 and "nobody" in unknown.stderr
+    errors = set()
+    for command in ("drift", "events"):
+        unknown = subprocess.run([BUILD / "cli" / "assay", command, "nobody", "--server", server.address], capture_output=True,
+                                 text=True, env=clean_environment())
+        assert unknown.returncode == 1 and "nobody" in unknown.stderr and not unknown.stdout
+        errors.add(unknown.stderr)
+    assert len(errors) == 1
     bad = subprocess.run([BUILD / "server" / "assay-server", "--drift-rate", "1.5"], capture_output=True, text=True,
                          env=clean_environment())
     assert bad.returncode == 1 and "1.5" in bad.stderr and "0 to 1" in bad.stderr

@@ -97,7 +97,20 @@ TEST_F(DriftServiceTest, EventsAreListedInOrderFromAnIdOn) {
   EXPECT_FALSE(all.events(0).at().empty());
   EXPECT_EQ(Events(all.events(1).id(), "").events_size(), 1);
   EXPECT_EQ(Events(0, "text").events_size(), 2);
-  EXPECT_EQ(Events(0, "nobody").events_size(), 0);
+}
+
+TEST_F(DriftServiceTest, EventsOfAnUnknownModelAreTheSameErrorAsItsDrift) {
+  grpc::ClientContext context;
+  assay::v1::ListEventsRequest request;
+  request.set_model("nobody");
+  assay::v1::ListEventsResponse events;
+  const grpc::Status status = stub_->ListEvents(&context, request, &events);
+  assay::v1::GetDriftResponse drift;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(status.error_message(), GetDrift("nobody", drift).error_message());
+  EXPECT_EQ(Events(0, "text").events_size(), 0);  // known, and nothing happened
+  serving_.events().Add({.model = "gone", .version = 1, .kind = "state", .reason = "unloaded"});
+  EXPECT_EQ(Events(0, "gone").events_size(), 1);
 }
 
 TEST_F(DriftServiceTest, OldEventsMakeRoom) {
