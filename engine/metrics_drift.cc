@@ -57,7 +57,7 @@ class PrometheusDriftMetrics final : public DriftMetrics {
                                "Outlier channels at admission that still are, of all that are or "
                                "were",
                                m_);
-    const char* help = "Population stability index against the first requests";
+    const char* help = "Population stability index against the first requests, beyond chance";
     length_psi_ =
         group_.NewGauge("assay_drift_input_psi_ratio", help, With(m_, "statistic", "length"));
     token_psi_ =
