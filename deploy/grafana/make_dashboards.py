@@ -299,7 +299,7 @@ def drift():
         ]),
         (None, [
             panel("Actions", "bargauge", "none", "What the monitor did since the server started.",
-                  (gauge("assay_drift_actions_total", "model, action"), "{{model}} {{action}}")),
+                  (gauge("assay_drift_actions_total", "model, action", of=f'{PROCESS},model=~"$model"'), "{{model}} {{action}}")),
         ]),
     ])
 
