@@ -192,7 +192,13 @@ std::shared_ptr<ModelMetrics> Metrics::ForModel(std::string_view model, int64_t 
 
 std::unique_ptr<DriftMetrics> Metrics::ForDrift(std::string_view model, int64_t version,
                                                 std::string_view statistic) {
+  for (const DriftAction action : kAllDriftActions)
+    DriftActionCounter(impl_->state->factory, model, action);
   return NewDriftMetrics(impl_->state->factory, model, version, statistic);
+}
+
+void Metrics::DriftActed(std::string_view model, DriftAction action) {
+  DriftActionCounter(impl_->state->factory, model, action).Increment();
 }
 
 // The methods are those that the server registered: a closed set.

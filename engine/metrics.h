@@ -98,6 +98,9 @@ class Metrics {
   // Drift of a version, by its statistic: mean_kl, cosine_loss or label_flip. Not to outlive this.
   std::unique_ptr<DriftMetrics> ForDrift(std::string_view model, int64_t version,
                                          std::string_view statistic);
+  // Of a model, whatever its version: the version that was acted on may be gone before anybody
+  // reads. The model's series begin with ForDrift, at 0, and stay.
+  void DriftActed(std::string_view model, DriftAction action);
   // gRPC layer: makes the series of a method at 0 (but for the histogram and the codes other than
   // OK, which come with the first RPC that has them). Lives as long as this. `type` as
   // "server_stream".

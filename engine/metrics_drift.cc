@@ -24,8 +24,6 @@ class PrometheusDriftMetrics final : public DriftMetrics {
     group_.NewCounters(skips_, "assay_drift_skipped_total",
                        "Sampled requests that were not computed again", m_,
                        Label("reason", kSkips));
-    group_.NewCounters(actions_, "assay_drift_actions_total", "What was done about drift", m_,
-                       Label("action", kActions));
     group_.NewGauges(states_, "assay_drift_state", "1 for the verdict on live traffic, else 0", m_,
                      Label("state", kStates));
     tokens_ = group_.NewCounter("assay_drift_shadow_tokens_total",
@@ -59,7 +57,7 @@ class PrometheusDriftMetrics final : public DriftMetrics {
                                "Outlier channels at admission that still are, of all that are or "
                                "were",
                                m_);
-    const char* help = "Population stability index against the first requests";
+    const char* help = "Population stability index against the first requests, beyond chance";
     length_psi_ =
         group_.NewGauge("assay_drift_input_psi_ratio", help, With(m_, "statistic", "length"));
     token_psi_ =
@@ -81,7 +79,6 @@ class PrometheusDriftMetrics final : public DriftMetrics {
     length_psi_->Set(gauges.length_psi);
     token_psi_->Set(gauges.token_psi);
   }
-  void Acted(DriftAction action) override { actions_[static_cast<int>(action)]->Increment(); }
   void Set(const DriftGauges& gauges) override {
     for (int i = 0; i < static_cast<int>(std::size(kStates)); ++i)
       states_[i]->Set(gauges.state == i ? 1 : 0);
@@ -104,7 +101,7 @@ class PrometheusDriftMetrics final : public DriftMetrics {
 
   const Labels m_;
   SeriesGroup group_;
-  Counter *results_[2], *skips_[4], *actions_[5], *tokens_, *cpu_;
+  Counter *results_[2], *skips_[4], *tokens_, *cpu_;
   Gauge *states_[3], *score_, *low_, *high_, *threshold_, *e_value_, *change_, *last_;
   Gauge *shifted_, *saturation_, *range_, *overlap_, *length_psi_, *token_psi_;
   Gauge *flip_ = nullptr, *flip_threshold_ = nullptr;
@@ -113,6 +110,11 @@ class PrometheusDriftMetrics final : public DriftMetrics {
 }  // namespace
 
 std::string_view Name(DriftAction action) { return kActions[static_cast<int>(action)]; }
+
+Counter& DriftActionCounter(SeriesFactory& factory, std::string_view model, DriftAction action) {
+  return factory.AddCounter("assay_drift_actions_total", "What was done about drift",
+                            {{"model", std::string(model)}, {"action", std::string(Name(action))}});
+}
 
 std::unique_ptr<DriftMetrics> NewDriftMetrics(SeriesFactory& factory, std::string_view model,
                                               int64_t version, std::string_view statistic) {

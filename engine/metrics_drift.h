@@ -9,6 +9,9 @@ namespace assay {
 
 enum class DriftSkip { kRingFull, kTooLong, kFailed, kNotServing };
 enum class DriftAction { kAlert, kRefresh, kRaisePrecision, kRollBack, kServeReference };
+inline constexpr DriftAction kAllDriftActions[] = {
+    DriftAction::kAlert, DriftAction::kRefresh, DriftAction::kRaisePrecision,
+    DriftAction::kRollBack, DriftAction::kServeReference};
 // "alert", "refresh", "raise_precision", "roll_back", "serve_reference"
 std::string_view Name(DriftAction action);
 
@@ -33,7 +36,6 @@ class DriftMetrics {
   virtual void Skipped(DriftSkip why) = 0;
   virtual void Set(const DriftGauges& gauges) = 0;
   virtual void SetInput(const InputGauges& gauges) = 0;
-  virtual void Acted(DriftAction action) = 0;
 };
 
 }  // namespace assay

@@ -197,6 +197,7 @@ std::pair<const char*, const char* const (&)[N]> Label(const char* key,
 // and of one method of gRPC (engine/metrics_rpc.cc). `factory` outlives them.
 std::unique_ptr<ModelMetrics> NewModelMetrics(SeriesFactory& factory, std::string_view model,
                                               int64_t version);
+Counter& DriftActionCounter(SeriesFactory& factory, std::string_view model, DriftAction action);
 std::unique_ptr<DriftMetrics> NewDriftMetrics(SeriesFactory& factory, std::string_view model,
                                               int64_t version, std::string_view statistic);
 std::unique_ptr<RpcMetrics> NewRpcSeries(SeriesFactory& factory, std::string_view service,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace assay {
 namespace {
@@ -40,8 +41,9 @@ void MeanBand::Add(double x) {
   spread_ += (-std::log1p(-lambda) - lambda) * error * error;
   moments_.Add(x);
   const double half = (log_inverse_alpha_ + spread_) / weights_, mean = weighted_ / weights_;
-  low_ = std::max(low_, mean - half);
-  high_ = std::min(high_, mean + half);
+  sum_ += x;
+  low_ = std::max(0.0, std::min(mean - half, sum_ / n));
+  high_ = std::min(1.0, std::max(mean + half, sum_ / n));
 }
 
 ChangeDetector::ChangeDetector(To direction, double limit)
@@ -53,7 +55,10 @@ ChangeDetector::ChangeDetector(To direction, double limit)
 void ChangeDetector::Add(double x) {
   const double shift = kExpectedShift * limit_;
   const double bet = std::min(shift / (moments_.variance() + shift * shift), most_bet_);
-  evidence_ = std::max(evidence_, 0.0) + std::log1p(bet * sign_ * (x - limit_));
+  if (evidence_ <= 0) Restart();
+  evidence_ += std::log1p(bet * sign_ * (x - limit_));
+  sum_ += x;
+  ++count_;
   moments_.Add(x);
 }
 
@@ -77,49 +82,65 @@ DriftTest::DriftTest(const Options& options)
               std::min(options.limit * options.change_margin, (1 + options.limit) / 2)),
       back_(ChangeDetector::To::kBelow, options.limit) {}
 
-void DriftTest::Restart(DriftState state) {
-  state_ = state;
+void DriftTest::Begin() {
+  decided_ = false;
   above_ = EProcess(options_.limit);
   band_ = MeanBand(options_.alpha);
   change_.Restart();
   back_.Restart();
+  count_ = 0;
+  sum_ = squares_ = 0;
 }
 
 DriftState DriftTest::Add(double x) {
   x = std::isnan(x) ? 1 : std::clamp(x, 0.0, 1.0);
+  if (decided_) Begin();
   ++count_;
   sum_ += x;
+  squares_ += x * x;
   band_.Add(x);
   change_.Add(x);
-  const double alarm = -std::log(options_.alpha), change_alarm = std::log(options_.change_numbers);
   above_.Add(x);
+  if (state_ == DriftState::kViolated) back_.Add(x);
+  Judge();
+  return state_;
+}
+
+void DriftTest::Judge() {
+  const double alarm = -std::log(options_.alpha), change_alarm = std::log(options_.change_numbers);
   if (state_ == DriftState::kViolated) {
-    back_.Add(x);
-    if (back_.log_evidence() >= change_alarm) {
-      Restart(DriftState::kOk);
-      cause_ = {};
-    }
-    return state_;
+    if (back_.log_evidence() < change_alarm) return;
+    state_ = DriftState::kOk;
+    cause_ = {};
+    decided_ = true;
+    return;
   }
   const double mean = above_.log_wealth() / alarm, change = change_.log_evidence() / change_alarm;
   const double most = std::max(mean, change);
+  if (most >= kWarn) cause_ = mean >= change ? "mean" : "change";
   if (most >= 1) {
-    cause_ = mean >= change ? "mean" : "change";
-    Restart(DriftState::kViolated);
+    state_ = DriftState::kViolated;
+    decided_ = true;
   } else if (most >= kWarn) {
     state_ = DriftState::kWarn;
-    cause_ = mean >= change ? "mean" : "change";
   } else if (state_ == DriftState::kWarn && most < kBack) {
     state_ = DriftState::kOk;
     cause_ = {};
   }
-  return state_;
+}
+
+double DriftTest::standard_error() const {
+  if (count_ < 2) return std::numeric_limits<double>::infinity();
+  const auto n = static_cast<double>(count_);
+  const double variance = std::max(0.0, (squares_ - sum_ * sum_ / n) / (n - 1));
+  return std::sqrt(variance / n);
 }
 
 double DriftTest::e_value() const { return Exp(above_.log_wealth()); }
 
 double DriftTest::change_evidence() const {
-  const ChangeDetector& watched = state_ == DriftState::kViolated ? back_ : change_;
+  // Just decided: of the state before.
+  const ChangeDetector& watched = (state_ == DriftState::kViolated) != decided_ ? back_ : change_;
   return Exp(std::max(watched.log_evidence(), 0.0));
 }
 

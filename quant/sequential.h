@@ -8,7 +8,8 @@
 //                   most alpha if the hypothesis is true (Ville; Waudby-Smith and Ramdas 2020,
 //                   arXiv:2010.09686, section 4; lambda: "approximate GRAPA", their appendix B.3).
 //   MeanBand        confidence sequence for the mean: predictable plug-in empirical Bernstein (the
-//                   same paper, theorem 2).
+//                   same paper, theorem 2), as it is now: not the intersection with what it was
+//                   before, which a mean that moves would leave, and widened to the plain mean.
 //   ChangeDetector  e-CUSUM: g = max(g, 0) + ln(1 + lambda (x - limit)), alarm at ln A; likewise
 //                   of a change to below a limit.
 //                   Between false alarms lie at least A numbers on average. It forgets a long good
@@ -63,7 +64,7 @@ class MeanBand {
   double log_inverse_alpha_;  // of each side
   RunningMoments moments_{0.5, 0.25};
   int64_t count_ = 0;
-  double weights_ = 0, weighted_ = 0, spread_ = 0;
+  double weights_ = 0, weighted_ = 0, spread_ = 0, sum_ = 0;
   double low_ = 0, high_ = 1;
 };
 
@@ -74,13 +75,20 @@ class ChangeDetector {
   ChangeDetector(To direction, double limit);
   void Add(double x);
   double log_evidence() const { return evidence_; }
-  void Restart() { evidence_ = 0; }
+  // Of the numbers that the evidence comes from: since it last was none.
+  int64_t count() const { return count_; }
+  double mean() const { return count_ == 0 ? 0 : sum_ / static_cast<double>(count_); }
+  void Restart() {
+    evidence_ = sum_ = 0;
+    count_ = 0;
+  }
 
  private:
   double sign_, limit_;
   double most_bet_;  // keeps the evidence above half of what it was
   RunningMoments moments_;
-  double evidence_ = 0;
+  double evidence_ = 0, sum_ = 0;
+  int64_t count_ = 0;
 };
 
 enum class DriftState { kOk, kWarn, kViolated };
@@ -88,12 +96,15 @@ std::string_view Name(DriftState state);  // "OK", "WARN", "VIOLATED"
 
 // OK -> WARN -> VIOLATED as evidence grows that the mean is above the limit; WARN -> OK when it has
 // gone; VIOLATED -> OK only on evidence, as strong as that of a change, that the mean is below the
-// limit again. Every way back starts the tests anew.
+// limit again. Becoming VIOLATED, and coming back, start the tests anew, with the number that
+// follows: until then mean, band and evidence are those that the verdict rests on.
 class DriftTest {
  public:
   struct Options {
-    double limit = 0.05;            // of the mean, in (0, 1)
-    double alpha = 0.01;            // chance of ever calling a good stream VIOLATED
+    double limit = 0.05;  // of the mean, in (0, 1)
+    // Chance of ever calling a stream whose mean is below the limit VIOLATED for its mean, between
+    // two starts of the tests. (As a change: change_numbers.)
+    double alpha = 0.01;
     double change_margin = 1.1;     // changes are looked for above margin * limit ...
     double change_numbers = 10000;  // ... with at least so many numbers between false alarms
   };
@@ -102,16 +113,24 @@ class DriftTest {
   DriftState state() const { return state_; }
   // Why it left OK: "mean" or "change"; empty while OK.
   std::string_view cause() const { return cause_; }
-  int64_t count() const { return count_; }  // since the start
+  // Since the tests started anew: how many numbers, their mean, the standard error of that
+  // (infinite for fewer than 2), the band of the mean, and the wealth against "mean <= limit", at
+  // most 1e300.
+  int64_t count() const { return count_; }
   double mean() const { return count_ == 0 ? 0 : sum_ / static_cast<double>(count_); }
-  const MeanBand& band() const { return band_; }  // of the mean, since the tests started anew
-  double e_value() const;  // wealth against "mean <= limit" since then, at most 1e300
+  double standard_error() const;
+  const MeanBand& band() const { return band_; }
+  double e_value() const;
+  // What the evidence of a change comes from: the latest numbers.
+  const ChangeDetector& change() const { return change_; }
   // e-CUSUM, likewise: of a change to above the limit; while VIOLATED, of one to below it.
   double change_evidence() const;
   const Options& options() const { return options_; }
 
  private:
-  void Restart(DriftState state);
+  void Begin();  // the tests, anew
+  void Judge();
+  bool decided_ = false;  // by the latest number: the next one begins anew
 
   Options options_;
   DriftState state_ = DriftState::kOk;
@@ -120,7 +139,7 @@ class DriftTest {
   MeanBand band_;
   ChangeDetector change_, back_;
   int64_t count_ = 0;
-  double sum_ = 0;
+  double sum_ = 0, squares_ = 0;
 };
 
 }  // namespace assay

@@ -63,6 +63,7 @@ struct ServerConfig {
   EngineOptions engine;
   DriftOptions drift;
   DriftAction drift_action = DriftAction::kAlert;
+  absl::Duration drift_action_interval = absl::Minutes(10);  // between actions for one model
   VersionOptions versions;
 
   bool is_loopback() const;    // `listen` cannot be reached from another host

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/time.h"
 #include "quant/policy/recipe_list.h"
 
 namespace assay {
@@ -13,6 +14,9 @@ namespace {
 // Fewer prompts, or fewer tokens in them, are no calibration set.
 constexpr int kFewestPrompts = 32;
 constexpr int64_t kFewestTokens = 2048;
+// After so long without an action the next is taken at once again; no action waits longer.
+constexpr absl::Duration kForgotten = absl::Hours(24);
+constexpr char kTime[] = "%Y-%m-%d %H:%M:%S UTC";
 // Of the layers that are quantized, how many raise_precision takes out at a time.
 constexpr double kRaised = 0.1;
 
@@ -63,6 +67,8 @@ void DriftResponder::Again(const DriftStatus& status, const VersionInfo& version
 DriftResponder::Answer DriftResponder::RollBack(const DriftStatus& status, Answer answer) const {
   std::optional<VersionInfo> previous;
   for (VersionInfo& version : registry_.List()) {
+    const auto history = history_.find(status.model);
+    if (history != history_.end() && history->second.violated.contains(version.version)) continue;
     const bool served = version.state == VersionState::kRetired && version.was_stable &&
                         version.report != nullptr && version.report->verdict == "admitted";
     if (version.name == status.model && version.version < status.version && served)
@@ -75,31 +81,29 @@ DriftResponder::Answer DriftResponder::RollBack(const DriftStatus& status, Answe
     return answer;
   }
   answer.action = DriftAction::kRefresh;
-  answer.reason = "no earlier version has served: ";
+  answer.reason = "no earlier version that was not VIOLATED has served: ";
   return answer;
 }
 
 DriftResponder::Answer DriftResponder::Decide(const DriftStatus& status) const {
-  Answer answer{.action = action_, .request = {.name = status.model}, .reason = ""};
-  if (action_ == DriftAction::kAlert) {
-    answer.reason = "drift.action is alert: nothing else is done";
-    return answer;
-  }
+  Answer answer{.action = options_.action,
+                .request = {.name = status.model, .instead_of = status.version},
+                .reason = ""};
   const absl::StatusOr<VersionInfo> now = registry_.Find(status.model, status.version);
   if (!now.ok())
     return {.action = DriftAction::kAlert, .request = {}, .reason = "the version is gone"};
   answer.request.path = now->path;
-  if (action_ == DriftAction::kServeReference) {
+  if (options_.action == DriftAction::kServeReference) {
     answer.request.scheme = "f32";
     answer.reason = "admitting the checkpoint in f32";
     return answer;
   }
-  if (action_ == DriftAction::kRollBack) {
+  if (options_.action == DriftAction::kRollBack) {
     answer = RollBack(status, std::move(answer));
     if (answer.action == DriftAction::kRollBack) return answer;
   }
   Again(status, *now, answer);
-  if (action_ != DriftAction::kRaisePrecision || now->report == nullptr) return answer;
+  if (options_.action != DriftAction::kRaisePrecision || now->report == nullptr) return answer;
   answer.request.keep = WorstLayers(*now->report, status);
   if (answer.request.keep.empty()) {
     answer.action = DriftAction::kRefresh;
@@ -135,7 +139,7 @@ bool DriftResponder::ActAtOnce(const DriftStatus& status) {
          "VIOLATED, but only kept for a rollback: nothing else is done");
     return true;
   }
-  if (action_ != DriftAction::kRollBack || labels->previous == 0) return false;
+  if (options_.action != DriftAction::kRollBack || labels->previous == 0) return false;
   if (versions_.StateOf(status.model, labels->previous) == DriftState::kViolated) return false;
   if (!answered_.insert(version).second) return true;
   const absl::Status rolled_back = versions_.RollBack(
@@ -144,16 +148,54 @@ bool DriftResponder::ActAtOnce(const DriftStatus& status) {
     answered_.erase(version);
     return false;
   }
-  monitor_.Acted(status.model, status.version, DriftAction::kRollBack);
+  metrics_.DriftActed(status.model, DriftAction::kRollBack);
   return true;
 }
 
+absl::Time DriftResponder::NotBefore(const std::string& model) const {
+  const auto found = history_.find(model);
+  if (found == history_.end() || found->second.actions == 0) return absl::InfinitePast();
+  const int doublings = std::min(found->second.actions - 1, 30);
+  return found->second.last +
+         std::min(options_.interval * static_cast<double>(int64_t{1} << doublings), kForgotten);
+}
+
 void DriftResponder::Act(const DriftStatus& status) {
+  History& history = history_[status.model];
+  history.violated.insert(status.version);
   if (ActAtOnce(status)) return;
+  if (options_.action == DriftAction::kAlert) {
+    metrics_.DriftActed(status.model, DriftAction::kAlert);
+    return Tell(status, LogLevel::kWarning, "alert: drift.action is alert: nothing else is done");
+  }
+  if (answered_.contains({status.model, status.version})) return;
+  if (clock_.Now() - history.last > kForgotten) history.actions = 0;
+  const absl::Time due = NotBefore(status.model);
+  if (clock_.Now() >= due) return Admit(status);
+  history.waits = status.version;
+  Tell(status, LogLevel::kWarning,
+       absl::StrCat(std::string(Name(options_.action)), " waits: the one before, at ",
+                    absl::FormatTime(kTime, history.last, absl::UTCTimeZone()),
+                    ", did not help; not before ",
+                    absl::FormatTime(kTime, due, absl::UTCTimeZone())));
+}
+
+void DriftResponder::Compared(const DriftStatus& status) {
+  const auto found = history_.find(status.model);
+  if (found == history_.end() || found->second.waits != status.version) return;
+  if (status.state != DriftState::kViolated) {
+    found->second.waits = 0;
+  } else if (clock_.Now() >= NotBefore(status.model)) {
+    found->second.waits = 0;
+    Admit(status);
+  }
+}
+
+void DriftResponder::Admit(const DriftStatus& status) {
   const Answer answer = Decide(status);
   const std::string name(Name(answer.action));
   if (answer.action == DriftAction::kAlert) {
-    monitor_.Acted(status.model, status.version, answer.action);
+    metrics_.DriftActed(status.model, answer.action);
     return Tell(status, LogLevel::kWarning, absl::StrCat(name, ": ", answer.reason));
   }
   if (!answered_.insert({status.model, status.version}).second) return;
@@ -163,7 +205,10 @@ void DriftResponder::Act(const DriftStatus& status) {
     answered_.erase({status.model, status.version});
     return TellFailed(status, name, begun);
   }
-  monitor_.Acted(status.model, status.version, answer.action);
+  History& history = history_[status.model];
+  ++history.actions;
+  history.last = clock_.Now();
+  metrics_.DriftActed(status.model, answer.action);
 }
 
 absl::Status DriftResponder::Begin(const DriftStatus& status, const std::string& name,
@@ -171,8 +216,6 @@ absl::Status DriftResponder::Begin(const DriftStatus& status, const std::string&
   const auto sink = [this, status, name, request](const AdmissionProgress& progress) {
     if (!progress.done) return;
     if (progress.status.ok()) {
-      // What was found to be wrong is nothing to roll back to.
-      versions_.Discard(status.model, status.version);
       return Tell(status, LogLevel::kInfo,
                   absl::StrCat(name, " done: version ", progress.version, " serves"));
     }

@@ -1,8 +1,15 @@
 // What the server does when a version is found to disagree with its reference. A canary is dropped;
 // for the stable version `drift.action` says what; one that is only kept for a rollback gets an
-// event. Each action is an event with its reason and is counted. Called on the drift monitor's
-// thread; an admission that it starts reports on the admission's.
+// event. Each action is an event with its reason and is counted.
+//
+// What an action brings may be found wrong, too (the checkpoint itself does not suit this traffic,
+// or the gate's text does not). The first action for a model is taken at once; the next within a
+// day not before `interval` after the one before, the one after that not before twice as long, at
+// most a day, and so on. A version that has been VIOLATED is never what is rolled back to.
+//
+// Called on the drift monitor's thread; an admission that it starts reports on the admission's.
 #pragma once
+#include <map>
 #include <set>
 #include <utility>
 
@@ -13,17 +20,33 @@ namespace assay {
 
 class DriftResponder {
  public:
-  // All of it outlives the responder's last call.
-  DriftResponder(DriftAction action, const ModelRegistry& registry, AdmissionPipeline& admissions,
-                 DriftMonitor& monitor, EventLog& events, VersionControl& versions)
-      : action_(action),
-        registry_(registry),
-        admissions_(admissions),
-        monitor_(monitor),
-        events_(events),
-        versions_(versions) {}
-  // At most once per version, but for alerts.
+  struct Options {
+    DriftAction action = DriftAction::kAlert;
+    absl::Duration interval = absl::Minutes(10);
+  };
+  // What it works with; all of it outlives the responder's last call.
+  struct Server {
+    const ModelRegistry& registry;
+    AdmissionPipeline& admissions;
+    DriftMonitor& monitor;
+    EventLog& events;
+    VersionControl& versions;
+    Metrics& metrics;
+    const Clock& clock;
+  };
+  DriftResponder(const Options& options, const Server& server)
+      : options_(options),
+        registry_(server.registry),
+        admissions_(server.admissions),
+        monitor_(server.monitor),
+        events_(server.events),
+        versions_(server.versions),
+        metrics_(server.metrics),
+        clock_(server.clock) {}
+  // A version has become VIOLATED. At most one action per version, but for alerts.
   void Act(const DriftStatus& status);
+  // After every comparison: takes the action that had to wait, when its time has come.
+  void Compared(const DriftStatus& status);
 
  private:
   // What is admitted next, and why, in words.
@@ -42,16 +65,29 @@ class DriftResponder {
   // By what is loaded already: a canary is dropped, the previous version takes over. False: that
   // does not answer it.
   bool ActAtOnce(const DriftStatus& status);
+  void Admit(const DriftStatus& status);
+  // When the next action for the model may be taken.
+  absl::Time NotBefore(const std::string& model) const;
   void Tell(const DriftStatus& status, LogLevel level, std::string reason);
   void TellFailed(const DriftStatus& status, const std::string& name, const absl::Status& why);
 
-  const DriftAction action_;
+  struct History {
+    int actions = 0;  // in a row
+    absl::Time last;
+    std::set<int64_t> violated;  // versions
+    int64_t waits = 0;           // a version that is acted on later; 0: none
+  };
+
+  const Options options_;
   const ModelRegistry& registry_;
   AdmissionPipeline& admissions_;
   DriftMonitor& monitor_;
   EventLog& events_;
   VersionControl& versions_;
+  Metrics& metrics_;
+  const Clock& clock_;
   std::set<std::pair<std::string, int64_t>> answered_;
+  std::map<std::string, History> history_;  // by model
 };
 
 }  // namespace assay

@@ -87,6 +87,11 @@ AssayServiceImpl::Unary* AssayServiceImpl::GetDrift(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::ListEvents(Context* context,
                                                       const assay::v1::ListEventsRequest* request,
                                                       assay::v1::ListEventsResponse* response) {
+  // What was unloaded still has a history.
+  if (!request->model().empty() && context_.events.Since(0, request->model()).empty()) {
+    const absl::Status known = context_.registry.Find(request->model(), 0).status();
+    if (!known.ok()) return Reply(context, known);
+  }
   for (const Event& event : context_.events.Since(request->since_id(), request->model())) {
     assay::v1::EventEntry& entry = *response->add_events();
     entry.set_id(event.id);

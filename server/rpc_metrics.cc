@@ -19,19 +19,7 @@ namespace {
 using grpc::experimental::InterceptionHookPoints;
 using grpc::experimental::ServerRpcInfo;
 
-std::string_view TypeName(ServerRpcInfo::Type type) {
-  switch (type) {
-    case ServerRpcInfo::Type::UNARY:
-      return "unary";
-    case ServerRpcInfo::Type::CLIENT_STREAMING:
-      return "client_stream";
-    case ServerRpcInfo::Type::SERVER_STREAMING:
-      return "server_stream";
-    case ServerRpcInfo::Type::BIDI_STREAMING:
-      return "bidi_stream";
-  }
-  return "unary";
-}
+constexpr char kUnknown[] = "_unknown";  // what no service has, as with models that do not exist
 
 std::string_view TypeName(const google::protobuf::MethodDescriptor& method) {
   if (method.client_streaming()) return method.server_streaming() ? "bidi_stream" : "client_stream";
@@ -45,15 +33,21 @@ std::pair<std::string_view, std::string_view> ServiceAndMethod(std::string_view 
   return {path.substr(0, slash), path.substr(slash + 1)};
 }
 
-// By path, of every service that has a file of ours.
-std::vector<std::pair<std::string, const google::protobuf::MethodDescriptor*>> OurMethods() {
+// By path: of every service that has a file of ours, and of reflection, where gRPC's library with
+// it is linked.
+std::vector<std::pair<std::string, const google::protobuf::MethodDescriptor*>> ServedMethods() {
+  const google::protobuf::DescriptorPool& pool =
+      *google::protobuf::DescriptorPool::generated_pool();
+  const google::protobuf::ServiceDescriptor* const reflection =
+      pool.FindServiceByName("grpc.reflection.v1alpha.ServerReflection");
   const google::protobuf::FileDescriptor* const files[] = {
       assay::v1::GenerateRequest::descriptor()->file(),
       inference::ModelInferRequest::descriptor()->file(),
-      grpc::health::v1::HealthCheckRequest::descriptor()->file()};
+      grpc::health::v1::HealthCheckRequest::descriptor()->file(),
+      reflection == nullptr ? nullptr : reflection->file()};
   std::vector<std::pair<std::string, const google::protobuf::MethodDescriptor*>> methods;
   for (const auto* file : files) {
-    for (int s = 0; s < file->service_count(); ++s) {
+    for (int s = 0; file != nullptr && s < file->service_count(); ++s) {
       const auto& service = *file->service(s);
       for (int m = 0; m < service.method_count(); ++m) {
         const auto& method = *service.method(m);
@@ -101,8 +95,9 @@ class RpcObserver final : public grpc::experimental::Interceptor {
 
 class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  RpcObserverFactory(Metrics& metrics, const Clock& clock) : metrics_(metrics), clock_(clock) {
-    for (const auto& [path, method] : OurMethods()) {
+  RpcObserverFactory(Metrics& metrics, const Clock& clock)
+      : clock_(clock), unknown_(metrics.ForRpc(kUnknown, kUnknown, kUnknown)) {
+    for (const auto& [path, method] : ServedMethods()) {
       const auto [service, name] = ServiceAndMethod(path);
       known_.emplace(path, &metrics.ForRpc(service, name, TypeName(*method)));
     }
@@ -112,15 +107,14 @@ class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFac
   }
 
  private:
-  // gRPC's own services (reflection) are found under a lock.
+  // A path is the client's text: as a label it would make series without bound.
   RpcMetrics& Find(const ServerRpcInfo& info) const {
-    if (const auto it = known_.find(info.method()); it != known_.end()) return *it->second;
-    const auto [service, method] = ServiceAndMethod(info.method());
-    return metrics_.ForRpc(service, method, TypeName(info.type()));
+    const auto it = known_.find(info.method());
+    return it == known_.end() ? unknown_ : *it->second;
   }
 
-  Metrics& metrics_;
   const Clock& clock_;
+  RpcMetrics& unknown_;
   absl::flat_hash_map<std::string, RpcMetrics*> known_;  // by path; only read
 };
 

@@ -9,7 +9,9 @@
 
 namespace assay {
 
-// Makes the series of all methods of our services. `metrics` and `clock` outlive the gRPC server.
+// Makes the series of all methods of our services and of reflection, where it is linked. Methods
+// that no service has count together: grpc_service, grpc_method and grpc_type are "_unknown".
+// `metrics` and `clock` outlive the gRPC server.
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> NewRpcMetrics(
     Metrics& metrics, const Clock& clock);
 

@@ -103,7 +103,8 @@ struct Server::Parts {
         admissions(StartAdmissionPipeline(registry, pool, metrics, RealClock(),
                                           OptionsFor(config, policy, models.size(), drift),
                                           hooks == nullptr ? AdmissionHooks() : *hooks)),
-        responder(config.drift_action, registry, *admissions, drift, events, versions),
+        responder({config.drift_action, config.drift_action_interval},
+                  {registry, *admissions, drift, events, versions, metrics, RealClock()}),
         texts(std::max(1, pool.num_threads() / 4)),
         context{config,    policy,     RealClock(), registry, *admissions, metrics, gate,
                 readiness, statistics, traffic,     texts,    drift,       events,  versions},
@@ -114,7 +115,10 @@ struct Server::Parts {
 
   void WatchRegistry() {
     versions.Watch();
-    drift.OnCompared([this](const DriftStatus& status) { versions.Compared(status); });
+    drift.OnCompared([this](const DriftStatus& status) {
+      versions.Compared(status);
+      responder.Compared(status);
+    });
     drift.OnViolated([this](const DriftStatus& status) { responder.Act(status); });
     registry.OnChange([this](const VersionInfo& version) {
       RecordState(version);

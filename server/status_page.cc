@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -67,35 +68,46 @@ Verdict DriftVerdict(const StatusView& view) {
   if (view.drift_rate <= 0) return {"good", "Drift is not watched (drift.rate is 0)."};
   if (view.drift.empty()) return {"good", "Drift: nothing is watched yet."};
   int64_t requests = 0;
-  std::vector<std::string> violated, warned, blind;
+  std::vector<std::string> violated, warned, blind, unmeasured;
   for (const DriftStatus& status : view.drift) {
     const std::string name = absl::StrCat(status.model, ":", status.version);
     requests += status.samples;
     if (status.state == DriftState::kViolated) violated.push_back(name);
     if (status.state == DriftState::kWarn) warned.push_back(name);
     if (!status.error.empty()) blind.push_back(name);
+    if (status.samples == 0) unmeasured.push_back(name);
   }
   if (!violated.empty()) return {"bad", "Drift VIOLATED: " + absl::StrJoin(violated, ", ") + "."};
   if (!warned.empty()) return {"warn", "Drift WARN: " + absl::StrJoin(warned, ", ") + "."};
   if (!blind.empty())
     return {"warn", "Drift cannot be measured: " + absl::StrJoin(blind, ", ") + "."};
-  return {"good", absl::StrCat("Drift OK (", requests, " requests compared).")};
+  if (requests == 0) return {"good", "Drift: no request was compared yet."};
+  const std::string none =
+      unmeasured.empty() ? "" : absl::StrCat(", none yet of ", absl::StrJoin(unmeasured, ", "));
+  return {"good", absl::StrCat("Drift OK (", requests, " requests compared", none, ").")};
+}
+
+std::string ServingText(const StatusView& view) {
+  std::set<std::string_view> models;
+  size_t versions = 0;
+  for (const VersionInfo& version : view.versions) {
+    if (version.state != VersionState::kServing) continue;
+    models.insert(version.name);
+    ++versions;
+  }
+  if (models.empty()) return "no model serves";
+  const std::string text =
+      models.size() == 1 ? "1 model serves" : absl::StrCat(models.size(), " models serve");
+  return models.size() == versions ? text : absl::StrCat(text, ", in ", versions, " versions");
 }
 
 Verdict VerdictOf(const StatusView& view) {
-  const int64_t serving = std::count_if(
-      view.versions.begin(), view.versions.end(),
-      [](const VersionInfo& version) { return version.state == VersionState::kServing; });
   Verdict verdict = DriftVerdict(view);
   if (!view.obstacles.empty()) {
     return {"bad",
             absl::StrCat("Not ready: ", absl::StrJoin(view.obstacles, "; "), ". ", verdict.text)};
   }
-  verdict.text = absl::StrCat("Ready: ",
-                              serving == 0   ? "no model serves"
-                              : serving == 1 ? "1 model serves"
-                                             : absl::StrCat(serving, " models serve"),
-                              ". ", verdict.text);
+  verdict.text = absl::StrCat("Ready: ", ServingText(view), ". ", verdict.text);
   return verdict;
 }
 
@@ -103,6 +115,12 @@ std::string LabelText(const VersionInfo& version) {
   if (version.label.empty()) return "–";
   if (version.label != "canary") return version.label;
   return absl::StrFormat("canary, %.4g %% of the requests", 100 * version.traffic_share);
+}
+
+// The heading stands by its value where a narrow screen stacks the row.
+std::string Figure(const char* heading, std::string_view value) {
+  return absl::StrCat("<td class=\"n\" data-heading=\"", heading, "\">",
+                      absl::string_view(value.data(), value.size()));
 }
 
 std::string VersionRow(const VersionInfo& version) {
@@ -118,17 +136,20 @@ std::string VersionRow(const VersionInfo& version) {
   }
   return absl::StrCat(
       "<tr><td class=\"name\" title=\"", EscapeHtml(version.path), "\">", EscapeHtml(version.name),
-      links, "<td class=\"n\">", version.version, "<td><b class=\"", ClassOf(version.state), "\">",
-      TextOf(Name(version.state)), "</b>", why.empty() ? "" : "<div class=\"why\">",
-      EscapeHtml(why), why.empty() ? "" : "</div>", "<td>", LabelText(version), "<td>",
-      report == nullptr ? "–" : EscapeHtml(report->task), "<td>",
+      links, Figure("version", absl::StrCat(version.version)), "<td><b class=\"",
+      ClassOf(version.state), "\">", TextOf(Name(version.state)), "</b>",
+      "<td data-heading=\"label\">", LabelText(version), "<td data-heading=\"task\">",
+      report == nullptr ? "–" : EscapeHtml(report->task), "<td data-heading=\"precision\">",
       report == nullptr || report->layers.empty() ? "–" : EscapeHtml(ServedPrecision(*report)),
-      "<td class=\"n\">", BytesText(version.weight_bytes), "<td class=\"n\">",
-      BytesText(version.kv_bytes), "<td class=\"n\">", BytesText(version.workspace_bytes),
-      "<td class=\"n\">", live ? absl::StrCat(version.load.running) : "–", "<td class=\"n\">",
-      live ? absl::StrCat(version.load.waiting) : "–", "<td class=\"n\">",
-      report == nullptr ? "–" : absl::StrFormat("%.1f %%", 100 * report->fallback_fraction),
-      "</tr>");
+      Figure("weights", BytesText(version.weight_bytes)),
+      Figure("KV cache", BytesText(version.kv_bytes)),
+      Figure("workspace", BytesText(version.workspace_bytes)),
+      Figure("running", live ? absl::StrCat(version.load.running) : "–"),
+      Figure("waiting", live ? absl::StrCat(version.load.waiting) : "–"),
+      Figure("fallback",
+             report == nullptr ? "–" : absl::StrFormat("%.1f %%", 100 * report->fallback_fraction)),
+      "</tr>", why.empty() ? "" : "<tr class=\"reason\"><td colspan=\"12\"><div class=\"why\">",
+      EscapeHtml(why), why.empty() ? "" : "</div></tr>");
 }
 
 std::string ModelsSection(const StatusView& view) {
@@ -137,7 +158,8 @@ std::string ModelsSection(const StatusView& view) {
            "the server with a model repository.</p>";
   }
   std::string out =
-      "<h2>Models</h2><div class=\"wide\" data-key=\"models\"><table><thead><tr><th>model<th "
+      "<h2>Models</h2><div class=\"wide\" data-key=\"models\"><table "
+      "class=\"rows\"><thead><tr><th>model<th "
       "class=\"n\">version<th>state<th>label<th>task<th>precision<th class=\"n\">weights<th "
       "class=\"n\">KV "
       "cache<th class=\"n\">workspace<th class=\"n\">running<th class=\"n\">waiting<th "
@@ -150,10 +172,10 @@ std::string FigureText(double value) { return absl::StrFormat("%.3g", value); }
 
 std::string DriftPart(const DriftStatus& status) {
   const bool measured = status.samples > 0;
-  std::string out =
-      absl::StrCat("<h4>Accuracy on live traffic: <b class=\"", ClassOf(status.state), "\">",
-                   TextOf(Name(status.state)), "</b>", status.cause.empty() ? "" : " by the ",
-                   EscapeHtml(status.cause), "</h4>");
+  std::string out = absl::StrCat(
+      "<h4>Accuracy on live traffic: <b class=\"", measured ? ClassOf(status.state) : "soft", "\">",
+      measured ? TextOf(Name(status.state)) : "nothing compared yet", "</b>",
+      status.cause.empty() ? "" : " by the ", EscapeHtml(status.cause), "</h4>");
   if (!status.error.empty()) {
     absl::StrAppend(&out, "<p class=\"warn\">Cannot be compared: ", EscapeHtml(status.error),
                     "</p>");
@@ -182,9 +204,11 @@ std::string DriftPart(const DriftStatus& status) {
 
 std::string ModelCard(const StatusView& view, const VersionInfo& version) {
   const std::string name = VersionName(version.name, version.version);
-  std::string out =
-      absl::StrCat("<section class=\"card\"><h3>", name, " <b class=\"", ClassOf(version.state),
-                   "\">", TextOf(Name(version.state)), "</b></h3>");
+  std::string out = absl::StrCat("<section class=\"card\"><h3>", name, " <b class=\"",
+                                 ClassOf(version.state), "\">", TextOf(Name(version.state)), "</b>",
+                                 version.label.empty() ? "" : " <small>",
+                                 version.label.empty() ? "" : LabelText(version),
+                                 version.label.empty() ? "" : "</small>", "</h3>");
   const auto traffic = view.traffic.find({version.name, version.version});
   if (version.state == VersionState::kServing) {
     const bool generates = version.report == nullptr || version.report->task == "generate";
@@ -216,9 +240,10 @@ std::string CardsSection(const StatusView& view) {
 std::string EventsSection(const StatusView& view) {
   std::string out = "<h2>Events</h2>";
   if (view.events.empty()) return out + "<p class=\"soft\">None yet.</p>";
-  absl::StrAppend(&out,
-                  "<div class=\"wide\" data-key=\"events\"><table><thead><tr><th>time "
-                  "(UTC)<th>severity<th>model<th>kind<th>what</tr></thead><tbody>");
+  absl::StrAppend(
+      &out,
+      "<div class=\"wide\" data-key=\"events\"><table class=\"rows\"><thead><tr><th>time "
+      "(UTC)<th>severity<th>model<th>kind<th>what</tr></thead><tbody>");
   const size_t shown = std::min(kShownEvents, view.events.size());
   for (auto event = view.events.rbegin(); event != view.events.rbegin() + static_cast<long>(shown);
        ++event) {

@@ -31,8 +31,6 @@ class VersionControl {
   // `expected`: the stable version, the canary; 0: whichever it is. `reason`: for the event.
   absl::Status RollBack(const std::string& model, int64_t expected, std::string_view reason);
   absl::Status Drop(const std::string& model, int64_t expected, std::string_view reason);
-  // Drains a version that is only kept for a rollback; any other is left alone.
-  void Discard(const std::string& model, int64_t version);
   // After a request of a version was compared with its reference: promotes, where that is wanted.
   void Compared(const DriftStatus& status);
   DriftState StateOf(const std::string& model, int64_t version) const;  // OK: not watched, too

@@ -280,12 +280,12 @@ def drift():
         ("Input", [
             panel("Cut off by static scales", LINES, "percentunit", "Share of a linear's input beyond its calibrated scale, where it"
                   " is worst; 0 where no scale is static.", (gauge("assay_drift_input_saturation_ratio", how="max"), NAME), min=0),
-            panel("Range against admission", LINES, "none", "Largest input of a linear over the largest at admission; 2 is shifted."
+            panel("Range against admission", LINES, "none", "Largest input of a linear over the largest at admission; 3 is shifted."
                   " Also the outlier channels that are the same.",
                   (gauge("assay_drift_input_range_ratio", how="max"), f"range {NAME}"),
                   (gauge("assay_drift_input_outlier_overlap_ratio", how="min"), f"overlap {NAME}"), min=0),
-            panel("Population stability", LINES, "none", "Lengths and tokens of prompts against the first that were served; above 0.25:"
-                  " other ones.", (gauge("assay_drift_input_psi_ratio", by, how="max"), name), min=0),
+            panel("Population stability", LINES, "none", "Lengths and tokens of prompts against the first that were served, beyond"
+                  " what chance explains; above 0.25: other ones.", (gauge("assay_drift_input_psi_ratio", by, how="max"), name), min=0),
         ]),
         ("Work", [
             panel("Samples", LINES, "none", "Per second, by result.",
@@ -299,7 +299,7 @@ def drift():
         ]),
         (None, [
             panel("Actions", "bargauge", "none", "What the monitor did since the server started.",
-                  (gauge("assay_drift_actions_total", "model, version, action"), f"{NAME} {{{{action}}}}")),
+                  (gauge("assay_drift_actions_total", "model, action", of=f'{PROCESS},model=~"$model"'), "{{model}} {{action}}")),
         ]),
     ])
 

@@ -29,6 +29,7 @@ struct AdmissionRequest {
   bool dry_run = false;           // verify and report, do not serve
   // 0: becomes the stable version; else a canary beside it, with that share (0..1) of the requests.
   double canary_share = 0;
+  int64_t instead_of = 0;  // a version that was found to be wrong: not kept for a rollback; 0: none
 };
 
 struct AdmissionProgress {

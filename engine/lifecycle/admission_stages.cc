@@ -268,7 +268,7 @@ absl::Status PublishStage(Admission& a) {
   if (a.request.canary_share > 0) {
     return a.host.registry.PublishCanary(std::move(servable), a.request.canary_share);
   }
-  a.host.registry.Publish(std::move(servable));
+  a.host.registry.Publish(std::move(servable), a.request.instead_of);
   return absl::OkStatus();
 }
 

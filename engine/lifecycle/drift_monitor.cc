@@ -1,5 +1,6 @@
 #include "engine/lifecycle/drift_monitor.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -11,6 +12,7 @@
 #include <cmath>
 #include <deque>
 #include <random>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -29,6 +31,12 @@ void BecomeIdle() {
   const sched_param none{};
   if (sched_setscheduler(0, SCHED_IDLE, &none) != 0)
     (void)setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 19);
+}
+
+// `thread`, once idle, competes with all others again.
+void BecomeOrdinary(pthread_t thread) {
+  const sched_param none{};
+  (void)pthread_setschedparam(thread, SCHED_OTHER, &none);
 }
 
 double ThreadCpuSeconds() {
@@ -101,6 +109,7 @@ struct DriftMonitor::Shared {
   CondVar changed;
   bool stop ABSL_GUARDED_BY(mu) = false;
   bool busy ABSL_GUARDED_BY(mu) = false;
+  bool hurried ABSL_GUARDED_BY(mu) = false;  // its thread is not idle for the moment
   int64_t arrivals ABSL_GUARDED_BY(mu) = 0;  // not yet taken
 
   void Arrived() ABSL_LOCKS_EXCLUDED(mu) {
@@ -139,6 +148,18 @@ struct DriftMonitor::Subject {
   const std::shared_ptr<std::atomic<int64_t>> dropped = std::make_shared<std::atomic<int64_t>>(0);
 };
 
+namespace {
+
+// What took a version out of OK, for its event.
+std::string CauseText(const DriftStatus& status, const DriftTest& test, double clip) {
+  if (status.cause == "mean") return "; seen as a mean above the limit";
+  if (status.cause != "change") return "";
+  return absl::StrFormat("; seen as a change: %.5f over the last %d", test.change().mean() * clip,
+                         test.change().count());
+}
+
+}  // namespace
+
 DriftMonitor::DriftMonitor(const DriftOptions& options, const ModelRegistry& registry,
                            Metrics& metrics, EventLog& events, const Clock& clock)
     : options_(options),
@@ -155,6 +176,7 @@ DriftMonitor::~DriftMonitor() {
     shared_->stop = true;
     shared_->changed.NotifyAll();
   }
+  Hurry();
   worker_.join();
   MutexLock lock(mu_);
   for (auto& [key, subject] : subjects_) subject->sampler->Close();
@@ -210,12 +232,16 @@ void DriftMonitor::Forget(std::string_view model, int64_t version) {
     subjects_.erase(found);
   }
   subject->sampler->Close();
+  Hurry();
 }
 
-void DriftMonitor::Acted(std::string_view model, int64_t version, DriftAction action) {
-  MutexLock lock(mu_);
-  const auto found = subjects_.find({std::string(model), version});
-  if (found != subjects_.end()) found->second->metrics->Acted(action);
+// At idle priority on a busy host a pass that is to be given up would go on for many seconds, and
+// hold the version that it looks at.
+void DriftMonitor::Hurry() {
+  MutexLock lock(shared_->mu);
+  if (!shared_->busy || shared_->hurried) return;
+  shared_->hurried = true;
+  BecomeOrdinary(worker_.native_handle());
 }
 
 std::vector<DriftStatus> DriftMonitor::List() const {
@@ -240,6 +266,7 @@ void DriftMonitor::Work() {
     {
       MutexLock lock(shared_->mu);
       shared_->busy = false;
+      if (std::exchange(shared_->hurried, false)) BecomeIdle();
       shared_->changed.NotifyAll();
       while (shared_->arrivals == 0 && !shared_->stop) shared_->changed.Wait(shared_->mu);
       if (shared_->stop) return;
@@ -247,10 +274,11 @@ void DriftMonitor::Work() {
       shared_->busy = true;
     }
     ServedRequest request;
-    const std::shared_ptr<Subject> subject = Next(request);
+    std::shared_ptr<Subject> subject = Next(request);
     if (subject == nullptr) continue;  // it went with its version
     const absl::Duration rest = Look(subject, request);
     Wipe(request);
+    subject.reset();  // a version that ends while this thread rests is not kept, its prompts neither
     const auto until = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(rest);
     MutexLock lock(shared_->mu);
     while (!shared_->stop && shared_->changed.WaitUntil(shared_->mu, until)) {
@@ -390,13 +418,10 @@ void DriftMonitor::Record(Subject& subject, const ServedRequest& request, const 
     }
     if (after != before) {
       tell(after == DriftState::kOk ? LogLevel::kInfo : LogLevel::kWarning,
-           absl::StrFormat("%s -> %s after %d requests: %s %.5f [%.5f, %.5f], limit %.5f%s%s",
+           absl::StrFormat("%s -> %s after %d requests: %s %.5f [%.5f, %.5f], limit %.5f%s",
                            std::string(Name(before)), std::string(Name(after)), status.samples,
                            status.statistic, status.score, status.low, status.high, status.limit,
-                           status.cause.empty() ? "" : "; seen as a ",
-                           status.cause == "mean"     ? "mean above the limit"
-                           : status.cause == "change" ? "change"
-                                                      : ""));
+                           CauseText(status, *subject.test, subject.clip)));
       if (after == DriftState::kViolated) violated = status;
     }
     compared = status;
@@ -437,7 +462,9 @@ void DriftMonitor::Publish(Subject& subject) {
   const auto count = static_cast<double>(std::max<int64_t>(1, status.samples));
   status.state = test.state();
   status.cause = std::string(test.cause());
+  status.since = test.count();
   status.score = test.mean() * subject.clip;
+  status.standard_error = test.standard_error() * subject.clip;
   status.low = test.band().low() * subject.clip;
   status.high = test.band().high() * subject.clip;
   status.top1_flip = subject.flips / count;

@@ -37,11 +37,14 @@ struct DriftStatus {
   int64_t version = 0;
   std::string statistic;  // "mean_kl" (nats), "cosine_loss", "label_flip"
   DriftState state = DriftState::kOk;
-  std::string cause;                               // why not OK: "mean" or "change"
-  double score = 0, low = 0, high = 0, limit = 0;  // of the statistic; clipped
-  double certificate = 0, budget = 0;              // the bound admission measured; what it allows
-  double top1_flip = 0, logprob_difference = 0;    // decoders, means over requests
-  double replay_difference = 0;                    // the largest
+  std::string cause;  // why not OK: "mean" or "change"
+  // Of the statistic, clipped, over the requests since the test began anew (with the first, and
+  // with each verdict): mean, its standard error, its band; and the limit.
+  double score = 0, standard_error = 0, low = 0, high = 0, limit = 0;
+  int64_t since = 0;                             // how many those are
+  double certificate = 0, budget = 0;            // the bound admission measured; what it allows
+  double top1_flip = 0, logprob_difference = 0;  // decoders, means over requests
+  double replay_difference = 0;                  // the largest
   double e_value = 1, change_evidence = 1;
   int64_t samples = 0, mismatches = 0, skipped = 0, tokens = 0;
   size_t waiting = 0;
@@ -77,7 +80,6 @@ class DriftMonitor {
       ABSL_LOCKS_EXCLUDED(mu_);
   // A version that no longer serves: its ring is overwritten, its series go.
   void Forget(std::string_view model, int64_t version) ABSL_LOCKS_EXCLUDED(mu_);
-  void Acted(std::string_view model, int64_t version, DriftAction action) ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<DriftStatus> List() const ABSL_LOCKS_EXCLUDED(mu_);  // by name, then version
   // The kept prompts of a version as a calibration source (calibration_source.h): lines of token
   // ids, oldest first. They hold what users wrote: not for logs or files. Empty: none.
@@ -88,6 +90,8 @@ class DriftMonitor {
   struct Subject;
   struct Shared;  // with engines
   void Work() ABSL_LOCKS_EXCLUDED(mu_);
+  // Lets the thread's priority be that of others until what it does is over: somebody waits for it.
+  void Hurry() ABSL_LOCKS_EXCLUDED(mu_);
   std::shared_ptr<Subject> Next(ServedRequest& request) ABSL_LOCKS_EXCLUDED(mu_);
   // Returns how long the thread has to rest afterwards.
   absl::Duration Look(const std::shared_ptr<Subject>& subject, const ServedRequest& request)

@@ -17,7 +17,7 @@ struct DriftOptions {
   double tokens_per_second = 1000;  // that the reference computes, on average
   int max_positions = 64;           // compared per request
   double tolerance = 2;             // of the certificate's bound
-  double alpha = 0.01;              // chance of ever calling a good version VIOLATED
+  double alpha = 0.01;              // chance of calling a good version VIOLATED for its mean
   double change_requests = 10000;   // between false alarms of the change detector
   // Prompts of requests that were looked at, the latest, for the calibration of what replaces the
   // version; 0 = none are kept.

@@ -30,7 +30,7 @@ struct InputDriftStatus {
   std::string range_layer;
   // Channels that stand out both now and at admission / those that do at either time.
   std::optional<double> outlier_overlap;
-  std::optional<double> length_psi, token_psi;
+  std::optional<double> length_psi, token_psi;  // beyond chance
 };
 
 class InputDrift {
@@ -40,8 +40,8 @@ class InputDrift {
   // Shifted above these (overlap: below), and again not shifted where all have come back by a good
   // part of it. Saturation: of what it was at admission, and at least so much.
   static constexpr double kSaturationTimes = 4, kSaturationLeast = 1e-3;
-  // The largest of many values is a noisy figure: healthy traffic was seen at up to 2.2 of a text of
-  // its kind, so that the limit is 3.
+  // The largest of many values is a noisy figure: healthy traffic was seen at up to 2.2 of a text
+  // of its kind, so that the limit is 3.
   static constexpr double kRange = 3, kOverlap = 0.33, kPsi = 0.25;
   // Outlier channels are compared where a whole window was seen and there are this many over all
   // linears (at either time): of seven, three may change by luck.

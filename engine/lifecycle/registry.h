@@ -106,7 +106,9 @@ class ModelRegistry {
   // Atomic switch: `servable` is the stable version from now on. Returns at once; the one before it
   // becomes the previous version, or drains; an earlier previous version drains. Whatever drains
   // retires on a thread of its own.
-  void Publish(std::shared_ptr<Servable> servable) ABSL_LOCKS_EXCLUDED(mu_);
+  // `bad`: a version that is not kept for a rollback (what was found to be wrong is nothing to go
+  // back to); 0: none is known.
+  void Publish(std::shared_ptr<Servable> servable, int64_t bad = 0) ABSL_LOCKS_EXCLUDED(mu_);
   // `servable` gets `share` (0..1) of the unversioned inference requests; a canary before it
   // drains. FailedPrecondition: no stable version serves.
   absl::Status PublishCanary(std::shared_ptr<Servable> servable, double share)
@@ -201,7 +203,7 @@ class ModelRegistry {
   void Replace(const std::string& name, int64_t version, int64_t by, Changes& changes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // `version`, whose entry serves, becomes stable.
-  void MakeStable(const std::string& name, int64_t version, Changes& changes)
+  void MakeStable(const std::string& name, int64_t version, int64_t bad, Changes& changes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // After any change of labels_[name]: entries and metrics show it.
   void Relabel(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

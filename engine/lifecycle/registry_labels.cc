@@ -43,14 +43,15 @@ void ModelRegistry::Replace(const std::string& name, int64_t version, int64_t by
   BeginDrain(EntryOf(name, version), reason, reason, changes);
 }
 
-void ModelRegistry::MakeStable(const std::string& name, int64_t version, Changes& changes) {
+void ModelRegistry::MakeStable(const std::string& name, int64_t version, int64_t bad,
+                               Changes& changes) {
   VersionLabels& labels = labels_[name];
   // Published again: not its own successor.
   if (labels.stable == version) labels.stable = 0;
   if (labels.previous == version) labels.previous = 0;
   if (labels.canary == version) labels.canary = 0;
   const int64_t former = labels.stable, earlier = labels.previous;
-  const bool keeps = former != 0 && rollback_window_ > absl::ZeroDuration();
+  const bool keeps = former != 0 && former != bad && rollback_window_ > absl::ZeroDuration();
   labels.stable = version;
   EntryOf(name, version).info.was_stable = true;
   labels.previous = keeps ? former : 0;
@@ -61,7 +62,7 @@ void ModelRegistry::MakeStable(const std::string& name, int64_t version, Changes
   if (!keeps) Replace(name, former, version, changes);
 }
 
-void ModelRegistry::Publish(std::shared_ptr<Servable> servable) {
+void ModelRegistry::Publish(std::shared_ptr<Servable> servable, int64_t bad) {
   const std::string name = servable->name;
   const int64_t version = servable->version;
   Changes changes;
@@ -69,7 +70,7 @@ void ModelRegistry::Publish(std::shared_ptr<Servable> servable) {
     MutexLock lock(mu_);
     Entry& entry = Install(std::move(servable));
     Move(entry, VersionState::kServing, "", changes);
-    MakeStable(name, version, changes);
+    MakeStable(name, version, bad, changes);
     changes.states.front() = entry.info;  // with its label
     changes.labels.push_back({VersionChange::kPublish, name, version,
                               absl::StrCat("published as stable", KeptText(name))});
@@ -154,7 +155,7 @@ absl::Status ModelRegistry::Promote(std::string_view name, int64_t expected,
     const std::string key(name);
     ASSIGN_OR_RETURN(VersionLabels* const labels, LabelsWith(name, "canary", expected));
     const int64_t version = labels->canary, former = labels->stable;
-    MakeStable(key, version, changes);
+    MakeStable(key, version, /*bad=*/0, changes);
     changes.labels.push_back({VersionChange::kPromote, key, version,
                               absl::StrCat("promoted from canary to stable, in place of version ",
                                            former, ": ", std::string(reason), KeptText(key))});

@@ -20,6 +20,14 @@ struct Window {
   int begin = 0, end = 0;  // positions
 };
 
+// splitmix64 (Steele, Lea, Flood 2014): seeds that count up give places without order.
+uint64_t Spread(uint64_t seed) {
+  uint64_t z = (seed + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
 // The answer, or a part of it as long as allowed; what room is left goes to the prompt's end.
 Window WindowOf(const ServedRequest& request, const ShadowEvaluator::Options& options) {
   const int last = static_cast<int>(request.tokens.size()) - 1;
@@ -27,7 +35,7 @@ Window WindowOf(const ServedRequest& request, const ShadowEvaluator::Options& op
   const int first_answer = std::max(0, request.num_prompt - 1);
   if (last - first_answer <= most) return {std::max(0, last - most), last};
   const auto places = static_cast<uint64_t>(last - first_answer - most) + 1;
-  const int begin = first_answer + static_cast<int>(options.seed % places);
+  const int begin = first_answer + static_cast<int>(Spread(options.seed) % places);
   return {begin, begin + most};
 }
 

@@ -1,5 +1,6 @@
 #include "engine/lifecycle/traffic_sampler.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -13,6 +14,11 @@ uint64_t Hash(uint64_t key, uint64_t number) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
+}
+
+// Never beyond what a sum with the time of day can hold: 31 years.
+int64_t FloorInterval(double per_hour) {
+  return per_hour <= 0 ? 0 : static_cast<int64_t>(std::min(3600e9 / per_hour, 1e18));
 }
 
 template <typename T>
@@ -38,7 +44,8 @@ TrafficSampler::TrafficSampler(const SamplerOptions& options, uint64_t key, cons
       clock_(clock),
       arrived_(std::move(arrived)),
       skipped_(std::move(skipped)),
-      last_taken_ns_(absl::ToUnixNanos(clock.Now())) {}
+      interval_ns_(FloorInterval(options.floor_per_hour)),
+      due_ns_(absl::ToUnixNanos(clock.Now()) + interval_ns_) {}
 
 TrafficSampler::~TrafficSampler() { Close(); }
 
@@ -47,16 +54,17 @@ bool TrafficSampler::Sample() {
   const uint64_t number = requests_.fetch_add(1, std::memory_order_relaxed);
   const double place = static_cast<double>(Hash(key_, number)) /
                        static_cast<double>(std::numeric_limits<uint64_t>::max());
+  const bool chosen = place < options_.rate || options_.rate >= 1;
+  if (options_.floor_per_hour <= 0) return chosen;
   const int64_t now = absl::ToUnixNanos(clock_.Now());
-  if (place < options_.rate || options_.rate >= 1) {
-    last_taken_ns_.store(now, std::memory_order_relaxed);
-    return true;
+  int64_t due = due_ns_.load(std::memory_order_relaxed);
+  while (chosen || now >= due) {
+    // From when it was due, not from now: else the floor falls behind by what it waits for
+    // requests.
+    const int64_t next = std::max(due, now - interval_ns_) + interval_ns_;
+    if (due_ns_.compare_exchange_weak(due, std::min(next, now + interval_ns_))) return true;
   }
-  if (options_.floor_per_hour <= 0) return false;
-  int64_t last = last_taken_ns_.load(std::memory_order_relaxed);
-  const auto patience = static_cast<int64_t>(3600e9 / options_.floor_per_hour);
-  // One of several that arrive together.
-  return now - last >= patience && last_taken_ns_.compare_exchange_strong(last, now);
+  return false;
 }
 
 void TrafficSampler::Served(ServedRequest request) {

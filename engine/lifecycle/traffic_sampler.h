@@ -1,6 +1,10 @@
 // Which requests are looked at, and those that wait to be: the hot path's side of drift detection.
 // The choice is a keyed hash of the request's number, so that it does not depend on content and
-// cannot be guessed; a floor takes one more when a quiet model would give too few. Thread-safe.
+// cannot be guessed. Where that gives fewer than the floor's number per hour, it takes more: one
+// falls due every interval, the next request is taken for it, and after a time without requests at
+// most one is made up for. What is chosen by the hash counts as well. The choice is made on
+// arrival: a request that is cancelled or turns out too long has used up its place (if it gave it
+// back, traffic of nothing else would all be sampled). Thread-safe.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -39,8 +43,9 @@ class TrafficSampler final : public TrafficWatch {
   const std::function<void()> arrived_;
   const std::function<void(Skip)> skipped_;
   std::atomic<uint64_t> requests_{0};
-  std::atomic<int64_t> last_taken_ns_{0};  // of the floor
-  std::atomic<bool> closed_{false};        // set under the lock
+  const int64_t interval_ns_;        // of the floor
+  std::atomic<int64_t> due_ns_;      // when the floor asks for the next one
+  std::atomic<bool> closed_{false};  // set under the lock
   mutable Mutex mu_;
   std::deque<ServedRequest> ring_ ABSL_GUARDED_BY(mu_);
 };

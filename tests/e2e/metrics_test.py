@@ -98,6 +98,26 @@ def test_a_failed_request_keeps_its_trace_out_of_other_models(server, assay):
     assert "c" * 32 not in scrape(server, OPEN_METRICS)[1]
 
 
+def test_methods_that_no_service_has_are_one(server, assay):
+    def call(path):
+        with pytest.raises(grpc.RpcError) as caught:
+            assay.channel.unary_unary(path)(b"")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+    call("/assay.v1.AssayService/my_secret_prompt")
+    before = len(values(parse_text(scrape(server, None)[1])))
+    for i in range(300):
+        call(f"/assay.v1.AssayService/my_secret_prompt_{i}" if i % 2 else f"/my_secret_service_{i}/Generate")
+    text = scrape(server, None)[1]
+    assert len(values(parse_text(text))) == before
+    assert "my_secret" not in text
+    labels = (("grpc_method", "_unknown"), ("grpc_service", "_unknown"), ("grpc_type", "_unknown"))
+    assert values(parse_text(text))["grpc_server_started_total", labels] >= 301
+    reflection = {sample.labels["grpc_type"] for family in parse_text(text) for sample in family.samples
+                  if sample.labels.get("grpc_method") == "ServerReflectionInfo"}
+    assert reflection == {"bidi_stream"}  # a method of a service that is not ours
+
+
 def test_a_version_that_drains_is_not_ready(own_server):
     server = own_server("--engine-max-sequences", "1", "--engine-max-queue", "64", "--versions-rollback-window", "0")
     assay = Assay(server.address)

@@ -165,8 +165,66 @@ TEST(DriftTestTest, ComesBackOnlyOnEvidenceThatTheMeanIsBelowTheLimit) {
   }
   EXPECT_EQ(test.state(), DriftState::kOk);
   EXPECT_EQ(test.cause(), "");
-  EXPECT_GT(back, 20);  // a lucky streak is not enough
+  EXPECT_GT(back, 20);         // a lucky streak is not enough
+  test.Add(stream.Next(0.3));  // the tests begin anew
   EXPECT_LT(test.e_value(), 2);
+  EXPECT_EQ(test.count(), 1);
+}
+
+// A verdict comes with the very number that takes the evidence over its threshold, and what is
+// shown at that moment is what it rests on; the number after it starts anew.
+TEST(DriftTestTest, VerdictsComeAtTheirThresholdsAndShowWhatTheyRestOn) {
+  constexpr double kAlpha = 0.01, kNever = 1e200;
+  DriftTest by_mean({.limit = kLimit, .alpha = kAlpha, .change_numbers = kNever});
+  Stream stream(11);
+  double before = 0;
+  while (by_mean.Add(stream.Next(2.5)) != DriftState::kViolated) before = by_mean.e_value();
+  EXPECT_LT(before, 1 / kAlpha);
+  EXPECT_GE(by_mean.e_value(), 1 / kAlpha);
+  EXPECT_EQ(by_mean.cause(), "mean");
+  EXPECT_GT(by_mean.mean(), kLimit);
+  EXPECT_GT(by_mean.count(), 10);
+  EXPECT_LT(by_mean.band().high() - by_mean.band().low(), 1);
+  by_mean.Add(0.5);
+  EXPECT_EQ(by_mean.count(), 1);
+  EXPECT_EQ(by_mean.mean(), 0.5);
+  EXPECT_EQ(by_mean.band().low(), 0);  // one number says nothing
+  EXPECT_TRUE(std::isinf(by_mean.standard_error()));
+
+  constexpr double kNumbers = 10000;
+  DriftTest by_change({.limit = kLimit, .alpha = 1e-200, .change_numbers = kNumbers});
+  for (int i = 0; i < 3000; ++i) ASSERT_EQ(by_change.Add(stream.Next(0.3)), DriftState::kOk);
+  int bad = 0;
+  for (; by_change.state() != DriftState::kViolated; ++bad) {
+    before = by_change.change_evidence();
+    by_change.Add(stream.Next(5));
+  }
+  EXPECT_LT(before, kNumbers);
+  EXPECT_GE(by_change.change_evidence(), kNumbers);
+  EXPECT_EQ(by_change.cause(), "change");
+  EXPECT_LT(by_change.mean(), kLimit);  // over all, while the latest are above
+  EXPECT_GT(by_change.change().mean(), 2 * kLimit);
+  EXPECT_LE(by_change.change().count(), bad + 20);
+  for (before = 0; by_change.state() == DriftState::kViolated;) {
+    before = by_change.change_evidence();
+    by_change.Add(stream.Next(0.3));
+  }
+  EXPECT_LT(before, kNumbers);
+  EXPECT_GE(by_change.change_evidence(), kNumbers);
+}
+
+// While VIOLATED the mean and its band are of the same numbers: one lies in the other.
+TEST(DriftTestTest, TheMeanLiesInItsBand) {
+  DriftTest test = Fresh();
+  Stream stream(12);
+  int outside = 0;
+  for (const double times : {0.5, 8.0, 0.3, 6.0}) {
+    for (int i = 0; i < 2000; ++i) {
+      test.Add(stream.Next(times));
+      outside += test.mean() < test.band().low() || test.mean() > test.band().high() ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(outside, 0);
 }
 
 TEST(DriftTestTest, WarnsBeforeItsVerdictAndTakesItBack) {

@@ -3,6 +3,7 @@
 
 #include "server/drift_responder.h"
 #include "tests/server/fake_serving.h"
+#include "tests/support/fake_clock.h"
 #include "tests/support/golden.h"
 #include "tests/support/status_matchers.h"
 
@@ -96,7 +97,20 @@ TEST_F(DriftServiceTest, EventsAreListedInOrderFromAnIdOn) {
   EXPECT_FALSE(all.events(0).at().empty());
   EXPECT_EQ(Events(all.events(1).id(), "").events_size(), 1);
   EXPECT_EQ(Events(0, "text").events_size(), 2);
-  EXPECT_EQ(Events(0, "nobody").events_size(), 0);
+}
+
+TEST_F(DriftServiceTest, EventsOfAnUnknownModelAreTheSameErrorAsItsDrift) {
+  grpc::ClientContext context;
+  assay::v1::ListEventsRequest request;
+  request.set_model("nobody");
+  assay::v1::ListEventsResponse events;
+  const grpc::Status status = stub_->ListEvents(&context, request, &events);
+  assay::v1::GetDriftResponse drift;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(status.error_message(), GetDrift("nobody", drift).error_message());
+  EXPECT_EQ(Events(0, "text").events_size(), 0);  // known, and nothing happened
+  serving_.events().Add({.model = "gone", .version = 1, .kind = "state", .reason = "unloaded"});
+  EXPECT_EQ(Events(0, "gone").events_size(), 1);
 }
 
 TEST_F(DriftServiceTest, OldEventsMakeRoom) {
@@ -147,11 +161,24 @@ class DriftResponderTest : public testing::Test {
     }
   }
   void Act(DriftAction action, int times = 1) {
-    DriftResponder responder(action, registry_, pipeline_, monitor_, events_, versions_);
+    DriftResponder responder = Responder(action);
     for (int i = 0; i < times; ++i) responder.Act(status_);
+  }
+  DriftResponder Responder(DriftAction action) {
+    return {{.action = action, .interval = absl::Minutes(10)},
+            {registry_, pipeline_, monitor_, events_, versions_, metrics_, clock_}};
+  }
+  // Version `version` is admitted, serves, and is found to be wrong.
+  void NextIsWrong(DriftResponder& responder, int64_t version) {
+    Publish(version, absl::StrCat("/models/", version));
+    registry_.WaitForRetirements();
+    status_.version = version;
+    status_.state = DriftState::kViolated;
+    responder.Act(status_);
   }
   std::string LastEvent() const { return events_.Since(0).back().reason; }
 
+  FakeClock clock_;
   Metrics metrics_{"test", "cpu"};
   ModelRegistry registry_;
   EventLog events_{RealClock()};
@@ -231,6 +258,65 @@ TEST_F(DriftResponderTest, RollBackAdmitsWhatServedBefore) {
   EXPECT_THAT(LastEvent(), HasSubstr("roll_back: admitting what version 1 served"));
 }
 
+// What replaces a bad version may be bad as well: no storm of admissions.
+TEST_F(DriftResponderTest, ActionsInARowWaitLongerAndLonger) {
+  DriftResponder responder = Responder(DriftAction::kRefresh);
+  responder.Act(status_);
+  ASSERT_EQ(pipeline_.requests.size(), 1u);  // at once
+  NextIsWrong(responder, 3);
+  EXPECT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_THAT(LastEvent(), HasSubstr("refresh waits: the one before"));
+  clock_.Advance(absl::Minutes(9));
+  responder.Compared(status_);
+  EXPECT_EQ(pipeline_.requests.size(), 1u);
+  clock_.Advance(absl::Minutes(1));
+  responder.Compared(status_);
+  responder.Compared(status_);
+  ASSERT_EQ(pipeline_.requests.size(), 2u);  // once
+  EXPECT_EQ(pipeline_.requests[1].path, "/models/3");
+  EXPECT_EQ(pipeline_.requests[1].instead_of, 3);
+  NextIsWrong(responder, 4);
+  clock_.Advance(absl::Minutes(19));
+  responder.Compared(status_);
+  EXPECT_EQ(pipeline_.requests.size(), 2u);
+  clock_.Advance(absl::Minutes(1));
+  responder.Compared(status_);
+  EXPECT_EQ(pipeline_.requests.size(), 3u);
+  clock_.Advance(absl::Hours(25));
+  NextIsWrong(responder, 5);
+  EXPECT_EQ(pipeline_.requests.size(), 4u);  // at once again
+}
+
+TEST_F(DriftResponderTest, WhatHasComeBackIsLeftAlone) {
+  DriftResponder responder = Responder(DriftAction::kRefresh);
+  responder.Act(status_);
+  NextIsWrong(responder, 3);
+  status_.state = DriftState::kOk;
+  responder.Compared(status_);
+  clock_.Advance(absl::Hours(1));
+  status_.state = DriftState::kViolated;
+  responder.Compared(status_);  // would be told by Act
+  EXPECT_EQ(pipeline_.requests.size(), 1u);
+}
+
+TEST_F(DriftResponderTest, WhatWasViolatedIsNothingToRollBackTo) {
+  DriftResponder responder = Responder(DriftAction::kRollBack);
+  responder.Act(status_);  // version 2: back to 1
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].path, "/models/old");
+  clock_.Advance(absl::Hours(25));
+  NextIsWrong(responder, 3);
+  ASSERT_EQ(pipeline_.requests.size(), 2u);
+  EXPECT_EQ(pipeline_.requests[1].path, "/models/old");  // not 2
+  status_.version = 1;
+  responder.Act(status_);
+  clock_.Advance(absl::Hours(25));
+  NextIsWrong(responder, 4);
+  ASSERT_EQ(pipeline_.requests.size(), 3u);
+  EXPECT_EQ(pipeline_.requests[2].path, "/models/4");  // all of them were: refresh
+  EXPECT_THAT(LastEvent(), HasSubstr("no earlier version that was not VIOLATED has served"));
+}
+
 TEST_F(DriftResponderTest, RollBackPassesOverACanaryThatNeverWasStable) {
   Publish(3, "/models/canary", 0.5);
   ASSERT_OK(registry_.DropCanary("m", 3, "test"));
@@ -274,17 +360,16 @@ TEST_F(LoadedDriftResponderTest, RollBackSwapsAtOnceAndOnce) {
 }
 
 TEST_F(LoadedDriftResponderTest, WhatWasReplacedForItsDriftIsNotKept) {
-  DriftResponder responder(DriftAction::kRefresh, registry_, pipeline_, monitor_, events_,
-                           versions_);
+  DriftResponder responder = Responder(DriftAction::kRefresh);
   responder.Act(status_);
-  ASSERT_EQ(pipeline_.sinks.size(), 1u);
-  Publish(7, "/models/new");
-  EXPECT_EQ(registry_.Labels("m")->previous, 2);
-  pipeline_.sinks[0]({.version = 7, .stage = "verify", .fraction = 0.5});
-  EXPECT_EQ(registry_.Labels("m")->previous, 2);
-  pipeline_.sinks[0]({.version = 7, .stage = "done", .done = true});
+  ASSERT_EQ(pipeline_.requests.size(), 1u);
+  EXPECT_EQ(pipeline_.requests[0].instead_of, 2);
+  std::shared_ptr<Servable> servable = FakeServable("m", ModelTask::kGenerate, metrics_);
+  servable->version = 7;
+  registry_.Publish(servable, pipeline_.requests[0].instead_of);
   EXPECT_EQ(registry_.Labels("m")->previous, 0);
   EXPECT_EQ(registry_.Labels("m")->stable, 7);
+  EXPECT_THAT(LastEvent(), testing::Not(HasSubstr("kept for a rollback")));
 }
 
 TEST_F(LoadedDriftResponderTest, OtherActionsLeaveThePreviousVersionAlone) {
@@ -298,12 +383,12 @@ TEST_F(DriftResponderTest, WithoutAnEarlierVersionRollBackRefreshesAndSaysWhy) {
   Act(DriftAction::kRollBack);
   ASSERT_EQ(pipeline_.requests.size(), 1u);
   EXPECT_EQ(pipeline_.requests[0].path, "/models/new");
-  EXPECT_THAT(LastEvent(), HasSubstr("refresh: no earlier version has served"));
+  EXPECT_THAT(LastEvent(),
+              HasSubstr("refresh: no earlier version that was not VIOLATED has served"));
 }
 
 TEST_F(DriftResponderTest, TheEndOfTheActionIsAnEventToo) {
-  DriftResponder responder(DriftAction::kRefresh, registry_, pipeline_, monitor_, events_,
-                           versions_);
+  DriftResponder responder = Responder(DriftAction::kRefresh);
   responder.Act(status_);
   pipeline_.sinks[0]({.version = 7, .stage = "verify", .fraction = 0.5});
   pipeline_.sinks[0]({.version = 7,

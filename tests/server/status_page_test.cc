@@ -63,8 +63,45 @@ TEST(StatusPageTest, VersionsShowTheirLabels) {
   canary.traffic_share = 0.25;
   draining.version = 3;
   EXPECT_THAT(RenderStatus(ViewOf({stable, canary, draining})),
-              AllOf(HasSubstr("<td>stable<td>"), HasSubstr("<td>canary, 25 % of the requests<td>"),
-                    HasSubstr("</b><td>–<td>")));
+              AllOf(HasSubstr("<td data-heading=\"label\">stable<td"),
+                    HasSubstr("<td data-heading=\"label\">canary, 25 % of the requests<td"),
+                    HasSubstr("</b><td data-heading=\"label\">–<td"),
+                    HasSubstr("m:1 <b class=\"good\">SERVING</b> <small>stable</small></h3>"),
+                    HasSubstr("<small>canary, 25 % of the requests</small></h3>"),
+                    HasSubstr("m:3 <b class=\"good\">SERVING</b></h3>")));
+}
+
+TEST(StatusPageTest, ModelsAreCountedByName) {
+  VersionInfo one = Version(VersionState::kServing), two = one, other = one;
+  two.version = 2;
+  other.name = "other";
+  VersionInfo retired = Version(VersionState::kRetired);
+  retired.name = "retired";
+  EXPECT_THAT(RenderStatus(ViewOf({one, retired})), HasSubstr("Ready: 1 model serves."));
+  EXPECT_THAT(RenderStatus(ViewOf({one, two})), HasSubstr("Ready: 1 model serves, in 2 versions."));
+  EXPECT_THAT(RenderStatus(ViewOf({one, other})), HasSubstr("Ready: 2 models serve."));
+  EXPECT_THAT(RenderStatus(ViewOf({one, two, other})),
+              HasSubstr("Ready: 2 models serve, in 3 versions."));
+}
+
+TEST(StatusPageTest, DriftIsNotOkBeforeAnythingWasCompared) {
+  VersionInfo stable = Version(VersionState::kServing), canary = stable;
+  canary.version = 2;
+  StatusView view = ViewOf({stable, canary});
+  DriftStatus drift;
+  drift.model = "m";
+  drift.version = 1;
+  view.drift = {drift, drift};
+  view.drift[1].version = 2;
+  EXPECT_THAT(RenderStatus(view),
+              AllOf(HasSubstr("Drift: no request was compared yet."),
+                    HasSubstr("live traffic: <b class=\"soft\">nothing compared yet</b>"),
+                    Not(HasSubstr(">OK</b>"))));
+  view.drift[0].samples = 7;
+  EXPECT_THAT(RenderStatus(view),
+              AllOf(HasSubstr("Drift OK (7 requests compared, none yet of m:2)."),
+                    HasSubstr("live traffic: <b class=\"good\">OK</b>"),
+                    HasSubstr("live traffic: <b class=\"soft\">nothing compared yet</b>")));
 }
 
 TEST(StatusPageTest, WithoutModelsSaysWhatToDo) {

@@ -346,6 +346,8 @@ class AutoPromoteTest : public WatchedVersionTest {
 TEST_F(AutoPromoteTest, WaitsForAllConditions) {
   DriftStatus status = Watched(2);
   status.samples = 3;
+  status.score = 0.6 * status.limit;
+  status.standard_error = 0.19 * status.limit;
   Control(false).Compared(status);
   EXPECT_EQ(Stable(), 1);
   VersionControl control = Control(true);
@@ -359,6 +361,15 @@ TEST_F(AutoPromoteTest, WaitsForAllConditions) {
     EXPECT_EQ(Stable(), 1);
   }
   status.state = DriftState::kOk;
+  // That nothing is proven against it is not enough.
+  status.standard_error = 0.21 * status.limit;
+  control.Compared(status);
+  EXPECT_EQ(Stable(), 1);
+  status.standard_error = 0.19 * status.limit;
+  status.error = "the file was written over";
+  control.Compared(status);
+  EXPECT_EQ(Stable(), 1);
+  status.error.clear();
   ASSERT_TRUE(SetShare("text", 0).ok());
   control.Compared(status);
   EXPECT_EQ(Stable(), 1);

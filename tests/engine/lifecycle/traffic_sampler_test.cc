@@ -3,6 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <latch>
+#include <random>
+#include <thread>
 #include <vector>
 
 #include "tests/support/fake_clock.h"
@@ -64,6 +68,110 @@ TEST_F(TrafficSamplerTest, TheFloorTakesOneWhenAQuietModelWouldGiveNone) {
   EXPECT_FALSE(sampler->Sample());
   clock_.Advance(absl::Seconds(31));
   EXPECT_TRUE(sampler->Sample());
+}
+
+// A floor of one per second, for an hour.
+class FloorTest : public TrafficSamplerTest {
+ protected:
+  static constexpr double kHour = 3600;
+  static constexpr SamplerOptions kFloorOnly{.rate = 1e-12, .floor_per_hour = 3600};
+
+  // How many are taken of requests that come `gap()` seconds after one another.
+  template <typename Gap>
+  int64_t Taken(const SamplerOptions& options, const Gap& gap, double seconds = kHour) {
+    const auto sampler = Make(options);
+    int64_t taken = 0;
+    double now = 0;
+    for (double next = gap(); (now += next) <= seconds; next = gap()) {
+      clock_.Advance(absl::Seconds(next));
+      taken += sampler->Sample() ? 1 : 0;
+    }
+    return taken;
+  }
+  std::mt19937 random_{3};
+};
+
+// Every second has a request: of 3600 only the last can still be open. (A floor that counts from
+// the last one taken takes every other one, 1894.)
+TEST_F(FloorTest, RequestsJustMoreOftenThanTheFloorReachIt) {
+  for (const double gap : {0.95, 0.999, 0.51, 0.1, 0.03}) {
+    const int64_t taken = Taken(kFloorOnly, [gap] { return gap; });
+    EXPECT_GE(taken, 3599) << gap;
+    EXPECT_LE(taken, 3600) << gap;
+  }
+}
+
+TEST_F(FloorTest, RequestsJustLessOftenThanTheFloorAreAllTaken) {
+  for (const double gap : {1.001, 1.05, 1.9, 7.0}) {
+    EXPECT_EQ(Taken(kFloorOnly, [gap] { return gap; }), static_cast<int64_t>(kHour / gap)) << gap;
+  }
+}
+
+TEST_F(FloorTest, OneRequestAnywhereInEachSecondIsEnough) {
+  std::uniform_real_distribution<double> place(0.001, 0.999);
+  double second = 0, before = 0;
+  const int64_t taken = Taken(kFloorOnly, [&] {
+    const double at = second++ + place(random_), gap = at - before;
+    before = at;
+    return gap;
+  });
+  EXPECT_GE(taken, 3598);  // the first falls due after a second
+}
+
+// After one is due the wait is exponential of mean 0.1: longer than a second, which is more than is
+// made up for, with a chance of e^-10, 0.16 times per hour.
+TEST_F(FloorTest, PoissonTrafficReachesIt) {
+  std::exponential_distribution<double> gap(10);
+  for (int hour = 0; hour < 5; ++hour) {
+    const int64_t taken = Taken(kFloorOnly, [&] { return gap(random_); });
+    EXPECT_GE(taken, 3595);
+    EXPECT_LE(taken, 3600);
+  }
+}
+
+TEST_F(FloorTest, AfterADayWithoutRequestsOneIsMadeUpFor) {
+  const auto sampler = Make(kFloorOnly);
+  clock_.Advance(absl::Hours(24));
+  const std::vector<bool> choices = Choices(*sampler, 100);
+  EXPECT_EQ(std::count(choices.begin(), choices.end(), true), 2);
+}
+
+// Chosen 0.5 per second, of mean 1 - e^-0.5 = 0.39 s earlier than the floor would ask: 1.27 per
+// second at most, and not the sum of 1.5.
+TEST_F(FloorTest, WhatIsChosenCounts) {
+  const int64_t taken = Taken({.rate = 0.05, .floor_per_hour = 3600}, [] { return 0.1; });
+  EXPECT_GE(taken, 3599);
+  EXPECT_LE(taken, 4700);
+}
+
+// 18,000 chosen with a deviation of 95; of runs of ten that are not, 18 (2^-11 of 36,000).
+TEST_F(FloorTest, AboveItTheRateDecides) {
+  EXPECT_NEAR(static_cast<double>(Taken({.rate = 0.5, .floor_per_hour = 3600}, [] { return 0.1; })),
+              18018, 400);
+}
+
+TEST_F(FloorTest, NextToNothingIsNextToNever) {
+  for (const double floor : {1e-6, 1e-10, 1e-300, 5e-324}) {
+    const int64_t taken = Taken(
+        {.rate = 1e-12, .floor_per_hour = floor}, [] { return 3600.0; }, 1000 * kHour);
+    EXPECT_EQ(taken, 0) << floor;
+  }
+}
+
+TEST_F(FloorTest, OfManyThatArriveTogetherOneIsTaken) {
+  const auto sampler = Make(kFloorOnly);
+  clock_.Advance(absl::Seconds(1));
+  std::atomic<int> taken = 0;
+  std::latch together(4);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      together.arrive_and_wait();
+      for (int i = 0; i < 1000; ++i) taken += sampler->Sample() ? 1 : 0;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(taken, 1);
 }
 
 TEST_F(TrafficSamplerTest, TheRingIsBoundedAndKeepsTheOrder) {

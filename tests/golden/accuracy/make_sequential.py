@@ -39,7 +39,8 @@ def band(x):
     psi = -np.log(1 - lam) - lam
     half = (log + np.cumsum(psi * (x - mean) ** 2)) / np.cumsum(lam)
     centre = np.cumsum(lam * x) / np.cumsum(lam)
-    return np.maximum.accumulate(np.maximum(centre - half, 0)), np.minimum.accumulate(np.minimum(centre + half, 1))
+    mean = np.cumsum(x) / np.arange(1, len(x) + 1)
+    return np.maximum(np.minimum(centre - half, mean), 0), np.minimum(np.maximum(centre + half, mean), 1)
 
 
 def cusum(x, sign, limit):
