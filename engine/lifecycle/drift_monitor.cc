@@ -278,7 +278,8 @@ void DriftMonitor::Work() {
     if (subject == nullptr) continue;  // it went with its version
     const absl::Duration rest = Look(subject, request);
     Wipe(request);
-    subject.reset();  // a version that ends while this thread rests is not kept, its prompts neither
+    subject
+        .reset();  // a version that ends while this thread rests is not kept, its prompts neither
     const auto until = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(rest);
     MutexLock lock(shared_->mu);
     while (!shared_->stop && shared_->changed.WaitUntil(shared_->mu, until)) {
