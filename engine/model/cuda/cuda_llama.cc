@@ -178,8 +178,10 @@ absl::Status CudaLlama::ReadNorms(const Checkpoint& checkpoint) {
 absl::Status CudaLlama::Load(const Checkpoint& checkpoint) {
   if (checkpoint.Find(kStreamRotation).ok())
     return absl::UnimplementedError("a rotated residual stream is not served on a GPU");
-  if (const char* why = NormRefuses(spec_.hidden); why != nullptr)
-    return absl::UnimplementedError(absl::StrCat(why, ": hidden_size=", spec_.hidden));
+  if (spec_.hidden % 32 != 0 || spec_.ffn % 4 != 0)
+    return absl::UnimplementedError(absl::StrCat(
+        "on a GPU hidden_size is a multiple of 32 and intermediate_size of 4: ", spec_.hidden, ", ",
+        spec_.ffn));
   RETURN_IF_ERROR(BindLinears());
   RETURN_IF_ERROR(ReadNorms(checkpoint));
   const std::span<const std::byte> frequencies = std::as_bytes(std::span(spec_.rope_inv_freq));
@@ -203,7 +205,8 @@ StepWidths CudaLlama::Widths() const {
 StepMemory CudaLlama::MemoryFor(const CudaStepSizes& sizes) const {
   StepMemory at(Widths(), sizes);
   const auto add = [&](const CudaLinear& linear, int rows) {
-    at.Need({linear.expanded_bytes(rows), linear.partial_floats(rows), linear.counters(rows)});
+    at.Need({linear.expanded_bytes(rows), linear.padded_bytes(rows), linear.partial_floats(rows),
+             linear.counters(rows)});
   };
   for (const Layer& layer : layers_) {
     for (const CudaLinear* linear : {layer.qkv, layer.o, layer.gate_up, layer.down})
@@ -225,8 +228,10 @@ size_t CudaLlama::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t contex
                       .decode = true})
         .end;
   };
-  // At most as many sequences as rows; prefill tiles: one per sequence and one per 64 rows.
-  const int64_t bucket = std::min<int64_t>(rows, options_.max_graph_rows);
+  // At most as many sequences as rows; prefill tiles: one per sequence and one per 64 rows. Decode
+  // steps are rounded up to their bucket.
+  const int decode_rows = static_cast<int>(std::min<int64_t>(rows, options_.max_graph_rows));
+  const int bucket = Bucketed({.rows = decode_rows, .decode = true}, options_.max_graph_rows).rows;
   return std::max(of(rows, rows, logit_rows, rows / kQueryTileRows + rows),
                   of(bucket, bucket, bucket, 0)) +
          64;

@@ -16,12 +16,13 @@ struct StepWidths {
 // Offsets in bytes, each a multiple of 256. Need() for every linear, then Close().
 struct StepMemory {
   struct Products {  // of one linear
-    size_t expanded_bytes = 0, partial_floats = 0, counters = 0;
+    size_t expanded_bytes = 0, padded_bytes = 0, partial_floats = 0, counters = 0;
   };
 
   StepMemory(const StepWidths& widths, const CudaStepSizes& sizes);
   void Need(const Products& products) {
     most_.expanded_bytes = std::max(most_.expanded_bytes, products.expanded_bytes);
+    most_.padded_bytes = std::max(most_.padded_bytes, products.padded_bytes);
     most_.partial_floats = std::max(most_.partial_floats, products.partial_floats);
     most_.counters = std::max(most_.counters, products.counters);
   }
@@ -36,7 +37,7 @@ struct StepMemory {
   size_t q, attended;  // 16 bit [rows, q]
   size_t logits;       // f32 [logit_rows, vocab]
   size_t attention_partial;
-  size_t expanded = 0, partial = 0;
+  size_t expanded = 0, padded = 0, partial = 0;
   size_t counters = 0, counter_bytes = 0;  // zeros before a step: of products, then of attention
   size_t arrived = 0;                      // int [rows, kv_heads]
   size_t end = 0;

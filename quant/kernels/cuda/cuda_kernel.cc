@@ -16,7 +16,7 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // Buffers of one product that nobody shares.
 struct Staging {
-  Buffer x, x_scales, y, expanded, partial, counters;
+  Buffer x, x_scales, y, expanded, padded, partial, counters;
 };
 
 // x [rows, k] as the layer wants it.
@@ -45,6 +45,7 @@ absl::Status StageInput(const CudaBackend& backend, RowForm form, TensorView x, 
 
 absl::Status StageScratch(CudaDevice& device, const CudaLinear& w, int rows, Staging& staging) {
   ASSIGN_OR_RETURN(staging.expanded, device.Allocate(w.expanded_bytes(rows)));
+  ASSIGN_OR_RETURN(staging.padded, device.Allocate(w.padded_bytes(rows)));
   ASSIGN_OR_RETURN(staging.partial, device.Allocate(w.partial_floats(rows) * sizeof(float)));
   const std::vector<int> zeros(w.counters(rows), 0);
   ASSIGN_OR_RETURN(staging.counters, device.Allocate(zeros.size() * sizeof(int)));
@@ -80,6 +81,7 @@ absl::Status CudaLinearKernel::TryRun(const CudaLinear& w, const LinearArgs& arg
                          .y = reinterpret_cast<float*>(staging.y.data()),
                          .accumulate = args.accumulate,
                          .scratch = {.expanded = staging.expanded.data(),
+                                     .padded = staging.padded.data(),
                                      .partial = reinterpret_cast<float*>(staging.partial.data()),
                                      .counters = reinterpret_cast<int*>(staging.counters.data())},
                          .context = {.stream = device.stream()}}));
@@ -101,7 +103,8 @@ absl::Status CudaLinearKernel::TryDecodeRow(const CudaLinear& w, int64_t row,
                                             std::span<float> out) const {
   CudaDevice& device = backend_.device;
   const size_t bytes = out.size() * sizeof(float);
-  ASSIGN_OR_RETURN(Buffer expanded, device.Allocate(bytes));
+  ASSIGN_OR_RETURN(Buffer expanded,
+                   device.Allocate(static_cast<size_t>(w.weight().k) * sizeof(float)));
   const ExpandArgs args = {.w = w.weight(),
                            .out = expanded.data(),
                            .row = static_cast<int>(row),

@@ -21,24 +21,44 @@ std::string Words(const char* op, const StoredWeight& w, int rows) {
   return absl::StrCat(op, " rows=", rows, " n=", w.n, " k=", w.k);
 }
 
-absl::StatusOr<Buffer> OnDevice(CudaDevice& device, const Tensor& tensor) {
-  if (tensor.empty()) return Buffer();
-  ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(tensor.bytes()));
-  RETURN_IF_ERROR(device.Upload({tensor.data<std::byte>(), tensor.bytes()}, buffer));
+absl::StatusOr<Buffer> OnDevice(CudaDevice& device, std::span<const std::byte> bytes) {
+  if (bytes.empty()) return Buffer();
+  ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(bytes.size()));
+  RETURN_IF_ERROR(device.Upload(bytes, buffer));
   return buffer;
 }
+absl::StatusOr<Buffer> OnDevice(CudaDevice& device, const Tensor& tensor) {
+  return OnDevice(device, {tensor.data<std::byte>(), tensor.bytes()});
+}
 
-// Weights of 16 and 32 bit in T.
-absl::StatusOr<Buffer> Rounded(CudaDevice& device, const QuantizedTensor& w, Half half) {
-  const auto count = static_cast<size_t>(w.shape.elements());
-  std::vector<float> values(count);
-  RETURN_IF_ERROR(w.scheme->DecodeRows(w, 0, w.shape[0], values));
-  std::vector<uint16_t> rounded(count);
+int PaddedK(int64_t k) { return static_cast<int>((k + 31) / 32 * 32); }
+
+// Rows of `from`, each longer by zeros.
+std::vector<std::byte> PaddedRows(std::span<const std::byte> from, int64_t rows, size_t padded) {
+  const size_t width = from.size() / static_cast<size_t>(rows);
+  std::vector<std::byte> to(static_cast<size_t>(rows) * padded);
+  for (size_t row = 0; row < static_cast<size_t>(rows); ++row)
+    std::copy_n(from.data() + row * width, width, to.data() + row * padded);
+  return to;
+}
+
+// The codes; weights of 16 and 32 bit in T.
+absl::StatusOr<Buffer> CodesOnDevice(CudaDevice& device, const QuantizedTensor& w, Half half) {
+  const int64_t n = w.shape[0], k = w.shape[1];
+  const size_t padded = static_cast<size_t>(PaddedK(k));
+  const std::span<const std::byte> codes(w.codes.data<std::byte>(), w.codes.bytes());
+  ASSIGN_OR_RETURN(const StoredWeight stored, StorageOf(*w.scheme, w.shape));
+  const auto bits = static_cast<size_t>(StorageBits(stored.storage));
+  if (bits < 16) {
+    if (PaddedK(k) == k) return OnDevice(device, codes);
+    return OnDevice(device, PaddedRows(codes, n, padded * bits / 8));
+  }
+  std::vector<float> values(static_cast<size_t>(n * k));
+  RETURN_IF_ERROR(w.scheme->DecodeRows(w, 0, n, values));
+  std::vector<uint16_t> rounded(values.size());
   std::transform(values.begin(), values.end(), rounded.begin(),
                  [&](float v) { return half == Half::kF16 ? F32ToF16(v) : F32ToBf16(v); });
-  ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(2 * count));
-  RETURN_IF_ERROR(device.Upload(std::as_bytes(std::span(rounded)), buffer));
-  return buffer;
+  return OnDevice(device, PaddedRows(std::as_bytes(std::span(rounded)), n, 2 * padded));
 }
 
 }  // namespace
@@ -69,14 +89,16 @@ absl::StatusOr<StoredWeight> StorageOf(const QuantScheme& scheme, const Shape& s
     return absl::UnimplementedError("the CUDA backend counts in 30 bits: " + ToString(shape));
   w.n = static_cast<int>(shape[0]);
   w.k = static_cast<int>(shape[1]);
-  w.group = static_cast<int>(scheme.group(shape));
+  const int64_t group = scheme.group(shape);
+  w.group = group >= shape[1] ? 0 : static_cast<int>(group);
   w.scale_rows = static_cast<int>(scheme.scale_rows(shape));
   return w;
 }
 
 absl::Status CudaLinearRefuses(const QuantScheme& scheme, const Shape& shape,
                                ActivationMode activation, const CudaBackend& backend) {
-  ASSIGN_OR_RETURN(const StoredWeight w, StorageOf(scheme, shape));
+  ASSIGN_OR_RETURN(StoredWeight w, StorageOf(scheme, shape));
+  w.k = PaddedK(w.k);
   const int compute = backend.device.profile().compute;
   if (activation == ActivationMode::kA8Token) {
     if (w.storage != Storage::kInt8Channel)
@@ -111,12 +133,13 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaB
   std::unique_ptr<CudaLinear> linear(new CudaLinear(backend));
   ASSIGN_OR_RETURN(linear->weight_, StorageOf(*w.scheme, w.shape));
   linear->input_ = activation == ActivationMode::kA8Token ? RowForm::kS8 : RowForm::kHalf;
+  linear->width_ = linear->weight_.k;
+  linear->weight_.k = PaddedK(linear->width_);
   CudaDevice& device = backend.device;
+  ASSIGN_OR_RETURN(linear->codes_, CodesOnDevice(device, w, backend.half));
   if (linear->IsPlain()) {
-    ASSIGN_OR_RETURN(linear->codes_, Rounded(device, w, backend.half));
     linear->weight_.storage = backend.half == Half::kF16 ? Storage::kF16 : Storage::kBf16;
   } else {
-    ASSIGN_OR_RETURN(linear->codes_, OnDevice(device, w.codes));
     ASSIGN_OR_RETURN(linear->scales_, OnDevice(device, w.scales));
     ASSIGN_OR_RETURN(linear->zeros_, OnDevice(device, w.zeros));
   }
@@ -134,18 +157,38 @@ size_t CudaLinear::expanded_bytes(int rows) const {
   return expands ? size_t{2} * weight_.n * weight_.k : 0;
 }
 
+size_t CudaLinear::padded_bytes(int rows) const {
+  if (width_ == weight_.k) return 0;
+  return static_cast<size_t>(rows) * weight_.k * (input_ == RowForm::kHalf ? 2 : 1);
+}
+
 size_t CudaLinear::partial_floats(int rows) const {
-  if (input_ != RowForm::kHalf || IsPlain()) return 0;
+  if (rows == 0 || input_ != RowForm::kHalf || IsPlain()) return 0;
   return SkinnyWorkspaceFloats(std::min(rows, kFewRows), weight_.n, weight_.k);
 }
 
 size_t CudaLinear::counters(int rows) const {
-  if (input_ != RowForm::kHalf || IsPlain()) return 0;
+  if (rows == 0 || input_ != RowForm::kHalf || IsPlain()) return 0;
   return static_cast<size_t>(SkinnyCounters(std::min(rows, kFewRows), weight_.n));
 }
 
 absl::Status CudaLinear::Run(const CudaLinearArgs& args) const {
   if (args.rows == 0) return absl::OkStatus();
+  if (width_ == weight_.k) return RunPadded(args);
+  const int element = input_ == RowForm::kHalf ? 2 : 1;
+  const PadArgs pad = {.from = args.x,
+                       .to = args.scratch.padded,
+                       .rows = args.rows,
+                       .width = width_ * element,
+                       .padded = weight_.k * element};
+  RETURN_IF_ERROR(backend_.device.Noted(
+      CudaStatus(backend_.kernels.pad(pad, args.context), Words("pad", weight_, args.rows))));
+  CudaLinearArgs padded = args;
+  padded.x = args.scratch.padded;
+  return RunPadded(padded);
+}
+
+absl::Status CudaLinear::RunPadded(const CudaLinearArgs& args) const {
   if (input_ == RowForm::kS8) return RunS8(args);
   return IsPlain() || args.rows > kFewRows ? RunExpanded(args) : RunHalf(args);
 }

@@ -1,5 +1,6 @@
 // Linear layers on a GPU: y = x W^T + b with W in the canonical layout of its scheme in device
-// memory, nothing repacked.
+// memory, nothing repacked. Where k is no multiple of 32, rows of W and of x are made longer with
+// zeros.
 //
 //   scheme                                  activation  few rows (<= 64)   more rows
 //   int4_group, int8_group, nf4, fp8_e4m3   a16         skinny.h           expand.h, then 16-bit
@@ -35,6 +36,7 @@ struct CudaBackend {
 // Device memory that products of one stream use in turn.
 struct CudaScratch {
   void* expanded = nullptr;      // CudaLinear::expanded_bytes of the largest
+  void* padded = nullptr;        // CudaLinear::padded_bytes of the largest
   float* partial = nullptr;      // partial_floats of the largest
   int* counters = nullptr;       // [kCounters], zeros
   void* lt_workspace = nullptr;  // CublasLt::kWorkspaceBytes, where there is cuBLASLt
@@ -60,14 +62,16 @@ class CudaLinear final : public PackedWeight {
                                                                   ActivationMode activation);
   size_t bytes() const override { return bytes_; }  // of device memory
   RowForm input() const { return input_; }
-  const StoredWeight& weight() const { return weight_; }
+  const StoredWeight& weight() const { return weight_; }  // its k: with what was padded
   size_t expanded_bytes(int rows) const;
+  size_t padded_bytes(int rows) const;
   size_t partial_floats(int rows) const;
   size_t counters(int rows) const;
   absl::Status Run(const CudaLinearArgs& args) const;
 
  private:
   explicit CudaLinear(const CudaBackend& backend) : backend_(backend) {}
+  absl::Status RunPadded(const CudaLinearArgs& args) const;
   absl::Status RunHalf(const CudaLinearArgs& args) const;
   absl::Status RunExpanded(const CudaLinearArgs& args) const;
   absl::Status RunS8(const CudaLinearArgs& args) const;
@@ -78,6 +82,7 @@ class CudaLinear final : public PackedWeight {
   StoredWeight weight_;
   Buffer codes_, scales_, zeros_, bias_;
   RowForm input_ = RowForm::kHalf;
+  int width_ = 0;  // of rows of x
   size_t bytes_ = 0;
 };
 

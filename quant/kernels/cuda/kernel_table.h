@@ -4,6 +4,7 @@
 #include "quant/kernels/cuda/expand.h"
 #include "quant/kernels/cuda/gemm16.h"
 #include "quant/kernels/cuda/gemm_s8.h"
+#include "quant/kernels/cuda/pad.h"
 #include "quant/kernels/cuda/quantize.h"
 #include "quant/kernels/cuda/skinny.h"
 
@@ -15,11 +16,12 @@ struct CudaLinearKernels {
   decltype(&cuda::GemmS8) gemm_s8;
   decltype(&cuda::Expand) expand;
   decltype(&cuda::QuantizeRows) quantize_rows;
+  decltype(&cuda::Pad) pad;
 };
-#define ASSAY_CUDA_LINEAR_KERNELS(world)                                        \
-  {                                                                             \
-    .skinny = world::Skinny, .gemm16 = world::Gemm16, .gemm_s8 = world::GemmS8, \
-    .expand = world::Expand, .quantize_rows = world::QuantizeRows               \
+#define ASSAY_CUDA_LINEAR_KERNELS(world)                                             \
+  {                                                                                  \
+    .skinny = world::Skinny, .gemm16 = world::Gemm16, .gemm_s8 = world::GemmS8,      \
+    .expand = world::Expand, .quantize_rows = world::QuantizeRows, .pad = world::Pad \
   }
 
 // nullptr: built without a CUDA toolkit.

@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -76,8 +75,7 @@ TEST(CudaBatchTest, WritesEveryRowWhereKernelsLook) {
   EXPECT_THAT(std::vector<int32_t>(ints.begin() + static_cast<ptrdiff_t>(at.logit_rows),
                                    ints.begin() + static_cast<ptrdiff_t>(at.logit_rows) + 3),
               ElementsAre(69, 70, 74));
-  std::vector<QueryTile> tiles(3);
-  std::memcpy(tiles.data(), ints.data() + at.tiles, sizeof(QueryTile) * 3);
+  const auto* const tiles = reinterpret_cast<const QueryTile*>(ints.data() + at.tiles);
   EXPECT_EQ(tiles[1].first_row, 64);
   EXPECT_EQ(tiles[1].num_rows, 6);
   EXPECT_EQ(tiles[1].start_position, 69);
@@ -125,7 +123,7 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
   CudaStepSizes sizes = {
       .rows = 4, .sequences = 4, .logit_rows = 8, .max_blocks = 16, .decode = true};
   StepMemory at(widths, sizes);
-  at.Need({.expanded_bytes = 100, .partial_floats = 10, .counters = 3});
+  at.Need({.expanded_bytes = 100, .padded_bytes = 70, .partial_floats = 10, .counters = 3});
   at.Need({.expanded_bytes = 50, .partial_floats = 20, .counters = 2});
   at.Close();
   const std::vector<std::pair<size_t, size_t>> pieces = {
@@ -139,6 +137,7 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
       {at.logits, 4u * 8 * 512},
       {at.attention_partial, 4u * 4 * 8 * 2 * 10},
       {at.expanded, 100},
+      {at.padded, 70},
       {at.partial, 80},
       {at.counters, 12},
       {at.arrived, 4u * 4 * 4}};

@@ -183,7 +183,10 @@ TEST_F(CudaLlamaTest, AgreesWithTheCpuForEveryScheme) {
       const auto got = Logits(**gpu, tokens, static_cast<int>(goldens_[0].prompt.size()), chunk);
       const auto exact = Logits(*cpu, tokens, static_cast<int>(goldens_[0].prompt.size()), chunk);
       ASSERT_EQ(got.size(), exact.size());
-      EXPECT_LT(MeanKl(exact, got, vocab), 2e-4) << c.scheme << " chunk " << chunk;
+      // What was rounded to 16 bit first may get the neighbouring code of 8 bit: an error of 1 /
+      // 254 of the row's largest, 8 times that of 16 bit, in a few places of each row.
+      const double most = c.activation == ActivationMode::kA8Token ? 2e-3 : 2e-4;
+      EXPECT_LT(MeanKl(exact, got, vocab), most) << c.scheme << " chunk " << chunk;
     }
   }
 }
