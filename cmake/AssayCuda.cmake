@@ -43,6 +43,7 @@ function(assay_cuda_kernels name)
   endforeach()
   assay_library(${name}_emulated SRCS ${wrapped} DEPS assay_cuda_emulator)
   target_compile_options(${name}_emulated PRIVATE -ffp-contract=off -Wno-unknown-pragmas)
+  set_target_properties(${name}_emulated PROPERTIES EXCLUDE_FROM_ALL ON)  # for tests alone
   if(ASSAY_HAS_CUDA)
     add_library(${name} STATIC ${A_SRCS})
     target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
