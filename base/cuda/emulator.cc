@@ -156,7 +156,8 @@ bool RunReady() {
     for (bool again = true; again;) {
       again = false;
       for (const int lane : OrderOf(kLanes)) {
-        Fiber& fiber = *m.fibers[static_cast<size_t>(warp * kLanes + lane)];
+        const int thread = warp * kLanes + lane;
+        Fiber& fiber = *m.fibers[static_cast<size_t>(thread)];
         if (fiber.state != State::kReady) continue;
         Resume(fiber);
         any = again = true;

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <tuple>
 
 #include "engine/ops/batch.h"
 #include "engine/ops/cuda/kv_layout.h"
@@ -17,7 +18,12 @@ struct CudaStepSizes {
   bool decode = false;  // there may be decode rows
 
   bool operator==(const CudaStepSizes&) const = default;
-  auto operator<=>(const CudaStepSizes&) const = default;
+  bool operator<(const CudaStepSizes& other) const {
+    const auto all = [](const CudaStepSizes& s) {
+      return std::tie(s.rows, s.sequences, s.logit_rows, s.max_blocks, s.tiles, s.decode);
+    };
+    return all(*this) < all(other);
+  }
 };
 
 // Entries of a table that holds so many blocks: a power of two, at least 16, so that few graphs
