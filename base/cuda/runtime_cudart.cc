@@ -109,8 +109,9 @@ class Cudart final : public CudaRuntime {
     return Copy(from, to, bytes, cudaMemcpyDeviceToHost, stream, "download bytes=");
   }
   absl::Status Fill(void* to, int byte, size_t bytes, GpuStream stream) const override {
-    return CudaStatus(cudaMemsetAsync(to, byte, bytes, Of(stream)),
-                      absl::StrCat("fill bytes=", bytes));
+    const cudaError_t error = cudaMemsetAsync(to, byte, bytes, Of(stream));
+    if (error == cudaSuccess) return absl::OkStatus();
+    return CudaStatus(error, absl::StrCat("fill bytes=", bytes));
   }
 
   absl::StatusOr<GpuEvent> CreateEvent(int device) const override {
@@ -164,7 +165,8 @@ class Cudart final : public CudaRuntime {
  private:
   static absl::Status Copy(const void* from, void* to, size_t bytes, cudaMemcpyKind kind,
                            GpuStream stream, const char* op) {
-    return CudaStatus(cudaMemcpyAsync(to, from, bytes, kind, Of(stream)), absl::StrCat(op, bytes));
+    const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, Of(stream));
+    return error == cudaSuccess ? absl::OkStatus() : CudaStatus(error, absl::StrCat(op, bytes));
   }
 };
 

@@ -9,19 +9,15 @@
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
 #include "engine/model/cuda/cuda_batch.h"
+#include "engine/model/cuda/cuda_llama_weights.h"
 #include "engine/model/cuda/step_memory.h"
 #include "engine/model/families/forward_parts.h"
 #include "engine/model/families/llama_spec.h"
-#include "engine/model/rotation.h"
 
 namespace assay {
 namespace {
 
-struct Layer {
-  Buffer input_norm, post_attention_norm;  // f32 [hidden]
-  Buffer q_norm, k_norm;                   // f32 [head_dim], qwen3
-  const CudaLinear *qkv = nullptr, *o = nullptr, *gate_up = nullptr, *down = nullptr;
-};
+using Layer = CudaLlamaWeights::Layer;
 
 const float* Floats(const Buffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); }
 
@@ -45,7 +41,7 @@ class CudaLlama final : public Model {
   Device& device() const override { return backend_.device; }
   absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override;
   size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const override;
-  size_t other_weight_bytes() const override;
+  size_t other_weight_bytes() const override { return weights_.other_bytes; }
 
  private:
   // One step: what is launched, where it lies, for which batch.
@@ -63,11 +59,6 @@ class CudaLlama final : public Model {
     }
     DeviceBatch Batch() const;
   };
-  absl::StatusOr<const CudaLinear*> Bound(const LinearSlot& slot) const;
-  absl::StatusOr<Buffer> ReadVector(const Checkpoint& checkpoint, const std::string& name,
-                                    int64_t width);
-  absl::Status BindLinears();
-  absl::Status ReadNorms(const Checkpoint& checkpoint);
   absl::Status CheckArgs(const ForwardArgs& args) const;
   StepWidths Widths() const;
   StepMemory MemoryFor(const CudaStepSizes& sizes) const;
@@ -92,6 +83,7 @@ class CudaLlama final : public Model {
                        bool accumulate) const;
   KvLayer LayerOf(KvPool& kv, int layer) const;
   absl::Status Done(int error, const char* op, int rows) const {
+    if (error == 0) return absl::OkStatus();
     return backend_.device.Noted(CudaStatus(error, absl::StrCat(op, " rows=", rows)));
   }
 
@@ -103,11 +95,9 @@ class CudaLlama final : public Model {
   const CudaModelOptions options_;
   const float scale_;  // of attention scores
   GpuStream stream_ = nullptr;
-  const CudaLinear *embedding_ = nullptr, *head_ = nullptr;
-  std::vector<Layer> layers_;
-  Buffer final_norm_, inv_freq_;
-  // Of one arena, one pool and one size each.
-  using GraphKey = std::tuple<const std::byte*, const std::byte*, CudaStepSizes>;
+  CudaLlamaWeights weights_;
+  // Of one arena, one pool (where, how many blocks, of what) and one size each.
+  using GraphKey = std::tuple<const std::byte*, const std::byte*, int, DType, CudaStepSizes>;
   mutable Mutex mu_;
   mutable std::map<GraphKey, GpuGraph> graphs_ ABSL_GUARDED_BY(mu_);
 };
@@ -119,75 +109,10 @@ CudaLlama::~CudaLlama() {
   if (stream_ != nullptr) runtime.DestroyStream(stream_);
 }
 
-absl::StatusOr<const CudaLinear*> CudaLlama::Bound(const LinearSlot& slot) const {
-  ASSIGN_OR_RETURN(const BoundLinear bound, Bind(slot, linears_));
-  const QuantizedLinear& linear = *bound.linear;
-  if (linear.problem().device != DeviceKind::kCuda || linear.rotates_input() ||
-      linear.low_rank() > 0 || linear.keys() != nullptr) {
-    return absl::UnimplementedError(absl::StrCat(
-        "on a GPU inputs are not rotated, and there are no low-rank branches or calibrated keys: ",
-        slot.name));
-  }
-  return static_cast<const CudaLinear*>(&linear.weight());
-}
-
-absl::Status CudaLlama::BindLinears() {
-  ASSIGN_OR_RETURN(embedding_, Bound(slots_.front()));
-  head_ = embedding_;
-  if (!spec_.tied_head) {
-    ASSIGN_OR_RETURN(head_, Bound(slots_.back()));
-  }
-  layers_.resize(static_cast<size_t>(spec_.layers));
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const LinearSlot* slot = &slots_[1 + 4 * i];
-    for (const CudaLinear** to :
-         {&layers_[i].qkv, &layers_[i].o, &layers_[i].gate_up, &layers_[i].down}) {
-      ASSIGN_OR_RETURN(*to, Bound(*slot++));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<Buffer> CudaLlama::ReadVector(const Checkpoint& checkpoint, const std::string& name,
-                                             int64_t width) {
-  ASSIGN_OR_RETURN(const Tensor read, ReadTensor(checkpoint, name, Shape{width}));
-  ASSIGN_OR_RETURN(Buffer buffer, backend_.device.Allocate(read.bytes()));
-  RETURN_IF_ERROR(backend_.device.Upload({read.data<std::byte>(), read.bytes()}, buffer));
-  return buffer;
-}
-
-absl::Status CudaLlama::ReadNorms(const Checkpoint& checkpoint) {
-  ASSIGN_OR_RETURN(final_norm_, ReadVector(checkpoint, "model.norm.weight", spec_.hidden));
-  for (int i = 0; i < spec_.layers; ++i) {
-    const std::string prefix = LlamaLayerPrefix(i);
-    Layer& layer = layers_[static_cast<size_t>(i)];
-    ASSIGN_OR_RETURN(layer.input_norm,
-                     ReadVector(checkpoint, prefix + "input_layernorm.weight", spec_.hidden));
-    ASSIGN_OR_RETURN(
-        layer.post_attention_norm,
-        ReadVector(checkpoint, prefix + "post_attention_layernorm.weight", spec_.hidden));
-    if (!spec_.qk_norm) continue;
-    ASSIGN_OR_RETURN(layer.q_norm,
-                     ReadVector(checkpoint, prefix + "self_attn.q_norm.weight", spec_.head_dim));
-    ASSIGN_OR_RETURN(layer.k_norm,
-                     ReadVector(checkpoint, prefix + "self_attn.k_norm.weight", spec_.head_dim));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CudaLlama::Load(const Checkpoint& checkpoint) {
-  if (checkpoint.Find(kStreamRotation).ok())
-    return absl::UnimplementedError("a rotated residual stream is not served on a GPU");
-  if (spec_.hidden % 32 != 0 || spec_.ffn % 4 != 0)
-    return absl::UnimplementedError(absl::StrCat(
-        "on a GPU hidden_size is a multiple of 32 and intermediate_size of 4: ", spec_.hidden, ", ",
-        spec_.ffn));
-  RETURN_IF_ERROR(BindLinears());
-  RETURN_IF_ERROR(ReadNorms(checkpoint));
-  const std::span<const std::byte> frequencies = std::as_bytes(std::span(spec_.rope_inv_freq));
-  ASSIGN_OR_RETURN(inv_freq_, backend_.device.Allocate(frequencies.size()));
-  RETURN_IF_ERROR(backend_.device.Upload(frequencies, inv_freq_));
-  ASSIGN_OR_RETURN(stream_, backend_.device.runtime().CreateStream(backend_.device.index(), true));
+  CudaDevice& device = backend_.device;
+  ASSIGN_OR_RETURN(weights_, CudaLlamaWeights::Read(device, spec_, linears_, checkpoint));
+  ASSIGN_OR_RETURN(stream_, device.runtime().CreateStream(device.index(), /*urgent=*/true));
   return absl::OkStatus();
 }
 
@@ -208,11 +133,11 @@ StepMemory CudaLlama::MemoryFor(const CudaStepSizes& sizes) const {
     at.Need({linear.expanded_bytes(rows), linear.padded_bytes(rows), linear.partial_floats(rows),
              linear.counters(rows)});
   };
-  for (const Layer& layer : layers_) {
+  for (const Layer& layer : weights_.layers) {
     for (const CudaLinear* linear : {layer.qkv, layer.o, layer.gate_up, layer.down})
       add(*linear, sizes.rows);
   }
-  add(*head_, sizes.logit_rows);
+  add(*weights_.head, sizes.logit_rows);
   at.Close();
   return at;
 }
@@ -237,15 +162,6 @@ size_t CudaLlama::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t contex
          64;
 }
 
-size_t CudaLlama::other_weight_bytes() const {
-  size_t bytes = final_norm_.bytes() + inv_freq_.bytes();
-  for (const Layer& layer : layers_) {
-    bytes += layer.input_norm.bytes() + layer.post_attention_norm.bytes() + layer.q_norm.bytes() +
-             layer.k_norm.bytes();
-  }
-  return bytes;
-}
-
 absl::Status CudaLlama::CheckArgs(const ForwardArgs& args) const {
   RETURN_IF_ERROR(CheckBatch(spec_, args.batch));
   if (args.observer != nullptr || args.part != nullptr || args.head_input.data != nullptr)
@@ -267,8 +183,7 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   RETURN_IF_ERROR(backend_.device.health());
   RETURN_IF_ERROR(CheckArgs(args));
   if (args.batch.tokens.empty()) return absl::OkStatus();
-  const CudaStepSizes exact = StepSizesOf(args.batch);
-  const CudaStepSizes sizes = Bucketed(exact, options_.max_graph_rows);
+  const CudaStepSizes sizes = Bucketed(StepSizesOf(args.batch), options_.max_graph_rows);
   const StepMemory at = MemoryFor(sizes);
   const Arena::Scope scope(context.scratch);
   auto* const memory = context.scratch.TryAllocate<std::byte>(at.end);
@@ -293,24 +208,29 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
 // The first step of a size runs as it is (kernels load lazily), the second is captured.
 absl::Status CudaLlama::Captured(const Step& step) const {
   const CudaRuntime& runtime = backend_.device.runtime();
-  const GraphKey key(step.memory, step.kv.storage(), step.sizes);
+  const GraphKey key(step.memory, step.kv.storage(), step.kv.num_blocks(), step.kv.layout().dtype,
+                     step.sizes);
+  bool first = false;
+  GpuGraph graph = nullptr;
   {
     MutexLock lock(mu_);
     const auto [entry, added] = graphs_.try_emplace(key, nullptr);
-    if (entry->second != nullptr)
-      return backend_.device.Noted(runtime.Launch(entry->second, stream_));
-    if (added) return Run(step);
+    first = added;
+    graph = entry->second;
   }
-  RETURN_IF_ERROR(runtime.BeginCapture(stream_));
-  const absl::Status run = Run(step);
-  absl::StatusOr<GpuGraph> graph = runtime.EndCapture(stream_);
-  RETURN_IF_ERROR(run);
-  RETURN_IF_ERROR(graph.status());
-  {
+  if (first) return Run(step);
+  if (graph == nullptr) {
+    RETURN_IF_ERROR(runtime.BeginCapture(stream_));
+    const absl::Status run = Run(step);
+    ASSIGN_OR_RETURN(graph, runtime.EndCapture(stream_));
+    if (!run.ok()) {
+      runtime.DestroyGraph(graph);
+      return run;
+    }
     MutexLock lock(mu_);
-    graphs_[key] = *graph;
+    graphs_[key] = graph;
   }
-  return backend_.device.Noted(runtime.Launch(*graph, stream_));
+  return backend_.device.Noted(runtime.Launch(graph, stream_));
 }
 
 DeviceBatch CudaLlama::Step::Batch() const {
@@ -340,7 +260,7 @@ absl::Status CudaLlama::Run(const Step& step) const {
   const CudaRuntime& runtime = backend_.device.runtime();
   const int rows = step.sizes.rows;
   RETURN_IF_ERROR(runtime.Fill(step.memory + step.at.counters, 0, step.at.counter_bytes, stream_));
-  const ExpandArgs embed = {.w = embedding_->weight(),
+  const ExpandArgs embed = {.w = weights_.embedding->weight(),
                             .out = step.memory + step.at.stream,
                             .rows = rows,
                             .out_stride = spec_.hidden,
@@ -380,7 +300,7 @@ absl::Status CudaLlama::Product(const Step& step, const CudaLinear& linear, int 
 
 // stream += o(attention(norm(stream)))
 absl::Status CudaLlama::Attend(const Step& step, int index) const {
-  const Layer& layer = layers_[static_cast<size_t>(index)];
+  const Layer& layer = weights_.layers[static_cast<size_t>(index)];
   const int rows = step.sizes.rows;
   // Attention writes where the next product reads, unless that wants codes.
   const bool codes = layer.o->input() != RowForm::kHalf;
@@ -391,7 +311,7 @@ absl::Status CudaLlama::Attend(const Step& step, int index) const {
   const RopeAppendArgs rope = {.qkv = step.memory + step.at.wide,
                                .type = backend_.half,
                                .heads = spec_.heads,
-                               .inv_freq = Floats(inv_freq_),
+                               .inv_freq = Floats(weights_.inv_freq),
                                .attention_scale = spec_.rope_attention_scale,
                                .q_gain = Floats(layer.q_norm),
                                .k_gain = Floats(layer.k_norm),
@@ -457,7 +377,7 @@ absl::Status CudaLlama::Quantize(const Step& step, const void* from, int width) 
 
 // stream += down(silu(gate(norm(stream))) * up(norm(stream)))
 absl::Status CudaLlama::Mlp(const Step& step, int index) const {
-  const Layer& layer = layers_[static_cast<size_t>(index)];
+  const Layer& layer = weights_.layers[static_cast<size_t>(index)];
   const int rows = step.sizes.rows;
   RETURN_IF_ERROR(Norm(step, layer.post_attention_norm, *layer.gate_up));
   RETURN_IF_ERROR(Product(step, *layer.gate_up, rows, step.In<float>(step.at.wide), false));
@@ -477,17 +397,17 @@ absl::Status CudaLlama::Head(const Step& step) const {
   if (rows == 0) return absl::OkStatus();
   const CudaBatchLayout ints(step.sizes);
   const NormArgs args = {.stream = step.In<float>(step.at.stream),
-                         .gain = Floats(final_norm_),
+                         .gain = Floats(weights_.final_norm),
                          .eps = spec_.norm_eps,
                          .rows = rows,
                          .width = spec_.hidden,
                          .pick = step.In<int32_t>(step.at.ints) + ints.logit_rows,
-                         .form = head_->input(),
+                         .form = weights_.head->input(),
                          .half = backend_.half,
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};
   RETURN_IF_ERROR(Done(ops_.norm(args, step.context), "norm", rows));
-  return Product(step, *head_, rows, step.In<float>(step.at.logits), false);
+  return Product(step, *weights_.head, rows, step.In<float>(step.at.logits), false);
 }
 
 }  // namespace

@@ -17,10 +17,6 @@ absl::Status Refuse(const char* why) {
   return why == nullptr ? absl::OkStatus() : absl::UnimplementedError(why);
 }
 
-std::string Words(const char* op, const StoredWeight& w, int rows) {
-  return absl::StrCat(op, " rows=", rows, " n=", w.n, " k=", w.k);
-}
-
 absl::StatusOr<Buffer> OnDevice(CudaDevice& device, std::span<const std::byte> bytes) {
   if (bytes.empty()) return Buffer();
   ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(bytes.size()));
@@ -130,6 +126,10 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaB
                                                                      const Tensor& bias,
                                                                      ActivationMode activation) {
   RETURN_IF_ERROR(CudaLinearRefuses(*w.scheme, w.shape, activation, backend));
+  // A rotation of x, a low-rank branch, what was calibrated: kernels do without.
+  if (!w.extra.empty())
+    return absl::UnimplementedError(absl::StrCat(
+        "the CUDA backend multiplies codes and scales alone, not: ", w.extra.begin()->first));
   std::unique_ptr<CudaLinear> linear(new CudaLinear(backend));
   ASSIGN_OR_RETURN(linear->weight_, StorageOf(*w.scheme, w.shape));
   linear->input_ = activation == ActivationMode::kA8Token ? RowForm::kS8 : RowForm::kHalf;
@@ -172,6 +172,12 @@ size_t CudaLinear::counters(int rows) const {
   return static_cast<size_t>(SkinnyCounters(std::min(rows, kFewRows), weight_.n));
 }
 
+absl::Status CudaLinear::Done(int error, const char* op, int rows) const {
+  if (error == 0) return absl::OkStatus();
+  return backend_.device.Noted(
+      CudaStatus(error, absl::StrCat(op, " rows=", rows, " n=", weight_.n, " k=", weight_.k)));
+}
+
 absl::Status CudaLinear::Run(const CudaLinearArgs& args) const {
   if (args.rows == 0) return absl::OkStatus();
   if (width_ == weight_.k) return RunPadded(args);
@@ -181,8 +187,7 @@ absl::Status CudaLinear::Run(const CudaLinearArgs& args) const {
                        .rows = args.rows,
                        .width = width_ * element,
                        .padded = weight_.k * element};
-  RETURN_IF_ERROR(backend_.device.Noted(
-      CudaStatus(backend_.kernels.pad(pad, args.context), Words("pad", weight_, args.rows))));
+  RETURN_IF_ERROR(Done(backend_.kernels.pad(pad, args.context), "pad", args.rows));
   CudaLinearArgs padded = args;
   padded.x = args.scratch.padded;
   return RunPadded(padded);
@@ -205,8 +210,7 @@ absl::Status CudaLinear::RunHalf(const CudaLinearArgs& args) const {
                            .y_stride = weight_.n,
                            .t = backend_.half,
                            .accumulate = args.accumulate};
-  return backend_.device.Noted(
-      CudaStatus(backend_.kernels.skinny(call, args.context), Words("skinny", weight_, args.rows)));
+  return Done(backend_.kernels.skinny(call, args.context), "skinny", args.rows);
 }
 
 absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
@@ -217,8 +221,7 @@ absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
                                .rows = weight_.n,
                                .out_stride = weight_.k,
                                .t = backend_.half};
-    RETURN_IF_ERROR(backend_.device.Noted(CudaStatus(backend_.kernels.expand(expand, args.context),
-                                                     Words("expand", weight_, args.rows))));
+    RETURN_IF_ERROR(Done(backend_.kernels.expand(expand, args.context), "expand", args.rows));
     w = args.scratch.expanded;
   }
   const Gemm16Args call = {.x = args.x,
@@ -233,8 +236,7 @@ absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
                            .y_stride = weight_.n,
                            .t = backend_.half,
                            .accumulate = args.accumulate};
-  return backend_.device.Noted(
-      CudaStatus(backend_.kernels.gemm16(call, args.context), Words("gemm16", weight_, args.rows)));
+  return Done(backend_.kernels.gemm16(call, args.context), "gemm16", args.rows);
 }
 
 absl::Status CudaLinear::RunS8(const CudaLinearArgs& args) const {
@@ -251,8 +253,7 @@ absl::Status CudaLinear::RunS8(const CudaLinearArgs& args) const {
                            .w_stride = weight_.k,
                            .y_stride = weight_.n,
                            .accumulate = args.accumulate};
-  return backend_.device.Noted(CudaStatus(backend_.kernels.gemm_s8(call, args.context),
-                                          Words("gemm_s8", weight_, args.rows)));
+  return Done(backend_.kernels.gemm_s8(call, args.context), "gemm_s8", args.rows);
 }
 
 }  // namespace assay

@@ -2,14 +2,11 @@
 // memory, nothing repacked. Where k is no multiple of 32, rows of W and of x are made longer with
 // zeros.
 //
-//   scheme                                  activation  few rows (<= 64)   more rows
-//   int4_group, int8_group, nf4, fp8_e4m3   a16         skinny.h           expand.h, then 16-bit
-//   product int8_channel                            a16         skinny.h           expand.h, then
-//   16-bit product bf16, f32 (rounded to 16 bit)           a16         16-bit product     16-bit
-//   product int8_channel                            a8_token    gemm_s8.h          gemm_s8.h
-//   fp8_e4m3 with a scale per row           fp8_token   cuBLASLt, compute capability 9.0
-//
-// The 16-bit product is cuBLASLt's where that is there and takes the shape, else gemm16.h.
+//   scheme                                 activation  up to 64 rows   more rows
+//   int4_group, int8_group, int8_channel,  a16         skinny.h        expand.h, then gemm16.h
+//   nf4, fp8_e4m3
+//   bf16, f32 (rounded to 16 bit)          a16         gemm16.h        gemm16.h
+//   int8_channel                           a8_token    gemm_s8.h       gemm_s8.h
 //
 // Thread rule: const after Create; one stream at a time per CudaScratch.
 #pragma once
@@ -18,7 +15,6 @@
 
 #include "base/cuda/cuda_device.h"
 #include "base/tensor.h"
-#include "quant/kernels/cuda/cublas_lt.h"
 #include "quant/kernels/cuda/kernel_table.h"
 #include "quant/kernels/cuda/row_form.h"
 #include "quant/linear.h"
@@ -29,17 +25,15 @@ namespace assay {
 struct CudaBackend {
   CudaDevice& device;
   const CudaLinearKernels& kernels;
-  const CublasLt* lt = nullptr;  // null: not there
-  Half half = Half::kBf16;       // what activations are made of
+  Half half = Half::kBf16;  // what activations are made of
 };
 
 // Device memory that products of one stream use in turn.
 struct CudaScratch {
-  void* expanded = nullptr;      // CudaLinear::expanded_bytes of the largest
-  void* padded = nullptr;        // CudaLinear::padded_bytes of the largest
-  float* partial = nullptr;      // partial_floats of the largest
-  int* counters = nullptr;       // [kCounters], zeros
-  void* lt_workspace = nullptr;  // CublasLt::kWorkspaceBytes, where there is cuBLASLt
+  void* expanded = nullptr;  // CudaLinear::expanded_bytes of the largest
+  void* padded = nullptr;    // CudaLinear::padded_bytes of the largest
+  float* partial = nullptr;  // partial_floats of the largest
+  int* counters = nullptr;   // CudaLinear::counters of the largest; zeros before and after
 };
 
 struct CudaLinearArgs {
@@ -75,6 +69,7 @@ class CudaLinear final : public PackedWeight {
   absl::Status RunHalf(const CudaLinearArgs& args) const;
   absl::Status RunExpanded(const CudaLinearArgs& args) const;
   absl::Status RunS8(const CudaLinearArgs& args) const;
+  absl::Status Done(int error, const char* op, int rows) const;  // OK for 0
   // In T: 16-bit products use it as it is.
   bool IsPlain() const { return StorageBits(weight_.storage) >= 16; }
 

@@ -1,13 +1,12 @@
-#include "base/cuda/simt_math.h"
 #include "quant/kernels/cuda/quantize.h"
+#include "quant/kernels/cuda/row_codes.h"
 
 namespace assay::ASSAY_SIMT {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr float kSmallestNormal = 0x1p-126f;  // FLT_MIN
-constexpr float kSmallestRow = 0x1p-119f;     // kA8Smallest
-constexpr uint32_t kInfinity = 0x7f800000u, kQuietNaN = 0x7fc00000u;
+constexpr uint32_t kInfinity = 0x7f800000u;
 
 template <typename Of>
 struct Row {
@@ -40,18 +39,6 @@ ASSAY_DEVICE void LoadEight(const Row<Of>& row, int at, float (&out)[8]) {
   for (int i = 0; i < 8; ++i) out[i] = at + i < row.k ? ToFloat(row.from[at + i]) : 0.0f;
 }
 
-// Of the block; as integers, magnitudes order finite < infinity < NaN.
-ASSAY_DEVICE uint32_t BlockMaxBits(uint32_t bits, uint32_t* partial) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-    const uint32_t other = ShuffleXor(bits, mask);
-    bits = other > bits ? other : bits;
-  }
-  if (ThreadIndex() % kWarp == 0) partial[ThreadIndex() / kWarp] = bits;
-  SyncThreads();
-  for (int i = 0; i < kThreads / kWarp; ++i) bits = partial[i] > bits ? partial[i] : bits;
-  return bits;
-}
-
 ASSAY_BOTH constexpr bool HoldsIntegers(RowCodes to) {
   return to == RowCodes::kA8Token || to == RowCodes::kInt8Channel;
 }
@@ -77,9 +64,9 @@ ASSAY_DEVICE RowStep StepOf(uint32_t absmax_bits) {
       scale = FloatOf(BitsOf(scale) - 1);
     return {scale, scale, false};
   }
-  if (absmax_bits >= kInfinity) return {FloatOf(kQuietNaN), 0, true};
-  if (absmax < kSmallestRow) return {0, 0, true};
-  return {absmax / kMax, kMax / absmax, false};
+  const RowScale row =
+      ScaleOfRow(absmax_bits, kTo == RowCodes::kA8Token ? RowCode::kS8 : RowCode::kE4M3);
+  return {row.scale, row.inverse, row.inverse == 0.0f};
 }
 
 template <RowCodes kTo>
@@ -108,11 +95,11 @@ QuantizeRowsKernel(const QuantizeRowsArgs args) {
     LoadEight(row, at, v);
     ASSAY_UNROLL
     for (int i = 0; i < 8; ++i) {
-      const uint32_t magnitude = BitsOf(v[i]) & 0x7fffffffu;
+      const uint32_t magnitude = MagnitudeBits(v[i]);
       bits = magnitude > bits ? magnitude : bits;
     }
   }
-  const RowStep step = StepOf<kTo>(BlockMaxBits(bits, partial));
+  const RowStep step = StepOf<kTo>(BlockLargest(bits, partial));
   if (ThreadIndex() == 0) args.scales[BlockX()] = step.scale;
   for (int at = 8 * ThreadIndex(); at < args.k; at += 8 * kThreads) {
     LoadEight(row, at, v);

@@ -16,6 +16,7 @@
 #include "quant/kernels/cuda/cuda_kernel.h"
 #include "tests/support/fake_model_metrics.h"
 #include "tests/support/golden.h"
+#include "tests/support/random_tensor.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/stream_recorder.h"
 
@@ -44,7 +45,7 @@ class CudaLlamaTest : public testing::Test {
                                                         ActivationMode activation,
                                                         const CudaModelOptions& options) {
     kernels_.push_back(std::make_unique<CudaLinearKernel>(
-        "cuda", CudaBackend{*device_, EmulatedLinearKernels(), nullptr, half_}));
+        "cuda", CudaBackend{*device_, EmulatedLinearKernels(), half_}));
     ASSIGN_OR_RETURN(const QuantScheme* const scheme, FindScheme(spelling));
     ASSIGN_OR_RETURN(const ModelFamily* const family, FamilyOf(*checkpoint_));
     ASSIGN_OR_RETURN(const ModelSpec spec, family->parse(*checkpoint_));
@@ -60,8 +61,8 @@ class CudaLlamaTest : public testing::Test {
     }
     ASSIGN_OR_RETURN(
         std::unique_ptr<const Model> model,
-        BuildCudaLlama({*device_, EmulatedLinearKernels(), nullptr, half_}, EmulatedOpsKernels(),
-                       spec, *checkpoint_, std::move(linears), options));
+        BuildCudaLlama({*device_, EmulatedLinearKernels(), half_}, EmulatedOpsKernels(), spec,
+                       *checkpoint_, std::move(linears), options));
     return std::shared_ptr<const Model>(std::move(model));
   }
   std::shared_ptr<const Model> Build(std::string_view spelling,
@@ -237,6 +238,17 @@ TEST_F(CudaLlamaTest, BrainFloatsServeToo) {
   const auto& tokens = goldens_[1].prompt;
   // 8 bits of mantissa: 8 times the error of f16, 64 times the KL.
   EXPECT_LT(MeanKl(Logits(*cpu, tokens, 100, 64), Logits(*gpu, tokens, 100, 64), 512), 0.01);
+}
+
+// What a weight has besides its codes would be left out silently.
+TEST_F(CudaLlamaTest, RefusesWeightsThatNeedMoreThanTheirCodes) {
+  const CudaLinearKernel kernel("cuda", {*device_, EmulatedLinearKernels(), half_});
+  ASSERT_OK_AND_ASSIGN(const QuantScheme* const scheme, FindScheme("int8_channel"));
+  ASSERT_OK_AND_ASSIGN(QuantizedTensor w, scheme->Encode(RandomTensor({8, 64}, 1).view()));
+  EXPECT_OK(MakeCudaQuantizedLinear(kernel, w, Tensor(), ActivationMode::kA16));
+  w.extra["rotation_signs"] = RandomTensor({64}, 2);
+  EXPECT_THAT(MakeCudaQuantizedLinear(kernel, w, Tensor(), ActivationMode::kA16).status(),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("rotation_signs")));
 }
 
 TEST_F(CudaLlamaTest, RefusesWhatItCannotDo) {

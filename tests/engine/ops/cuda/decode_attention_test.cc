@@ -63,8 +63,8 @@ class Rig {
     args.y = y.data();
     EXPECT_EQ(DecodeAttentionRefuses(args), nullptr);
     EXPECT_EQ(DecodeAttention(args, {}), 0);
-    EXPECT_THAT(arrived.Read(), Each(0));
-    return y.Read();
+    EXPECT_THAT(arrived.values(), Each(0));
+    return y.values();
   }
   DecodeAttentionArgs Args(int splits) const {
     return {.type = case_.shape.type,

@@ -65,7 +65,7 @@ class Rig {
     args.y = y.data();
     EXPECT_EQ(EncoderAttentionRefuses(args), nullptr);
     EXPECT_EQ(EncoderAttention(args, {}), 0);
-    return y.Read();
+    return y.values();
   }
   EncoderAttentionArgs Args(const uint16_t* x) const {
     const auto columns = [&](int first) -> HeadRows {

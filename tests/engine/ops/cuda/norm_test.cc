@@ -14,13 +14,14 @@
 #include "base/float8.h"
 #include "engine/ops/cuda/tokens.h"
 #include "quant/kernels/a8_token.h"
-#include "tests/support/emulated_array.h"
+#include "tests/support/device_array.h"
 #include "tests/support/random_tensor.h"
 
 namespace assay {
 namespace {
 
 using emulated::Activate;
+using emulated::DeviceArray;
 using emulated::Norm;
 using emulated::Order;
 using ::testing::ElementsAre;
@@ -46,7 +47,7 @@ template <typename Args, typename Kernel>
 void ExpectForms(Args args, Kernel kernel, int rows, int width, const std::vector<float>& exact) {
   const auto count = static_cast<size_t>(rows) * static_cast<size_t>(width);
   for (const Half half : {Half::kF16, Half::kBf16}) {
-    EmulatedArray<uint16_t> out(count);
+    DeviceArray<uint16_t> out(count);
     args.form = RowForm::kHalf;
     args.half = half;
     args.out = out.data();
@@ -56,8 +57,8 @@ void ExpectForms(Args args, Kernel kernel, int rows, int width, const std::vecto
     EXPECT_EQ(out.values(), expected);
   }
   for (const RowForm form : {RowForm::kS8, RowForm::kE4M3}) {
-    EmulatedArray<uint8_t> out(count);
-    EmulatedArray<float> scales(static_cast<size_t>(rows));
+    DeviceArray<uint8_t> out(count);
+    DeviceArray<float> scales(static_cast<size_t>(rows));
     args.form = form;
     args.out = out.data();
     args.scales = scales.data();
@@ -106,7 +107,7 @@ TEST_P(RowOpsTest, RmsNormAddsToTheStreamFirst) {
     const std::vector<float> x = RandomNormal(kRows * width, 1),
                              add = RandomNormal(kRows * width, 2);
     const std::vector<float> gain = RandomNormal(width, 3);
-    EmulatedArray<float> stream(x), added(add), gains(gain), out(x.size());
+    DeviceArray<float> stream(x), added(add), gains(gain), out(x.size());
     NormArgs args = {.stream = stream.data(),
                      .add = added.data(),
                      .gain = gains.data(),
@@ -130,7 +131,7 @@ TEST_P(RowOpsTest, LayerNormReplacesTheStream) {
   constexpr int kRows = 2, kWidth = 384;
   const std::vector<float> x = RandomNormal(kRows * kWidth, 4, 3.0f);
   const std::vector<float> gain = RandomNormal(kWidth, 5), bias = RandomNormal(kWidth, 6);
-  EmulatedArray<float> stream(x), gains(gain), biases(bias), out(x.size());
+  DeviceArray<float> stream(x), gains(gain), biases(bias), out(x.size());
   const NormArgs args = {.stream = stream.data(),
                          .gain = gains.data(),
                          .bias = biases.data(),
@@ -147,8 +148,8 @@ TEST_P(RowOpsTest, LayerNormReplacesTheStream) {
 TEST_P(RowOpsTest, PickedRowsAlone) {
   constexpr int kWidth = 64;
   const std::vector<float> x = RandomNormal(5 * kWidth, 7), gain(kWidth, 1.0f);
-  EmulatedArray<float> stream(x), gains(gain), out(2 * kWidth);
-  EmulatedArray<int32_t> pick(std::vector<int32_t>{4, 1});
+  DeviceArray<float> stream(x), gains(gain), out(2 * kWidth);
+  DeviceArray<int32_t> pick(std::vector<int32_t>{4, 1});
   ASSERT_EQ(Norm({.stream = stream.data(),
                   .gain = gains.data(),
                   .eps = 1e-6f,
@@ -171,8 +172,8 @@ TEST_P(RowOpsTest, ABrokenRowStaysVisible) {
   constexpr int kWidth = 32;
   std::vector<float> x = RandomNormal(2 * kWidth, 8);
   x[5] = std::numeric_limits<float>::quiet_NaN();
-  EmulatedArray<float> stream(x), gains(std::vector<float>(kWidth, 1.0f)), scales(2);
-  EmulatedArray<uint8_t> out(x.size());
+  DeviceArray<float> stream(x), gains(std::vector<float>(kWidth, 1.0f)), scales(2);
+  DeviceArray<uint8_t> out(x.size());
   for (const RowForm form : {RowForm::kS8, RowForm::kE4M3}) {
     ASSERT_EQ(Norm({.stream = stream.data(),
                     .gain = gains.data(),
@@ -209,7 +210,7 @@ TEST_P(RowOpsTest, GatesMultiplyOrStandAlone) {
   const std::vector<float> x = RandomNormal(kRows * 2 * kWidth, 9, 2.0f);
   for (const Gate gate : {Gate::kSilu, Gate::kGelu, Gate::kGeluTanh, Gate::kRelu}) {
     for (const bool gated : {true, false}) {
-      EmulatedArray<float> in(x), out(kRows * kWidth);
+      DeviceArray<float> in(x), out(kRows * kWidth);
       GateArgs args = {.x = in.data(),
                        .rows = kRows,
                        .width = kWidth,
@@ -238,10 +239,9 @@ TEST_P(RowOpsTest, EmbedsTokensAndLeavesPaddingZero) {
   const std::vector<float> table = RandomNormal(kVocab * kWidth, 10);
   const std::vector<float> places = RandomNormal(4 * kWidth, 11),
                            types = RandomNormal(2 * kWidth, 12);
-  EmulatedArray<float> tables(table), place(places), type(types), out(4 * kWidth);
-  EmulatedArray<int32_t> tokens(std::vector<int32_t>{6, 0, -1, 7});
-  EmulatedArray<int32_t> at(std::vector<int32_t>{3, 0, 0, 0}),
-      kind(std::vector<int32_t>{1, 0, 0, 0});
+  DeviceArray<float> tables(table), place(places), type(types), out(4 * kWidth);
+  DeviceArray<int32_t> tokens(std::vector<int32_t>{6, 0, -1, 7});
+  DeviceArray<int32_t> at(std::vector<int32_t>{3, 0, 0, 0}), kind(std::vector<int32_t>{1, 0, 0, 0});
   EmbedArgs args = {.tokens = tokens.data(),
                     .table = tables.data(),
                     .rows = 4,
@@ -275,8 +275,8 @@ TEST_P(RowOpsTest, TheGreedyChoiceIsTheFirstOfTheLargest) {
   std::fill_n(logits.begin() + 4 * kVocab, kVocab, -kInfinity);
   std::fill_n(logits.begin() + 5 * kVocab, kVocab, -kInfinity);
   logits[5 * kVocab + 640] = -1e30f;
-  EmulatedArray<float> in(logits);
-  EmulatedArray<int32_t> tokens(6);
+  DeviceArray<float> in(logits);
+  DeviceArray<int32_t> tokens(6);
   ASSERT_EQ(emulated::Greedy(
                 {.logits = in.data(), .rows = 6, .vocab = kVocab, .tokens = tokens.data()}, {}),
             0);

@@ -1,4 +1,4 @@
-// Device arrays of the emulator, and a paged KV pool whose pages are shuffled and whose unused
+// A paged KV pool on the emulated device whose pages are shuffled and whose unused
 // bytes are NaN, with what attention over it should give, in f64.
 #pragma once
 #include <algorithm>
@@ -9,37 +9,13 @@
 #include <string>
 #include <vector>
 
-#include "base/cuda/emulator.h"
 #include "base/float16.h"
 #include "base/float8.h"
 #include "engine/ops/cuda/kv_layout.h"
 #include "engine/ops/kv_row.h"
+#include "tests/support/device_array.h"
 
 namespace assay::emulated {
-
-// Full of NaN, before an inaccessible page.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t count)
-      : count_(count), data_(static_cast<T*>(AllocateDevice(std::max<size_t>(bytes(), 1)))) {}
-  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    std::memcpy(data_, values.data(), bytes());
-  }
-  ~DeviceArray() { FreeDevice(data_, std::max<size_t>(bytes(), 1)); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-
-  T* data() const { return data_; }
-  size_t size() const { return count_; }
-  size_t bytes() const { return count_ * sizeof(T); }
-  T& operator[](size_t i) const { return data_[i]; }
-  std::vector<T> Read() const { return {data_, data_ + count_}; }
-
- private:
-  const size_t count_;
-  T* const data_;
-};
 
 inline uint16_t ToHalf(Half type, float v) {
   return type == Half::kF16 ? F32ToF16(v) : F32ToBf16(v);

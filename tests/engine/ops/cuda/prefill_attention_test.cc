@@ -71,7 +71,7 @@ class Rig {
     args.y = y.data();
     EXPECT_EQ(PrefillAttentionRefuses(args), nullptr);
     EXPECT_EQ(PrefillAttention(args, {}), 0);
-    return y.Read();
+    return y.values();
   }
   PrefillAttentionArgs Args() const {
     return {.type = case_.shape.type,

@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "tests/quant/kernels/cuda/device_array.h"
+#include "tests/quant/kernels/cuda/device_weight.h"
 #include "tests/support/scheme_testing.h"
 
 namespace assay::emulated {
@@ -16,7 +16,7 @@ template <typename T>
 std::vector<uint16_t> Expanded(const DeviceWeight& w, int row, int rows, int stride) {
   const DeviceArray<T> out(static_cast<size_t>(rows) * stride);
   const ExpandArgs args = {.w = w.stored,
-                           .out = out.get(),
+                           .out = out.data(),
                            .row = row,
                            .rows = rows,
                            .out_stride = stride,

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "tests/quant/kernels/cuda/device_array.h"
+#include "tests/quant/kernels/cuda/device_weight.h"
 
 namespace assay::emulated {
 namespace {
@@ -33,12 +33,12 @@ std::vector<float> Multiplied(const Problem& p, const Operands<T>& in) {
   const size_t count = static_cast<size_t>(p.m) * p.n;
   const DeviceArray<T> x(in.x), w(in.w), y_in_t(count);
   const DeviceArray<float> bias(in.bias), y(count);
-  if (p.accumulate) std::copy(in.old_y.begin(), in.old_y.end(), y.get());
-  Gemm16Args args = {.x = x.get(), .w = w.get(), .m = p.m, .n = p.n, .k = p.k};
+  if (p.accumulate) std::copy(in.old_y.begin(), in.old_y.end(), y.data());
+  Gemm16Args args = {.x = x.data(), .w = w.data(), .m = p.m, .n = p.n, .k = p.k};
   args.x_stride = args.w_stride = p.k;
   args.y_stride = p.n;
-  args.bias = p.bias ? bias.get() : nullptr;
-  args.y = p.y_is_t ? static_cast<void*>(y_in_t.get()) : y.get();
+  args.bias = p.bias ? bias.data() : nullptr;
+  args.y = p.y_is_t ? static_cast<void*>(y_in_t.data()) : y.data();
   args.y_is_t = p.y_is_t;
   args.accumulate = p.accumulate;
   args.side = p.side;

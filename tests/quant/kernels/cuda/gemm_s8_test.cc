@@ -7,7 +7,7 @@
 #include <cmath>
 #include <random>
 
-#include "tests/quant/kernels/cuda/device_array.h"
+#include "tests/quant/kernels/cuda/device_weight.h"
 
 namespace assay::emulated {
 namespace {
@@ -41,11 +41,11 @@ std::vector<float> Multiplied(const Problem& p, const Operands& in) {
   const DeviceArray<int8_t> x(in.x), w(in.w);
   const DeviceArray<float> x_scales(in.x_scales), w_scales(in.w_scales), bias(in.bias), y(count);
   const DeviceArray<uint16_t> y_in_t(count);
-  if (p.accumulate) std::copy(in.old_y.begin(), in.old_y.end(), y.get());
-  GemmS8Args args = {.x = x.get(), .x_scales = x_scales.get(), .w = w.get()};
-  args.w_scales = w_scales.get();
-  args.bias = p.bias ? bias.get() : nullptr;
-  args.y = p.y_is_t ? static_cast<void*>(y_in_t.get()) : y.get();
+  if (p.accumulate) std::copy(in.old_y.begin(), in.old_y.end(), y.data());
+  GemmS8Args args = {.x = x.data(), .x_scales = x_scales.data(), .w = w.data()};
+  args.w_scales = w_scales.data();
+  args.bias = p.bias ? bias.data() : nullptr;
+  args.y = p.y_is_t ? static_cast<void*>(y_in_t.data()) : y.data();
   args.m = p.m;
   args.n = args.y_stride = p.n;
   args.k = args.x_stride = args.w_stride = p.k;

@@ -11,7 +11,7 @@
 
 #include "quant/activation.h"
 #include "quant/kernels/a8_token.h"
-#include "tests/quant/kernels/cuda/device_array.h"
+#include "tests/quant/kernels/cuda/device_weight.h"
 #include "tests/support/scheme_testing.h"
 
 namespace assay::emulated {
@@ -67,9 +67,9 @@ RowsOfCodes Quantized(RowCodes to, const std::vector<float>& x, int rows, int k)
   const DeviceArray<T> from = OnDevice<T>(x);
   const DeviceArray<uint8_t> codes(static_cast<size_t>(rows) * k);
   const DeviceArray<float> scales(static_cast<size_t>(rows));
-  const QuantizeRowsArgs args = {.from = from.get(),
-                                 .codes = codes.get(),
-                                 .scales = scales.get(),
+  const QuantizeRowsArgs args = {.from = from.data(),
+                                 .codes = codes.data(),
+                                 .scales = scales.data(),
                                  .rows = rows,
                                  .k = k,
                                  .from_stride = k,
@@ -134,10 +134,10 @@ class QuantizeTest : public testing::TestWithParam<Order> {
     const DeviceArray<T> from = OnDevice<T>(w);
     const DeviceArray<uint8_t> codes(q->codes.bytes()), zeros(q->zeros.bytes());
     const DeviceArray<uint16_t> scales(q->scales.bytes() / 2);
-    const QuantizeInt4Args args = {.from = from.get(),
-                                   .codes = codes.get(),
-                                   .scales = scales.get(),
-                                   .zeros = zeros.get(),
+    const QuantizeInt4Args args = {.from = from.data(),
+                                   .codes = codes.data(),
+                                   .scales = scales.data(),
+                                   .zeros = zeros.data(),
                                    .n = n,
                                    .k = k,
                                    .group = static_cast<int>(q->scheme->group(q->shape)),
@@ -146,7 +146,7 @@ class QuantizeTest : public testing::TestWithParam<Order> {
     EXPECT_EQ(QuantizeInt4Refuses(args), nullptr);
     EXPECT_EQ(QuantizeInt4(args, {}), 0);
     const auto same = [](const Tensor& a, const auto& b) {
-      return a.empty() || std::memcmp(a.data<std::byte>(), b.get(), a.bytes()) == 0;
+      return a.empty() || std::memcmp(a.data<std::byte>(), b.data(), a.bytes()) == 0;
     };
     EXPECT_TRUE(same(q->scales, scales)) << spelling << " " << k;
     EXPECT_TRUE(same(q->zeros, zeros)) << spelling << " " << k;

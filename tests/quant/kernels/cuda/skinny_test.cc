@@ -12,7 +12,7 @@
 #include <cmath>
 #include <string>
 
-#include "tests/quant/kernels/cuda/device_array.h"
+#include "tests/quant/kernels/cuda/device_weight.h"
 #include "tests/support/scheme_testing.h"
 
 namespace assay::emulated {
@@ -47,22 +47,22 @@ class SkinnyRun {
     const DeviceArray<T> x(m * x_stride), y_in_t(m * y_stride);
     const DeviceArray<float> bias(bias_), y(m * y_stride);
     for (int row = 0; row < m; ++row) {
-      std::copy_n(x_.begin() + ptrdiff_t{row} * p_.k, p_.k, x.get() + row * x_stride);
+      std::copy_n(x_.begin() + ptrdiff_t{row} * p_.k, p_.k, x.data() + row * x_stride);
       if (p_.accumulate)
-        std::copy_n(old_y_.begin() + ptrdiff_t{row} * p_.n, p_.n, y.get() + row * y_stride);
+        std::copy_n(old_y_.begin() + ptrdiff_t{row} * p_.n, p_.n, y.data() + row * y_stride);
     }
     const DeviceArray<float> workspace(SkinnyWorkspaceFloats(m, p_.n, p_.k));
     const DeviceArray<int> counters(std::vector<int>(static_cast<size_t>(SkinnyCounters(m, p_.n))));
-    SkinnyArgs args = {.x = x.get(), .w = w_.stored, .m = m};
+    SkinnyArgs args = {.x = x.data(), .w = w_.stored, .m = m};
     args.x_stride = static_cast<int>(x_stride);
     args.y_stride = static_cast<int>(y_stride);
     args.t = std::is_same_v<T, F16> ? Half::kF16 : Half::kBf16;
-    args.bias = p_.bias ? bias.get() : nullptr;
-    args.y = p_.y_is_t ? static_cast<void*>(y_in_t.get()) : y.get();
+    args.bias = p_.bias ? bias.data() : nullptr;
+    args.y = p_.y_is_t ? static_cast<void*>(y_in_t.data()) : y.data();
     args.y_is_t = p_.y_is_t;
     args.accumulate = p_.accumulate;
-    args.workspace = workspace.get();
-    args.counters = counters.get();
+    args.workspace = workspace.data();
+    args.counters = counters.data();
     EXPECT_EQ(SkinnyRefuses(args, 80), nullptr);
     EXPECT_EQ(Skinny(args, {}), 0);
     EXPECT_THAT(counters.values(), testing::Each(0));
@@ -194,9 +194,9 @@ TEST(SkinnyTest, WidensEveryCode) {
           w.host.zeros.template data<uint8_t>()[code] =
               static_cast<uint8_t>(code % 2 == 0 ? 0 : 255);
       }
-      std::memcpy(w.codes.get(), w.host.codes.template data<std::byte>(), w.codes.size());
+      std::memcpy(w.codes.data(), w.host.codes.template data<std::byte>(), w.codes.size());
       if (!w.host.zeros.empty())
-        std::memcpy(w.zeros.get(), w.host.zeros.template data<std::byte>(), w.zeros.size());
+        std::memcpy(w.zeros.data(), w.host.zeros.template data<std::byte>(), w.zeros.size());
       ASSERT_TRUE(w.host.scheme->DecodeRows(w.host, 0, 256, w.decoded).ok());
       EXPECT_LE(run.Error(run.Run(1)), 1) << spelling;
     };

@@ -1,7 +1,6 @@
-// Memory of the emulated device (base/cuda/emulator.h), and weights on it.
+// Weights in the emulated device's memory (base/cuda/emulator.h).
 #pragma once
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "base/cuda/simt_math.h"
@@ -9,44 +8,14 @@
 #include "quant/kernels/cuda/stored_weight.h"
 #include "quant/scheme.h"
 #include "quant/schemes/absmax_block.h"
+#include "tests/support/device_array.h"
 #include "tests/support/random_tensor.h"
 
 namespace assay::emulated {
 
-// An array that ends at an inaccessible page, give or take its rounding up to 256 bytes. What is
-// not written is NaN.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t count)
-      : data_(static_cast<T*>(AllocateDevice(bytes(count)))), count_(count) {}
-  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    std::copy(values.begin(), values.end(), data_);
-  }
-  DeviceArray(DeviceArray&& from) noexcept
-      : data_(std::exchange(from.data_, nullptr)), count_(std::exchange(from.count_, 0)) {}
-  DeviceArray& operator=(DeviceArray&& from) noexcept {
-    std::swap(data_, from.data_);
-    std::swap(count_, from.count_);
-    return *this;
-  }
-  ~DeviceArray() {
-    if (data_ != nullptr) FreeDevice(data_, bytes(count_));
-  }
-  T* get() const { return data_; }
-  size_t size() const { return count_; }
-  T& operator[](size_t i) const { return data_[i]; }
-  std::vector<T> values() const { return {data_, data_ + count_}; }
-
- private:
-  static size_t bytes(size_t count) { return sizeof(T) * (count == 0 ? 1 : count); }
-  T* data_;
-  size_t count_;
-};
-
 inline DeviceArray<std::byte> BytesOnDevice(const Tensor& tensor) {
   DeviceArray<std::byte> out(tensor.bytes());
-  if (!tensor.empty()) std::memcpy(out.get(), tensor.data<std::byte>(), tensor.bytes());
+  if (!tensor.empty()) std::memcpy(out.data(), tensor.data<std::byte>(), tensor.bytes());
   return out;
 }
 
@@ -83,7 +52,7 @@ inline DeviceArray<std::byte> ExpandedScales(const QuantizedTensor& q) {
   for (size_t i = 0; i < count; ++i) {
     const float scale =
         DynamicMap()[q.scales.data<uint8_t>()[i]] * nested[i / kNestedBlock] + offset;
-    std::memcpy(out.get() + sizeof(float) * i, &scale, sizeof(float));
+    std::memcpy(out.data() + sizeof(float) * i, &scale, sizeof(float));
   }
   return out;
 }
@@ -102,9 +71,9 @@ inline DeviceWeight MakeWeight(std::string_view spelling, int n, int k, uint64_t
   w.scales = nested ? ExpandedScales(w.host) : BytesOnDevice(w.host.scales);
   w.zeros = BytesOnDevice(w.host.zeros);
   w.stored = Describe(w.host);
-  w.stored.codes = w.codes.get();
-  w.stored.scales = w.scales.get();
-  w.stored.zeros = w.host.zeros.empty() ? nullptr : static_cast<const void*>(w.zeros.get());
+  w.stored.codes = w.codes.data();
+  w.stored.scales = w.scales.data();
+  w.stored.zeros = w.host.zeros.empty() ? nullptr : static_cast<const void*>(w.zeros.data());
   return w;
 }
 
