@@ -98,6 +98,7 @@ class CudaLlama final : public Model {
   CudaLlamaWeights weights_;
   // Of one arena, one pool (where, how many blocks, of what) and one size each.
   using GraphKey = std::tuple<const std::byte*, const std::byte*, int, DType, CudaStepSizes>;
+  mutable Mutex steps_;
   mutable Mutex mu_;
   mutable std::map<GraphKey, GpuGraph> graphs_ ABSL_GUARDED_BY(mu_);
 };
@@ -169,13 +170,9 @@ absl::Status CudaLlama::CheckArgs(const ForwardArgs& args) const {
   ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
   RETURN_IF_ERROR(CheckKv(spec_, args, part));
   const KvPool::Layout& layout = args.kv->layout();
-  const bool known = layout.dtype == DType::kF16 || layout.dtype == DType::kI8;
-  if (!layout.on_gpu || !known || layout.has_slots() || layout.keys != nullptr) {
-    return absl::UnimplementedError(
-        absl::StrCat("a GPU's KV cache has rows of 16 bit or of i8, without calibrated keys or a "
-                     "window: dtype=",
-                     std::string(Name(layout.dtype))));
-  }
+  if (!layout.on_gpu || layout.keys != nullptr)
+    return absl::UnimplementedError("a GPU's KV cache lies there, without calibrated keys");
+  RETURN_IF_ERROR(CudaTakesKv({layout.dtype, layout.window, layout.sinks}));
   return CheckOut(args.out, static_cast<int64_t>(args.batch.logit_rows.size()), spec_.vocab);
 }
 
@@ -183,6 +180,8 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   RETURN_IF_ERROR(backend_.device.health());
   RETURN_IF_ERROR(CheckArgs(args));
   if (args.batch.tokens.empty()) return absl::OkStatus();
+  MutexLock step_lock(steps_);  // one stream, one step at a time: a capture would take in another's
+  RETURN_IF_ERROR(backend_.device.Use());
   const CudaStepSizes sizes = Bucketed(StepSizesOf(args.batch), options_.max_graph_rows);
   const StepMemory at = MemoryFor(sizes);
   const Arena::Scope scope(context.scratch);
@@ -245,7 +244,10 @@ DeviceBatch CudaLlama::Step::Batch() const {
 }
 
 KvLayer CudaLlama::LayerOf(KvPool& kv, int layer) const {
-  const KvCodes format = kv.layout().dtype == DType::kI8 ? KvCodes::kS8 : KvCodes::kHalf;
+  const DType dtype = kv.layout().dtype;
+  const KvCodes format = dtype == DType::kI8       ? KvCodes::kS8
+                         : dtype == DType::kF8E4M3 ? KvCodes::kE4m3
+                                                   : KvCodes::kHalf;
   const size_t codes = KvCodesBytes(format, kv.num_blocks(), spec_.kv_heads, spec_.head_dim);
   const size_t scales = KvScalesBytes(format, kv.num_blocks(), spec_.kv_heads);
   std::byte* const of_layer = kv.storage() + static_cast<size_t>(layer) * (codes + scales);
@@ -411,6 +413,16 @@ absl::Status CudaLlama::Head(const Step& step) const {
 }
 
 }  // namespace
+
+absl::Status CudaTakesKv(const KvFormat& format) {
+  const bool known =
+      format.dtype == DType::kF16 || format.dtype == DType::kI8 || format.dtype == DType::kF8E4M3;
+  if (known && format.window + format.sinks == 0) return absl::OkStatus();
+  return absl::UnimplementedError(absl::StrCat(
+      "the KV cache on a GPU is f16 (the model's 16-bit type), i8 or f8_e4m3, without "
+      "a window: kv=",
+      std::string(Name(format.dtype)), " kv_window=", format.window, " kv_sinks=", format.sinks));
+}
 
 absl::StatusOr<std::unique_ptr<const Model>> BuildCudaLlama(
     const CudaBackend& backend, const CudaOpsKernels& ops, const ModelSpec& spec,

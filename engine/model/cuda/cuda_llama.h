@@ -19,6 +19,9 @@ struct CudaModelOptions {
   int decode_splits = 8;     // blocks that share a row's positions in attention
 };
 
+// Unimplemented: names what the KV cache cannot be there.
+absl::Status CudaTakesKv(const KvFormat& format);
+
 // `linears` names every slot, each made by MakeCudaQuantizedLinear (cuda_kernel.h) for `backend`.
 // Status codes of the family's build; Unimplemented: what the device's kernels refuse.
 absl::StatusOr<std::unique_ptr<const Model>> BuildCudaLlama(

@@ -68,6 +68,7 @@ absl::StatusOr<std::unique_ptr<const PackedWeight>> CudaLinearKernel::Pack(
 
 absl::Status CudaLinearKernel::TryRun(const CudaLinear& w, const LinearArgs& args) const {
   CudaDevice& device = backend_.device;
+  RETURN_IF_ERROR(device.Use());
   const auto rows = static_cast<int>(args.x.shape[0]);
   const int n = w.weight().n;
   Staging staging;
@@ -102,6 +103,7 @@ void CudaLinearKernel::Run(const PackedWeight& w, const LinearArgs& args, Comput
 absl::Status CudaLinearKernel::TryDecodeRow(const CudaLinear& w, int64_t row,
                                             std::span<float> out) const {
   CudaDevice& device = backend_.device;
+  RETURN_IF_ERROR(device.Use());
   const size_t bytes = out.size() * sizeof(float);
   ASSIGN_OR_RETURN(Buffer expanded,
                    device.Allocate(static_cast<size_t>(w.weight().k) * sizeof(float)));

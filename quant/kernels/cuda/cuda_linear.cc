@@ -126,10 +126,13 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaB
                                                                      const Tensor& bias,
                                                                      ActivationMode activation) {
   RETURN_IF_ERROR(CudaLinearRefuses(*w.scheme, w.shape, activation, backend));
-  // A rotation of x, a low-rank branch, what was calibrated: kernels do without.
-  if (!w.extra.empty())
-    return absl::UnimplementedError(absl::StrCat(
-        "the CUDA backend multiplies codes and scales alone, not: ", w.extra.begin()->first));
+  // A rotation of x, a low-rank branch, what was calibrated: kernels do without. What was folded
+  // into other weights is noted here, and multiplied nowhere.
+  for (const auto& [name, tensor] : w.extra) {
+    if (absl::StartsWith(name, kFoldPrefix)) continue;
+    return absl::UnimplementedError(
+        absl::StrCat("the CUDA backend multiplies codes and scales alone, not: ", name));
+  }
   std::unique_ptr<CudaLinear> linear(new CudaLinear(backend));
   ASSIGN_OR_RETURN(linear->weight_, StorageOf(*w.scheme, w.shape));
   linear->input_ = activation == ActivationMode::kA8Token ? RowForm::kS8 : RowForm::kHalf;
