@@ -221,6 +221,7 @@ int cublasLtMatmul(void*, void* desc, const void* alpha, const void* a, void* a_
   if (bytes != 1024 || workspace == nullptr || c != d) return kInvalid;
   if (controls.fails) return kExecutionFailed;
   ++controls.products;
+  controls.scaled_products += op.a_scales == nullptr ? 0 : 1;
   std::memcpy(&controls.last_mark, algorithm, sizeof(controls.last_mark));
   controls.last_m = static_cast<int64_t>(x.columns);
   controls.last_operands = w.type;

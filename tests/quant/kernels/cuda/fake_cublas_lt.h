@@ -18,20 +18,21 @@ struct FakeCublasLt {
   void (*enqueue)(std::function<void()>) = nullptr;
 
   int heuristics = 0, checks = 0, products = 0;  // calls
+  int scaled_products = 0;                       // of them, those with scales
   uint64_t last_mark = 0;                        // the algorithm of the last product
   int64_t last_m = 0;
   int last_operands = 0, last_scales = 0;  // LtType, LtScales of W
 };
 
-// Of the library that CublasLt::Load(path) opens, as new. It stays loaded.
-inline FakeCublasLt& ResetFakeCublasLt(const char* path) {
+// Of the library that CublasLt::Load(path) opens. It stays loaded.
+inline FakeCublasLt& FakeOf(const char* path) {
   void* const library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) std::abort();
   auto* const found =
       static_cast<FakeCublasLt*>(dlsym(library, "fake_cublas_lt_controls"));  // NOLINT
   if (found == nullptr) std::abort();
-  *found = {};
   return *found;
 }
+inline FakeCublasLt& ResetFakeCublasLt(const char* path) { return FakeOf(path) = {}; }
 
 }  // namespace assay
