@@ -62,7 +62,8 @@ class CublasLt {
 
   // `path`: of the library; empty: the environment variable ASSAY_CUBLASLT, then the names that the
   // dynamic linker knows, then /usr/local/cuda. NotFound: not there, with what was tried;
-  // Unimplemented: a library that lacks a function, named; Unavailable: it finds no device.
+  // Unimplemented: a library that lacks a function, named; Unavailable: it finds no device. It
+  // belongs to the device that is current in the calling thread.
   static absl::StatusOr<std::unique_ptr<const CublasLt>> Load(const std::string& path);
   virtual ~CublasLt() = default;
   virtual size_t version() const = 0;  // 130000 = 13.0

@@ -35,7 +35,7 @@ struct CudaBackend {
   CudaDevice& device;
   const CudaLinearKernels& kernels;
   Half half = Half::kBf16;   // what activations are made of
-  LtProducts* lt = nullptr;  // of the same device; null: own kernels alone
+  LtProducts* lt = nullptr;  // of the same device, outlives the layers; null: own kernels alone
 };
 
 // Device memory that products of one stream use in turn.

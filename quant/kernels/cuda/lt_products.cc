@@ -111,6 +111,21 @@ LtProducts::LtProducts(CudaDevice& device, std::unique_ptr<const CublasLt> libra
       options_(std::move(options)),
       choices_(options_.cache_directory, FoundOn(device, *library_)) {}
 
+absl::StatusOr<std::unique_ptr<LtProducts>> LtProducts::Open(CudaDevice& device,
+                                                             const std::string& path,
+                                                             LtOptions options) {
+  absl::StatusOr<std::unique_ptr<const CublasLt>> library = CublasLt::Load(path);
+  if (!library.ok()) {
+    Log(LogLevel::kWarning, "products without cuBLASLt",
+        {{"device", std::string(device.name())},
+         {"reason", std::string(library.status().message())}});
+    return std::unique_ptr<LtProducts>();
+  }
+  Log(LogLevel::kInfo, "products by cuBLASLt",
+      {{"device", std::string(device.name())}, {"version", absl::StrCat((*library)->version())}});
+  return Create(device, *std::move(library), std::move(options));
+}
+
 absl::StatusOr<std::unique_ptr<LtProducts>> LtProducts::Create(
     CudaDevice& device, std::unique_ptr<const CublasLt> library, LtOptions options) {
   std::unique_ptr<LtProducts> made(new LtProducts(device, std::move(library), std::move(options)));
@@ -142,8 +157,12 @@ absl::StatusOr<const LtProduct*> LtProducts::Tune(const LtShape& shape) {
   if (!product.ok()) {
     RETURN_IF_ERROR(device_.health());
     if (IsSticky(product.status())) return product.status();
-    Log(LogLevel::kInfo, "own kernels instead of cuBLASLt",
-        {{"product", Words(shape, 0)}, {"reason", std::string(product.status().message())}});
+    const bool expected = absl::IsUnimplemented(product.status());
+    Log(expected ? LogLevel::kInfo : LogLevel::kWarning, "own kernels instead of cuBLASLt",
+        {{"n", absl::StrCat(shape.n)},
+         {"k", absl::StrCat(shape.k)},
+         {"reason", std::string(product.status().message())}});
+    if (absl::IsResourceExhausted(product.status())) return nullptr;
     product = std::unique_ptr<const LtProduct>();
   }
   return (products_[shape] = *std::move(product)).get();

@@ -63,6 +63,11 @@ struct LtOptions {
 
 class LtProducts {
  public:
+  // With the library at `path` (CublasLt::Load). nullptr: it is not there, or cannot be used, which
+  // the log says: own kernels serve. Otherwise as Create.
+  static absl::StatusOr<std::unique_ptr<LtProducts>> Open(CudaDevice& device,
+                                                          const std::string& path,
+                                                          LtOptions options);
   // `device` outlives it. Status codes of the device's.
   static absl::StatusOr<std::unique_ptr<LtProducts>> Create(CudaDevice& device,
                                                             std::unique_ptr<const CublasLt> library,
@@ -70,8 +75,9 @@ class LtProducts {
   ~LtProducts();
 
   // The product of a shape, which lives as long as this. nullptr: the project's own kernels serve
-  // it; the log says why. Takes, while it runs, device memory for a weight, x and y of its largest
-  // bucket. Internal: an error that ends the use of the device.
+  // it; the log says why (out of memory: the next Tune tries again). Takes, while it runs, device
+  // memory for a weight, x and y of its largest bucket. Internal: an error that ends the use of the
+  // device.
   absl::StatusOr<const LtProduct*> Tune(const LtShape& shape);
 
  private:

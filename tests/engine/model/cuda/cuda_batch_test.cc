@@ -124,7 +124,8 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
       .rows = 4, .sequences = 4, .logit_rows = 8, .max_blocks = 16, .decode = true};
   StepMemory at(widths, sizes);
   at.Need({.expanded_bytes = 100, .padded_bytes = 70, .partial_floats = 10, .counters = 3});
-  at.Need({.expanded_bytes = 50, .partial_floats = 20, .counters = 2});
+  at.Need({.expanded_bytes = 50, .partial_floats = 20, .counters = 2, .workspace_bytes = 1024});
+  at.Need({.workspace_bytes = 512});
   at.Close();
   const std::vector<std::pair<size_t, size_t>> pieces = {
       {at.ints, CudaBatchLayout(sizes).end * 4},
@@ -138,6 +139,7 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
       {at.attention_partial, 4u * 4 * 8 * 2 * 10},
       {at.expanded, 100},
       {at.padded, 70},
+      {at.workspace, 1024},
       {at.partial, 80},
       {at.counters, 12},
       {at.arrived, 4u * 4 * 4}};

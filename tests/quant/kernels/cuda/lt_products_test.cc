@@ -130,6 +130,23 @@ TEST_F(LtProductsTest, WithoutAlgorithmsOwnKernelsServe) {
   EXPECT_EQ(timed_, 2);
 }
 
+TEST_F(LtProductsTest, ALibraryThatIsNotThereIsNoError) {
+  for (const char* path : {"/nowhere/libcublasLt.so", "libm.so.6"}) {
+    ASSERT_OK_AND_ASSIGN(const auto none, LtProducts::Open(*device_, path, {}));
+    EXPECT_EQ(none, nullptr);
+  }
+  ASSERT_OK_AND_ASSIGN(const auto found, LtProducts::Open(*device_, FAKE_CUBLAS_LT, {}));
+  EXPECT_NE(found, nullptr);
+}
+
+TEST_F(LtProductsTest, WithoutMemoryForTimingOwnKernelsServe) {
+  // A weight of 4 GiB; the emulated device has 1.
+  EXPECT_THAT(Make()->Tune({.n = 1 << 20, .k = 2048}), IsOkAndHolds(nullptr));
+  EXPECT_EQ(timed_, 0);
+  EXPECT_EQ(device_->allocated_bytes(), 0u);
+  EXPECT_OK(device_->health());
+}
+
 TEST_F(LtProductsTest, AWeakerDeviceThatIsPlayedHasItsRules) {
   ASSERT_OK_AND_ASSIGN(device_, CudaDevice::Open(EmulatedCuda(), 0, "sm89"));
   const auto products = Make();
