@@ -7,10 +7,11 @@
 //   nf4, fp8_e4m3
 //   bf16, f32 (rounded to 16 bit)          a16         gemm16.h       16 bit
 //   int8_channel                           a8_token    gemm_s8.h      gemm_s8.h
-//   fp8_e4m3 (a scale per row)             fp8_token   skinny.h       FP8, scales per row
-//   fp8_e4m3; int4_group of groups of      fp8_block   skinny.h       blocks_e4m3.h, then FP8,
-//   scales 128 or a whole row, but for float                                 per row and 128 inputs
+//   fp8_e4m3, a scale per row              fp8_token   skinny.h       FP8, scales per row
+//   fp8_e4m3; int4_group of groups of 128  fp8_block   skinny.h       blocks_e4m3.h, then FP8
+//   or a row, but for float                                           (1)
 //
+// (1) With scales per row and 128 inputs, rows in fours; the last one to three as a16.
 // 16 bit: cuBLASLt where CudaBackend has it and it takes the shape (lt_products.h), else gemm16.h.
 // FP8: cuBLASLt on compute capability 9.0. Where that cannot be, and for weights of these two modes
 // with other scales, activations stay in 16 bit, as in a16: closer to x and one kernel fewer. For

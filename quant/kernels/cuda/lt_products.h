@@ -55,7 +55,7 @@ using LtTimer =
     std::function<absl::StatusOr<double>(const LtAlgorithm&, const std::function<absl::Status()>&)>;
 
 struct LtOptions {
-  std::string cache_directory;  // LtChoices; empty: none
+  std::string cache_directory;  // of LtChoices, which exists; empty: none
   LtTimer timer;                // empty: events on the device, the median of three runs
   // Of results while algorithms are timed: shapes with more have fewer buckets, at least one.
   size_t most_result_bytes = size_t{512} << 20;
