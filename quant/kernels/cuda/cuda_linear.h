@@ -12,6 +12,7 @@
 //   or a row, but for float                                           (1)
 //
 // (1) With scales per row and 128 inputs, rows in fours; the last one to three as a16.
+//
 // 16 bit: cuBLASLt where CudaBackend has it and it takes the shape (lt_products.h), else gemm16.h.
 // FP8: cuBLASLt on compute capability 9.0. Where that cannot be, and for weights of these two modes
 // with other scales, activations stay in 16 bit, as in a16: closer to x and one kernel fewer. For

@@ -2,8 +2,8 @@
 // seconds per model, and what was found holds for this GPU, driver and library. One JSON file each:
 //
 //   {"schema": 1,
-//    "found_on": {"gpu": "NVIDIA H100 80GB HBM3", "compute": 90, "driver": 13000, "library":
-//    130001}, "choices": [{"m": 128, "n": 4096, "k": 4096, "operands": 28, "scales": 3,
+//    "found_on": {"gpu": "NVIDIA H100", "compute": 90, "driver": 13000, "library": 130001},
+//    "choices": [{"m": 128, "n": 4096, "k": 4096, "operands": 28, "scales": 3,
 //                 "algorithm": ["1a", ..., "0"], "workspace": 1024}, ...]}
 //
 // `algorithm`: eight words of the library's, in hexadecimal. Not thread-safe.
