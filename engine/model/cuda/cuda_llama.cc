@@ -157,7 +157,8 @@ size_t CudaLlama::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t contex
   // steps are rounded up to their bucket.
   const int decode_rows = static_cast<int>(std::min<int64_t>(rows, options_.max_graph_rows));
   const int bucket = Bucketed({.rows = decode_rows, .decode = true}, options_.max_graph_rows).rows;
-  return std::max(of(rows, rows, logit_rows, rows / kQueryTileRows + rows),
+  const auto even = [](int64_t of_rows) { return EvenRows(static_cast<int>(of_rows)); };
+  return std::max(of(even(rows), rows, even(logit_rows), rows / kQueryTileRows + rows),
                   of(bucket, bucket, bucket, 0)) +
          64;
 }

@@ -4,7 +4,8 @@
 //
 // Results: a row depends on its own sequence, and on which kernel its step's size selects (up to 64
 // rows, or a bucket of cuBLASLt's: lt_products.h): greedy tokens are the same within a bucket, not
-// across, where two tokens are as good as equal. Observers and parts of the stack are the CPU's: Unimplemented here.
+// across, where two tokens are as good as equal. Observers and parts of the stack are the CPU's:
+// Unimplemented here.
 #pragma once
 #include <memory>
 

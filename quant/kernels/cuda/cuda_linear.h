@@ -11,7 +11,8 @@
 //   fp8_e4m3; int4_group of groups of 128  fp8_block   skinny.h       blocks_e4m3.h, then FP8
 //   or a row, but for float                                           (1)
 //
-// (1) With scales per row and 128 inputs, rows in fours; the last one to three as a16.
+// (1) With scales per row and 128 inputs, rows in fours; the last one to three, of calls with such,
+// as a16.
 //
 // 16 bit: cuBLASLt where CudaBackend has it and it takes the shape (lt_products.h), else gemm16.h.
 // FP8: cuBLASLt on compute capability 9.0. Where that cannot be, and for weights of these two modes

@@ -50,12 +50,14 @@ TEST(CudaBatchTest, CountsWhatABatchNeeds) {
   EXPECT_EQ(sizes.tiles, 3);  // 64 and 6 rows, then 2
   EXPECT_TRUE(sizes.decode);
   EXPECT_EQ(sizes.max_blocks, 16);
-  EXPECT_EQ(Bucketed(sizes, 256), sizes);  // prompts are not captured
+  CudaStepSizes even = sizes;
+  even.rows = 76;
+  EXPECT_EQ(Bucketed(sizes, 256), even);  // prompts are not captured
 }
 
 TEST(CudaBatchTest, WritesEveryRowWhereKernelsLook) {
   const Mixed mixed;
-  const CudaStepSizes sizes = StepSizesOf(mixed.batch);
+  const CudaStepSizes sizes = Bucketed(StepSizesOf(mixed.batch), 256);
   const CudaBatchLayout at(sizes);
   std::vector<int32_t> ints(at.end + 1, 77);
   FillCudaBatch(mixed.batch, sizes, ints);
@@ -69,6 +71,9 @@ TEST(CudaBatchTest, WritesEveryRowWhereKernelsLook) {
     EXPECT_EQ(ints[at.decode_positions + row], decode ? position : -1) << row;
     EXPECT_EQ(ints[at.sequence_of_row + row], static_cast<int32_t>(sequence));
   }
+  EXPECT_EQ(ints[at.tokens + 75], -1);
+  EXPECT_EQ(ints[at.positions + 75], -1);
+  EXPECT_EQ(ints[at.decode_positions + 75], -1);
   EXPECT_EQ(ints[at.block_tables + 1], 8);
   EXPECT_EQ(ints[at.block_tables + 16], 1);
   EXPECT_EQ(ints[at.block_tables + 32], 3);

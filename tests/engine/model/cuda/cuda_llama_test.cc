@@ -251,6 +251,21 @@ TEST_F(CudaLlamaTest, Fp8CostsOnLongStepsWhatItCostsOnTheCpu) {
   EXPECT_LT(MeanKl(coded, got, 512), 2 * (cost + cpu_cost));
 }
 
+// Rows of scales come in fours, and steps are filled up to that: the last row of an odd step gets
+// the bits that it has in company.
+TEST_F(CudaLlamaTest, OddStepsAreMultipliedLikeOthers) {
+  UseLt();
+  const FakeCublasLt& fake = FakeOf(FAKE_CUBLAS_LT);
+  const auto gpu = Build("fp8_e4m3:block", ActivationMode::kFp8Block);
+  const std::vector<int32_t> tokens = LongPrompt();
+  const auto odd = Logits(*gpu, std::span(tokens).first(67), 1000, 90);
+  EXPECT_EQ(fake.last_m, 68);
+  EXPECT_EQ(fake.scaled_products, 4 * gpu->spec().layers);
+  const auto even = Logits(*gpu, std::span(tokens).first(88), 1000, 90);
+  EXPECT_EQ(odd,
+            std::vector<float>(even.begin(), even.begin() + static_cast<ptrdiff_t>(odd.size())));
+}
+
 TEST_F(CudaLlamaTest, AGraphOfCublasLtGivesTheBitsOfEagerSteps) {
   UseLt();
   const auto graph = Build("fp8_e4m3", ActivationMode::kFp8Token),
