@@ -66,7 +66,11 @@ bool IsMade(const Desc& op, const Layout& w, const Layout& x, const Layout& y) {
                     y.columns == x.columns;
   // Scales in vectors come in pairs, and their mode asks for them.
   const bool scaled = op.a_mode == 0 || (op.a_scales != nullptr && op.b_scales != nullptr);
-  return same && scaled && op.a_mode == op.b_mode;
+  // Rows of operands, results and scales in multiples of 16 bytes.
+  const bool aligned = x.rows * (x.type == 3 || x.type == 28 ? 1 : 2) % 16 == 0 &&
+                       y.rows * (y.type == 0 || y.type == 10 ? 4 : 2) % 16 == 0;
+  const bool fours = op.a_mode != 4 || (x.columns % 4 == 0 && w.columns % 4 == 0);
+  return same && scaled && aligned && fours && op.a_mode == op.b_mode;
 }
 
 struct Product {
