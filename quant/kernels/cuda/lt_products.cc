@@ -150,6 +150,10 @@ absl::StatusOr<const LtProduct*> LtProducts::Tune(const LtShape& shape) {
     return found->second.get();
   absl::StatusOr<std::unique_ptr<const LtProduct>> product = Find(shape);
   if (std::exchange(changed_, false)) {
+    Log(LogLevel::kInfo, "cuBLASLt algorithms timed",
+        {{"n", absl::StrCat(shape.n)},
+         {"k", absl::StrCat(shape.k)},
+         {"operands", absl::StrCat(static_cast<int>(shape.operands))}});
     if (const absl::Status saved = choices_.Save(); !saved.ok())
       Log(LogLevel::kWarning, "choices of cuBLASLt algorithms are not kept",
           {{"error", saved.ToString()}});
