@@ -74,7 +74,7 @@ class CudaLlama final : public Model {
   };
   absl::Status AttendDecode(const Step& step, const Heads& heads) const;
   absl::Status AttendPrefill(const Step& step, const Heads& heads) const;
-  absl::Status Quantize(const Step& step, const void* from, int width) const;
+  absl::Status Quantize(const Step& step, const void* attended, RowForm form) const;
   absl::Status Mlp(const Step& step, int layer) const;
   absl::Status Head(const Step& step) const;
   // normed = norm(stream), in the form that `next` takes.
@@ -132,7 +132,7 @@ StepMemory CudaLlama::MemoryFor(const CudaStepSizes& sizes) const {
   StepMemory at(Widths(), sizes);
   const auto add = [&](const CudaLinear& linear, int rows) {
     at.Need({linear.expanded_bytes(rows), linear.padded_bytes(rows), linear.partial_floats(rows),
-             linear.counters(rows)});
+             linear.counters(rows), linear.workspace_bytes(rows)});
   };
   for (const Layer& layer : weights_.layers) {
     for (const CudaLinear* linear : {layer.qkv, layer.o, layer.gate_up, layer.down})
@@ -158,7 +158,8 @@ size_t CudaLlama::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t contex
   // steps are rounded up to their bucket.
   const int decode_rows = static_cast<int>(std::min<int64_t>(rows, options_.max_graph_rows));
   const int bucket = Bucketed({.rows = decode_rows, .decode = true}, options_.max_graph_rows).rows;
-  return std::max(of(rows, rows, logit_rows, rows / kQueryTileRows + rows),
+  const auto even = [](int64_t of_rows) { return EvenRows(static_cast<int>(of_rows)); };
+  return std::max(of(even(rows), rows, even(logit_rows), rows / kQueryTileRows + rows),
                   of(bucket, bucket, bucket, 0)) +
          64;
 }
@@ -282,7 +283,7 @@ absl::Status CudaLlama::Norm(const Step& step, const Buffer& gain, const CudaLin
                          .eps = spec_.norm_eps,
                          .rows = step.sizes.rows,
                          .width = spec_.hidden,
-                         .form = next.input(),
+                         .form = next.input(step.sizes.rows),
                          .half = backend_.half,
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};
@@ -305,7 +306,8 @@ absl::Status CudaLlama::Attend(const Step& step, int index) const {
   const Layer& layer = weights_.layers[static_cast<size_t>(index)];
   const int rows = step.sizes.rows;
   // Attention writes where the next product reads, unless that wants codes.
-  const bool codes = layer.o->input() != RowForm::kHalf;
+  const RowForm form = layer.o->input(rows);
+  const bool codes = form != RowForm::kHalf;
   void* const attended = step.memory + (codes ? step.at.attended : step.at.normed);
   const KvLayer kv = LayerOf(step.kv, index);
   RETURN_IF_ERROR(Norm(step, layer.input_norm, *layer.qkv));
@@ -325,7 +327,7 @@ absl::Status CudaLlama::Attend(const Step& step, int index) const {
   const Heads heads = {kv, index >= spec_.window_first_layer ? spec_.sliding_window : 0, attended};
   if (step.sizes.decode) RETURN_IF_ERROR(AttendDecode(step, heads));
   if (step.sizes.tiles > 0) RETURN_IF_ERROR(AttendPrefill(step, heads));
-  if (codes) RETURN_IF_ERROR(Quantize(step, attended, spec_.heads * spec_.head_dim));
+  if (codes) RETURN_IF_ERROR(Quantize(step, attended, form));
   return Product(step, *layer.o, rows, step.In<float>(step.at.stream), true);
 }
 
@@ -362,10 +364,11 @@ absl::Status CudaLlama::AttendPrefill(const Step& step, const Heads& heads) cons
   return Done(ops_.prefill_attention(args, step.context), "prefill_attention", step.sizes.rows);
 }
 
-// normed = codes of `from` [rows, width] in 16 bit.
-absl::Status CudaLlama::Quantize(const Step& step, const void* from, int width) const {
+// normed = codes of `attended` [rows, q] in 16 bit.
+absl::Status CudaLlama::Quantize(const Step& step, const void* attended, RowForm form) const {
+  const int width = spec_.heads * spec_.head_dim;
   const QuantizeRowsArgs args = {
-      .from = from,
+      .from = attended,
       .codes = step.In<uint8_t>(step.at.normed),
       .scales = step.In<float>(step.at.row_scales),
       .rows = step.sizes.rows,
@@ -373,7 +376,7 @@ absl::Status CudaLlama::Quantize(const Step& step, const void* from, int width) 
       .from_stride = width,
       .codes_stride = width,
       .number = backend_.half == Half::kF16 ? Number::kF16 : Number::kBf16,
-      .to = RowCodes::kA8Token};
+      .to = form == RowForm::kE4M3 ? RowCodes::kFp8Token : RowCodes::kA8Token};
   return Done(backend_.kernels.quantize_rows(args, step.context), "quantize_rows", args.rows);
 }
 
@@ -386,7 +389,7 @@ absl::Status CudaLlama::Mlp(const Step& step, int index) const {
   const GateArgs gate = {.x = step.In<float>(step.at.wide),
                          .rows = rows,
                          .width = spec_.ffn,
-                         .form = layer.down->input(),
+                         .form = layer.down->input(rows),
                          .half = backend_.half,
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};
@@ -404,7 +407,7 @@ absl::Status CudaLlama::Head(const Step& step) const {
                          .rows = rows,
                          .width = spec_.hidden,
                          .pick = step.In<int32_t>(step.at.ints) + ints.logit_rows,
-                         .form = weights_.head->input(),
+                         .form = weights_.head->input(rows),
                          .half = backend_.half,
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};

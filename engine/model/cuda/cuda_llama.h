@@ -3,8 +3,9 @@
 // one CUDA graph. Built of linears whose weights lie on the device (quant/kernels/cuda/).
 //
 // Results: a row depends on its own sequence, and on which kernel its step's size selects (up to 64
-// rows or more): greedy tokens are the same within a bucket, not across, where two tokens are as
-// good as equal. Observers and parts of the stack are the CPU's: Unimplemented here.
+// rows, or a bucket of cuBLASLt's: lt_products.h): greedy tokens are the same within a bucket, not
+// across, where two tokens are as good as equal. Observers and parts of the stack are the CPU's:
+// Unimplemented here.
 #pragma once
 #include <memory>
 

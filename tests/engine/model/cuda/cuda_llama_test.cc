@@ -14,6 +14,7 @@
 #include "engine/model/families/llama_spec.h"
 #include "engine/runtime/engine.h"
 #include "quant/kernels/cuda/cuda_kernel.h"
+#include "tests/quant/kernels/cuda/fake_cublas_lt.h"
 #include "tests/support/fake_model_metrics.h"
 #include "tests/support/golden.h"
 #include "tests/support/random_tensor.h"
@@ -36,6 +37,9 @@ class CudaLlamaTest : public testing::Test {
                          OpenCheckpoint(GoldenPath("../../data/stories260k/stories260K-f32.gguf")));
     ASSERT_OK_AND_ASSIGN(device_, CudaDevice::Open(EmulatedCuda(), 0));
     ASSERT_OK_AND_ASSIGN(tokenizer_, MakeTokenizer(checkpoint_->tokenizer()));
+    ResetFakeCublasLt(FAKE_CUBLAS_LT).enqueue = [](std::function<void()> work) {
+      emulated::Enqueue(std::move(work));
+    };
     for (const nlohmann::json& g : ReadGoldenJson("../../data/stories260k/golden.json"))
       goldens_.push_back({g["prompt_ids"], g["greedy_ids"]});
     ASSERT_EQ(goldens_.size(), 3u);
@@ -44,8 +48,8 @@ class CudaLlamaTest : public testing::Test {
   absl::StatusOr<std::shared_ptr<const Model>> TryBuild(std::string_view spelling,
                                                         ActivationMode activation,
                                                         const CudaModelOptions& options) {
-    kernels_.push_back(std::make_unique<CudaLinearKernel>(
-        "cuda", CudaBackend{*device_, EmulatedLinearKernels(), half_}));
+    const CudaBackend backend = {*device_, EmulatedLinearKernels(), half_, lt_.get()};
+    kernels_.push_back(std::make_unique<CudaLinearKernel>("cuda", backend));
     ASSIGN_OR_RETURN(const QuantScheme* const scheme, FindScheme(spelling));
     ASSIGN_OR_RETURN(const ModelFamily* const family, FamilyOf(*checkpoint_));
     ASSIGN_OR_RETURN(const ModelSpec spec, family->parse(*checkpoint_));
@@ -59,10 +63,9 @@ class CudaLlamaTest : public testing::Test {
                                                table ? ActivationMode::kA16 : activation));
       linears[slot.name] = std::make_shared<const QuantizedLinear>(std::move(linear));
     }
-    ASSIGN_OR_RETURN(
-        std::unique_ptr<const Model> model,
-        BuildCudaLlama({*device_, EmulatedLinearKernels(), half_}, EmulatedOpsKernels(), spec,
-                       *checkpoint_, std::move(linears), options));
+    ASSIGN_OR_RETURN(std::unique_ptr<const Model> model,
+                     BuildCudaLlama(backend, EmulatedOpsKernels(), spec, *checkpoint_,
+                                    std::move(linears), options));
     return std::shared_ptr<const Model>(std::move(model));
   }
   std::shared_ptr<const Model> Build(std::string_view spelling,
@@ -71,6 +74,14 @@ class CudaLlamaTest : public testing::Test {
     auto model = TryBuild(spelling, activation, options);
     EXPECT_OK(model);
     return *std::move(model);
+  }
+  // cuBLASLt, on the CPU, for what is built from now on.
+  void UseLt() {
+    ASSERT_OK_AND_ASSIGN(auto library, CublasLt::Load(FAKE_CUBLAS_LT));
+    LtOptions timed_by_a_constant;
+    timed_by_a_constant.timer = [](const LtAlgorithm&, const auto&) { return 1.0; };
+    ASSERT_OK_AND_ASSIGN(lt_,
+                         LtProducts::Create(*device_, std::move(library), timed_by_a_constant));
   }
   std::unique_ptr<GenerateEngine> Start(std::shared_ptr<const Model> model) {
     EngineOptions options;
@@ -82,6 +93,12 @@ class CudaLlamaTest : public testing::Test {
                                         {pool_, RealClock(), std::make_shared<FakeModelMetrics>()});
     EXPECT_OK(engine);
     return *std::move(engine);
+  }
+  std::vector<int32_t> LongPrompt() const {
+    std::vector<int32_t> tokens;
+    for (const Golden& g : goldens_) tokens.insert(tokens.end(), g.greedy.begin(), g.greedy.end());
+    tokens.resize(90);
+    return tokens;
   }
   // Logits after each token of `tokens`, as one prompt cut into `chunk` rows.
   std::vector<float> Logits(const Model& model, std::span<const int32_t> tokens, int num_prompt,
@@ -111,6 +128,7 @@ class CudaLlamaTest : public testing::Test {
   KvFormat kv_format_ = DType::kF16;
   ThreadPool pool_{{.num_threads = 2}};
   std::unique_ptr<CudaDevice> device_;
+  std::unique_ptr<LtProducts> lt_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::vector<std::unique_ptr<CudaLinearKernel>> kernels_;
@@ -192,6 +210,94 @@ TEST_F(CudaLlamaTest, AgreesWithTheCpuForEveryScheme) {
   }
 }
 
+// Steps of more than 64 rows by cuBLASLt; bounds as above.
+TEST_F(CudaLlamaTest, LongStepsByCublasLtAgreeWithTheCpu) {
+  UseLt();
+  const std::vector<int32_t> tokens = LongPrompt();
+  const FakeCublasLt& fake = FakeOf(FAKE_CUBLAS_LT);
+  for (const char* scheme : {"int8_channel", "bf16"}) {
+    const auto gpu = Build(scheme);
+    ASSERT_OK_AND_ASSIGN(const auto cpu,
+                         BuildUniform(*checkpoint_, scheme, {.kernel = "reference"}));
+    const int before = fake.products;
+    const auto got = Logits(*gpu, tokens, 1000, 90);
+    EXPECT_EQ(fake.products - before, 4 * gpu->spec().layers + 1);  // the head's
+    EXPECT_LT(MeanKl(Logits(*cpu, tokens, 1000, 90), got, 512), 2e-4) << scheme;
+  }
+}
+
+// In FP8 the CPU quantizes all rows, the GPU those of steps of more than 64. From layer to layer
+// codes differ in more places, as what is rounded does by 2^-11: in the end both are off the same
+// way, not by the same numbers. So each is compared with activations that are not quantized.
+TEST_F(CudaLlamaTest, Fp8CostsOnLongStepsWhatItCostsOnTheCpu) {
+  UseLt();
+  const std::vector<int32_t> tokens = LongPrompt();
+  const FakeCublasLt& fake = FakeOf(FAKE_CUBLAS_LT);
+  const auto gpu = Build("fp8_e4m3", ActivationMode::kFp8Token);
+  const auto on_cpu = [&](ActivationMode activation) {
+    const auto cpu =
+        BuildUniform(*checkpoint_, "fp8_e4m3", {.activation = activation, .kernel = "reference"});
+    EXPECT_OK(cpu.status());
+    return Logits(**cpu, tokens, 1000, 90);
+  };
+  const auto plain = on_cpu(ActivationMode::kA16), coded = on_cpu(ActivationMode::kFp8Token);
+  EXPECT_LT(MeanKl(plain, Logits(*gpu, tokens, 1000, 30), 512), 2e-4);
+  EXPECT_EQ(fake.products, 0);
+  const auto got = Logits(*gpu, tokens, 1000, 90);
+  EXPECT_EQ(fake.scaled_products, 4 * gpu->spec().layers);
+  const double cost = MeanKl(plain, got, 512), cpu_cost = MeanKl(plain, coded, 512);
+  EXPECT_GT(cost, cpu_cost / 2);
+  EXPECT_LT(cost, cpu_cost * 2);
+  EXPECT_LT(MeanKl(coded, got, 512), 2 * (cost + cpu_cost));
+}
+
+// Rows of scales come in fours, and steps are filled up to that: the last row of an odd step gets
+// the bits that it has in company.
+TEST_F(CudaLlamaTest, OddStepsAreMultipliedLikeOthers) {
+  UseLt();
+  const FakeCublasLt& fake = FakeOf(FAKE_CUBLAS_LT);
+  const auto gpu = Build("fp8_e4m3:block", ActivationMode::kFp8Block);
+  const std::vector<int32_t> tokens = LongPrompt();
+  const auto odd = Logits(*gpu, std::span(tokens).first(67), 1000, 90);
+  EXPECT_EQ(fake.last_m, 68);
+  EXPECT_EQ(fake.scaled_products, 4 * gpu->spec().layers);
+  const auto even = Logits(*gpu, std::span(tokens).first(88), 1000, 90);
+  EXPECT_EQ(odd,
+            std::vector<float>(even.begin(), even.begin() + static_cast<ptrdiff_t>(odd.size())));
+}
+
+TEST_F(CudaLlamaTest, AGraphOfCublasLtGivesTheBitsOfEagerSteps) {
+  UseLt();
+  const auto graph = Build("fp8_e4m3", ActivationMode::kFp8Token),
+             eager = Build("fp8_e4m3", ActivationMode::kFp8Token,
+                           {.max_graph_rows = 0, .decode_splits = 2});
+  const FakeCublasLt& fake = FakeOf(FAKE_CUBLAS_LT);
+  const std::vector<int32_t> tokens = LongPrompt();
+  // Three steps of 70 decode rows, each of a sequence of its own: the second is captured.
+  const auto steps = [&](const Model& model) {
+    auto pass = ModelPass::Create(
+        model, {.sequences = 70, .context = 4, .rows = 70, .out_rows = 70, .kv_format = kv_format_},
+        pool_);
+    EXPECT_OK(pass.status());
+    std::vector<float> all;
+    for (int32_t step = 0; step < 3; ++step) {
+      std::vector<ModelPass::Span> spans;
+      for (int i = 0; i < 70; ++i)
+        spans.push_back({i, step, std::span(tokens).subspan(static_cast<size_t>(i + step), 1), 0});
+      const auto logits = pass->Forward(spans, true, nullptr);
+      EXPECT_OK(logits.status());
+      if (logits.ok()) all.insert(all.end(), logits->begin(), logits->end());
+    }
+    return all;
+  };
+  const auto exact = steps(*eager);
+  const int eager_products = fake.products;
+  EXPECT_GT(fake.scaled_products, 0);
+  EXPECT_EQ(steps(*graph), exact);
+  // The graph's launches do not call the library: once as it is, once captured.
+  EXPECT_EQ(3 * (fake.products - eager_products), 2 * eager_products);
+}
+
 TEST_F(CudaLlamaTest, AnotherModelIsNoticed) {
   const auto a = Build("int4_group:g32"), b = Build("f32");
   const auto& tokens = goldens_[1].prompt;
@@ -258,6 +364,8 @@ TEST_F(CudaLlamaTest, RefusesWhatItCannotDo) {
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("a4_token")));
   EXPECT_THAT(TryBuild("int4_group:g32", ActivationMode::kA8Token, {}).status(),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("int8_channel")));
+  EXPECT_THAT(TryBuild("int4_group:g32", ActivationMode::kFp8Token, {}).status(),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("fp8_e4m3")));
 }
 
 }  // namespace
