@@ -100,4 +100,21 @@ class GpuBuffer {
   size_t bytes_ = 0;
 };
 
+// Host memory that copies do not stage. Move-only; the runtime outlives it.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  static absl::StatusOr<PinnedBuffer> Create(const CudaRuntime& runtime, size_t bytes);
+  PinnedBuffer(PinnedBuffer&& other) noexcept { *this = std::move(other); }
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept;
+  ~PinnedBuffer();
+  std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  const CudaRuntime* runtime_ = nullptr;
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
 }  // namespace assay

@@ -38,6 +38,7 @@ struct StepMemory {
   size_t wide;         // f32 [rows, q + 2 kv or 2 ffn]
   size_t q, attended;  // 16 bit [rows, q]
   size_t logits;       // f32 [logit_rows, vocab]
+  size_t best;         // int [logit_rows] of tokens, then f32 [logit_rows] of their logprobs
   size_t attention_partial;
   size_t expanded = 0, padded = 0, partial = 0, workspace = 0;
   size_t counters = 0, counter_bytes = 0;  // zeros before a step: of products, then of attention
