@@ -62,6 +62,7 @@ class CudaRuntime {
   virtual void DestroyEvent(GpuEvent event) const = 0;
   virtual absl::Status Record(GpuEvent event, GpuStream stream) const = 0;
   virtual absl::Status WaitFor(GpuStream stream, GpuEvent event) const = 0;
+  virtual absl::Status WaitOnHost(GpuEvent event) const = 0;  // the calling thread waits
   virtual absl::StatusOr<double> Milliseconds(GpuEvent from, GpuEvent to) const = 0;
 
   // What is put into the stream in between is kept instead of done.
