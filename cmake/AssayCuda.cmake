@@ -52,3 +52,29 @@ function(assay_cuda_kernels name)
     target_link_libraries(${name} PUBLIC CUDA::cudart_static)
   endif()
 endfunction()
+
+# assay_cuda_test(NAME SRCS a_test.cc ... [KERNELS k ...] [DEPS t ...]): tests of the kernels in libraries k, for both worlds
+# (tests/support/cuda_world.h): NAME_test in the emulator and, with a toolkit, NAME_gpu_test on a device, which CTest knows by
+# the label gpu. Neither under sanitizers: fibers that change stacks are not theirs.
+add_custom_target(gpu_tests)
+function(assay_cuda_test name)
+  if(CMAKE_CXX_FLAGS MATCHES "-fsanitize")
+    return()
+  endif()
+  cmake_parse_arguments(A "" "" "SRCS;KERNELS;DEPS" ${ARGN})
+  list(TRANSFORM A_KERNELS APPEND _emulated OUTPUT_VARIABLE emulated)
+  if(NOT ASSAY_GPU_CHECK)
+    assay_test(${name}_test SRCS ${A_SRCS} DEPS ${emulated} assay_cuda_world_emulated ${A_DEPS})
+    target_compile_definitions(${name}_test PRIVATE ASSAY_WORLD=emulated)
+  endif()
+  if(ASSAY_HAS_CUDA)
+    add_executable(${name}_gpu_test ${A_SRCS})
+    target_compile_definitions(${name}_gpu_test PRIVATE ASSAY_WORLD=cuda)
+    target_link_libraries(${name}_gpu_test PRIVATE assay_warnings assay_test_support assay_cuda_world_driver ${A_KERNELS}
+                          ${A_DEPS} GTest::gmock GTest::gtest)
+    add_test(NAME ${name}_gpu_test
+             COMMAND ${name}_gpu_test --gtest_output=xml:${CMAKE_BINARY_DIR}/test-results/${name}_gpu_test.xml)
+    set_tests_properties(${name}_gpu_test PROPERTIES TIMEOUT 300 LABELS gpu RESOURCE_LOCK gpu)
+    add_dependencies(gpu_tests ${name}_gpu_test)
+  endif()
+endfunction()

@@ -1,6 +1,6 @@
-// The llama family on a GPU, in the emulator: the real kernels, host code, graphs and memory plan,
-// on the bundled model, held to the tokens that data/stories260k/reference.py computed in float64
-// and to what the CPU computes with the same weights.
+// The llama family on a GPU (tests/support/cuda_world.h): kernels, host code, graphs and memory
+// plan, on the bundled model, held to the tokens that data/stories260k/reference.py computed in
+// float64 and to what the CPU computes with the same weights.
 #include "engine/model/cuda/cuda_llama.h"
 
 #include <gmock/gmock.h>
@@ -14,6 +14,7 @@
 #include "engine/model/families/llama_spec.h"
 #include "engine/runtime/engine.h"
 #include "quant/kernels/cuda/cuda_kernel.h"
+#include "tests/support/cuda_world.h"
 #include "tests/support/fake_model_metrics.h"
 #include "tests/support/golden.h"
 #include "tests/support/random_tensor.h"
@@ -25,6 +26,9 @@ namespace {
 
 using ::testing::HasSubstr;
 
+constexpr CudaLinearKernels kLinearKernels = ASSAY_CUDA_LINEAR_KERNELS(world);
+constexpr CudaOpsKernels kOpsKernels = ASSAY_CUDA_OPS_KERNELS(world);
+
 struct Golden {
   std::vector<int32_t> prompt, greedy;
 };
@@ -34,7 +38,7 @@ class CudaLlamaTest : public testing::Test {
   void SetUp() override {
     ASSERT_OK_AND_ASSIGN(checkpoint_,
                          OpenCheckpoint(GoldenPath("../../data/stories260k/stories260K-f32.gguf")));
-    ASSERT_OK_AND_ASSIGN(device_, CudaDevice::Open(EmulatedCuda(), 0));
+    ASSERT_OK_AND_ASSIGN(device_, CudaDevice::Open(WorldCuda(), 0, WorldProfile()));
     ASSERT_OK_AND_ASSIGN(tokenizer_, MakeTokenizer(checkpoint_->tokenizer()));
     for (const nlohmann::json& g : ReadGoldenJson("../../data/stories260k/golden.json"))
       goldens_.push_back({g["prompt_ids"], g["greedy_ids"]});
@@ -44,8 +48,8 @@ class CudaLlamaTest : public testing::Test {
   absl::StatusOr<std::shared_ptr<const Model>> TryBuild(std::string_view spelling,
                                                         ActivationMode activation,
                                                         const CudaModelOptions& options) {
-    kernels_.push_back(std::make_unique<CudaLinearKernel>(
-        "cuda", CudaBackend{*device_, EmulatedLinearKernels(), half_}));
+    kernels_.push_back(
+        std::make_unique<CudaLinearKernel>("cuda", CudaBackend{*device_, kLinearKernels, half_}));
     ASSIGN_OR_RETURN(const QuantScheme* const scheme, FindScheme(spelling));
     ASSIGN_OR_RETURN(const ModelFamily* const family, FamilyOf(*checkpoint_));
     ASSIGN_OR_RETURN(const ModelSpec spec, family->parse(*checkpoint_));
@@ -59,10 +63,9 @@ class CudaLlamaTest : public testing::Test {
                                                table ? ActivationMode::kA16 : activation));
       linears[slot.name] = std::make_shared<const QuantizedLinear>(std::move(linear));
     }
-    ASSIGN_OR_RETURN(
-        std::unique_ptr<const Model> model,
-        BuildCudaLlama({*device_, EmulatedLinearKernels(), half_}, EmulatedOpsKernels(), spec,
-                       *checkpoint_, std::move(linears), options));
+    ASSIGN_OR_RETURN(std::unique_ptr<const Model> model,
+                     BuildCudaLlama({*device_, kLinearKernels, half_}, kOpsKernels, spec,
+                                    *checkpoint_, std::move(linears), options));
     return std::shared_ptr<const Model>(std::move(model));
   }
   std::shared_ptr<const Model> Build(std::string_view spelling,
@@ -231,6 +234,7 @@ TEST_F(CudaLlamaTest, EightBitKeysAndValuesStayClose) {
 }
 
 TEST_F(CudaLlamaTest, BrainFloatsServeToo) {
+  if (!WorldTakes(Half::kBf16)) GTEST_SKIP() << kNoBf16;
   half_ = Half::kBf16;
   const auto gpu = Build("int8_channel");
   ASSERT_OK_AND_ASSIGN(const auto cpu,
@@ -242,7 +246,7 @@ TEST_F(CudaLlamaTest, BrainFloatsServeToo) {
 
 // What a weight has besides its codes would be left out silently.
 TEST_F(CudaLlamaTest, RefusesWeightsThatNeedMoreThanTheirCodes) {
-  const CudaLinearKernel kernel("cuda", {*device_, EmulatedLinearKernels(), half_});
+  const CudaLinearKernel kernel("cuda", {*device_, kLinearKernels, half_});
   ASSERT_OK_AND_ASSIGN(const QuantScheme* const scheme, FindScheme("int8_channel"));
   ASSERT_OK_AND_ASSIGN(QuantizedTensor w, scheme->Encode(RandomTensor({8, 64}, 1).view()));
   EXPECT_OK(MakeCudaQuantizedLinear(kernel, w, Tensor(), ActivationMode::kA16));
