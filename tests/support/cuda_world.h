@@ -34,6 +34,8 @@ const CudaRuntime& WorldCuda();
 // What a test is repeated for: three orders of threads, or one.
 std::span<const emulated::Order> WorldOrders();
 void SetWorldOrder(emulated::Order order);
+// How often what depends on time is tried: once, or many times on a device.
+int WorldRepeats();
 std::string_view WorldProfile();  // of ParseCudaProfile; empty: the device's own
 int WorldCompute();               // of the profile: 90 = 9.0
 // Whether the world has arithmetic in such numbers; a test has nothing to check where not.

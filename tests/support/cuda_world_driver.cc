@@ -34,6 +34,8 @@ std::span<const emulated::Order> WorldOrders() {
 
 void SetWorldOrder(emulated::Order) {}
 
+int WorldRepeats() { return 100; }
+
 std::string_view WorldProfile() {
   const char* const name = getenv("ASSAY_TEST_CUDA_PROFILE");
   return name == nullptr ? std::string_view() : std::string_view(name);

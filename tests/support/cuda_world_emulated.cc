@@ -14,6 +14,8 @@ std::span<const emulated::Order> WorldOrders() {
 
 void SetWorldOrder(emulated::Order order) { emulated::set_order(order); }
 
+int WorldRepeats() { return 1; }
+
 std::string_view WorldProfile() { return {}; }
 int WorldCompute() { return 90; }
 

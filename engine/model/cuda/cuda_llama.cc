@@ -190,7 +190,8 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   if (memory == nullptr)
     return absl::InternalError(absl::StrCat("scratch is too small: bytes=", at.end,
                                             " capacity=", context.scratch.capacity()));
-  const Step step = {sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_}};
+  const Step step = {
+      sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_, .pdl = options_.pdl}};
   const CudaRuntime& runtime = backend_.device.runtime();
   std::vector<int32_t> ints(CudaBatchLayout(sizes).end);
   FillCudaBatch(args.batch, sizes, ints);

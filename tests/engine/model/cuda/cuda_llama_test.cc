@@ -212,6 +212,20 @@ TEST_F(CudaLlamaTest, AGraphGivesTheBitsOfEagerSteps) {
   EXPECT_EQ(Logits(*graph, tokens, 1, 1), Logits(*eager, tokens, 1, 1));
 }
 
+// A race between kernels would show now and then: on a device many times.
+TEST_F(CudaLlamaTest, StepsGiveTheSameBitsAgainAndWithKernelsThatBeginEarly) {
+  const auto plain = Build("int4_group:g32"), early = Build("int4_group:g32", ActivationMode::kA16,
+                                                            {.decode_splits = 2, .pdl = true});
+  std::vector<int32_t> tokens = goldens_[0].prompt;
+  tokens.insert(tokens.end(), goldens_[0].greedy.begin(), goldens_[0].greedy.begin() + 6);
+  const auto prompt = static_cast<int>(goldens_[0].prompt.size());
+  const auto expected = Logits(*plain, tokens, prompt, 5);
+  for (int i = 0; i < WorldRepeats(); ++i) {
+    ASSERT_EQ(Logits(*plain, tokens, prompt, 5), expected) << i;
+    ASSERT_EQ(Logits(*early, tokens, prompt, 5), expected) << i;
+  }
+}
+
 TEST_F(CudaLlamaTest, PrefillDoesNotDependOnItsChunks) {
   const auto model = Build("int8_channel");
   const std::vector<int32_t>& tokens = goldens_[2].prompt;
