@@ -45,6 +45,7 @@ class GraphTimer:
         self.torch, self.seconds_each = torch, seconds_each
 
     def _captured(self, calls):
+        """A graph of the calls, again and again where they are short: its launch must not count; how many it makes."""
         torch = self.torch
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -53,29 +54,34 @@ class GraphTimer:
                 call(side.cuda_stream)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for call in calls:
+            call(torch.cuda.current_stream().cuda_stream)
+        torch.cuda.synchronize()
+        repeats = max(1, min(20, math.ceil(2e-3 / (time.perf_counter() - begin))))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for call in calls:
+            for call in calls * repeats:
                 call(torch.cuda.current_stream().cuda_stream)
-        return graph
+        return graph, repeats * len(calls)
 
-    def _sample(self, graph, calls):
+    def _sample(self, graph, count):
         begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1000 / len(calls)
+        return begin.elapsed_time(end) / 1000 / count
 
     def measure(self, *sides):
         graphs = [self._captured(calls) for calls in sides]
         clock, samples = Clock(self.seconds_each), [[] for _ in sides]
         order = [*range(len(sides)), *([0] if len(sides) > 1 else [])]
-        for graph in graphs:
+        for graph, _ in graphs:
             graph.replay()
         while len(samples[-1]) < SAMPLES and (clock.left() > 0 or len(samples[-1]) < 10):
             for side in order:
-                samples[side].append(self._sample(graphs[side], sides[side]))
+                samples[side].append(self._sample(*graphs[side]))
         return [statistics.median(times) for times in samples]
 
     def wall(self, *sides):

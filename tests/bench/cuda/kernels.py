@@ -222,12 +222,12 @@ class Llama:
         self.open_pass = self.library.pass_create(self.handle, sequences, context, rows, KV_FORMATS[kv])
 
     def step(self, tokens, starts, counts, decode):
-        """Logits [sequences, vocab] of each sequence's last row, valid until the next step."""
+        """Logits [.., vocab] of the last row of each sequence that has rows, valid until the next step."""
         tokens, starts, counts = (numpy.ascontiguousarray(v, numpy.int32) for v in (tokens, starts, counts))
         step = Step(tokens.ctypes.data, starts.ctypes.data, counts.ctypes.data, len(starts), int(decode))
         pointer = self.library.pass_step(self.open_pass, byref(step))
         flat = ctypes.cast(pointer, POINTER(c_float))
-        return numpy.ctypeslib.as_array(flat, (len(starts), self.shape["vocab"]))
+        return numpy.ctypeslib.as_array(flat, (int((counts > 0).sum()), self.shape["vocab"]))
 
     def end(self):
         if self.open_pass:

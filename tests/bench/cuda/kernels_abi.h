@@ -148,8 +148,8 @@ void* assay_pass_create(void* model, int sequences, int context, int rows, int k
 void assay_pass_destroy(void* pass);
 // One forward pass as the engine runs it: uploads the batch, runs the step (from the third of a
 // size on as a graph), downloads the logits, waits. Sequence i gets host_counts[i] of the tokens
-// from position host_starts[i] on; `decode`: as decode steps. Logits: of each sequence's last row,
-// f32 [sequences, vocab] in pinned memory, valid until the next call.
+// from position host_starts[i] on, those with none are left out; `decode`: as decode steps. Logits:
+// of each such sequence's last row, f32 [.., vocab] in pinned memory, valid until the next call.
 struct AssayStep {
   const int32_t *host_tokens, *host_starts, *host_counts;
   int sequences, decode;

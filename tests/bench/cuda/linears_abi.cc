@@ -56,7 +56,8 @@ absl::Status QuantizeInto(const LinearProblem& problem, const void* weight,
   const std::string_view scheme = problem.scheme->name();
   if (scheme == "int4_group") {
     ASSIGN_OR_RETURN(parts.codes, device.Allocate(count / 2));
-    ASSIGN_OR_RETURN(parts.scales, device.Allocate(2 * ((count + kInt4Group - 1) / kInt4Group)));
+    ASSIGN_OR_RETURN(parts.scales, device.Allocate(sizeof(uint16_t) * static_cast<size_t>(n) *
+                                                   static_cast<size_t>(DivideUp(k, kInt4Group))));
     const AssayQuantizeInt4 call = {
         weight,    reinterpret_cast<uint8_t*>(parts.codes.data()), parts.scales.data(), n, k,
         kInt4Group};
@@ -127,6 +128,8 @@ absl::StatusOr<LinearProblem> ProblemOf(std::string_view scheme, std::string_vie
 absl::StatusOr<std::unique_ptr<const CudaLinear>> QuantizedOnDevice(const LinearProblem& problem,
                                                                     const void* weight) {
   CudaLinear::Parts parts;
+  // The weight was made on the default stream, which ours does not wait for.
+  RETURN_IF_ERROR(State().device->runtime().Synchronize(nullptr));
   RETURN_IF_ERROR(QuantizeInto(problem, weight, parts));
   return CudaLinear::Adopt(State().Backend(), problem, std::move(parts));
 }

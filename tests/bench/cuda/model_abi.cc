@@ -131,6 +131,7 @@ class Pass {
     int32_t row = 0;
     for (int i = 0; i < step.sequences; ++i) {
       const int32_t start = step.host_starts[i], count = step.host_counts[i];
+      if (count == 0) continue;
       const auto per = static_cast<size_t>(BlocksPerSequence());
       sequences.push_back(
           {.first_row = row,
@@ -149,12 +150,15 @@ class Pass {
                                 .logit_rows = logit_rows,
                                 .token_types = {}};
     ComputeContext context{pool_, arena_};
-    RETURN_IF_ERROR(model_.Forward(
-        {.batch = batch,
-         .kv = &*kv_,
-         .out = {logits_, {step.sequences, model_.spec().vocab}, DType::kF32, &CpuDevice()},
-         .head_input = {}},
-        context));
+    RETURN_IF_ERROR(
+        model_.Forward({.batch = batch,
+                        .kv = &*kv_,
+                        .out = {logits_,
+                                {static_cast<int64_t>(logit_rows.size()), model_.spec().vocab},
+                                DType::kF32,
+                                &CpuDevice()},
+                        .head_input = {}},
+                       context));
     return reinterpret_cast<const float*>(logits_);
   }
 
