@@ -69,6 +69,24 @@ function(assay_cuda_kernels name)
   endif()
 endfunction()
 
+# assay_cuda_cubins(ARCHITECTURE a.cu ...): build/cubins/a.sm_ARCHITECTURE.cubin, whose instructions tests/cuda_opcodes_test.py
+# looks at.
+function(assay_cuda_cubins architecture)
+  if(NOT ASSAY_HAS_CUDA OR ASSAY_GPU_CHECK)
+    return()
+  endif()
+  foreach(source ${ARGN})
+    cmake_path(GET source STEM name)
+    set(cubin ${CMAKE_BINARY_DIR}/cubins/${name}.sm_${architecture}.cubin)
+    add_custom_command(
+      OUTPUT ${cubin} DEPENDS ${PROJECT_SOURCE_DIR}/${source} DEPFILE ${cubin}.d VERBATIM
+      COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/cubins
+      COMMAND ${ASSAY_NVCC} -std=c++20 -arch=sm_${architecture} -fmad=false -I${PROJECT_SOURCE_DIR} -MD -MF ${cubin}.d
+              -cubin ${PROJECT_SOURCE_DIR}/${source} -o ${cubin})
+    add_custom_target(cubin_${name}_${architecture} ALL DEPENDS ${cubin})
+  endforeach()
+endfunction()
+
 # assay_cuda_test(NAME SRCS a_test.cc ... [KERNELS k ...] [DEPS t ...]): tests of the kernels in libraries k, for both worlds
 # (tests/support/cuda_world.h): NAME_test in the emulator and, with a toolkit, NAME_gpu_test on a device, which CTest knows by
 # the label gpu; NAME_sm86_gpu_test, ... for devices that are played, label gpu_played. None under sanitizers: fibers that
