@@ -9,6 +9,7 @@ import argparse
 import json
 import pathlib
 import platform
+import ssl  # noqa: F401  its libcrypto first: the library brings an older one of the same name
 import sys
 import time
 import traceback
