@@ -50,6 +50,8 @@ class Prefix:
         self.directory, self.links = directory, {}
 
     def place(self, path):
+        # What compilers of Debian's look for in the folder of the architecture lies beside the rest: others do not look there.
+        path = str(path).replace("/usr/include/x86_64-linux-gnu/", "/usr/include/")
         target = self.directory / pathlib.Path(path).relative_to("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
@@ -134,8 +136,11 @@ def size(directory):
                if path.is_file() and not path.is_symlink() and not path.with_name(path.name + ".xz").is_file())
 
 
-def foreign_inputs(build, prefix):
-    """Headers and libraries of the bundled packages that a build took from the machine instead of from `prefix`."""
-    text = output("ninja", "-C", str(build), "-t", "deps") + (build / "build.ninja").read_text()
-    used = set(re.findall(r"/usr/(?:include|lib|share)/[^\s:|]+", text.replace(str(prefix), "")))
+def foreign_inputs(build):
+    """Headers and libraries of the bundled packages that a build took from the machine instead of from a bundle."""
+    return foreign_in(output("ninja", "-C", str(build), "-t", "deps") + (build / "build.ninja").read_text())
+
+
+def foreign_in(text):
+    used = set(re.findall(r"(?<![^\s=:,])/usr/(?:include|lib|share)/[^\s:|]+", text))
     return sorted(path for path in used if HEADERS.fullmatch(path) or LIBRARIES.search(path) or STATIC.search(path))

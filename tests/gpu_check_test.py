@@ -54,6 +54,12 @@ def test_libraries_of_the_packages_are_bundled(path, is_bundled):
     assert bool(gpu_bundle.LIBRARIES.search(path)) == is_bundled
 
 
+def test_notices_what_a_build_took_from_the_machine():
+    text = "a.o:\n    /usr/include/absl/base/config.h\n    /x/gpu-carry/usr/include/absl/base/log.h\n    /usr/include/stdio.h\n" \
+           "  LINK = -Wl,-rpath,/x/usr/lib  /x/gpu-carry/usr/lib/libfmt.so  /usr/lib/x86_64-linux-gnu/libspdlog.so -ldl\n"
+    assert gpu_bundle.foreign_in(text) == ["/usr/include/absl/base/config.h", "/usr/lib/x86_64-linux-gnu/libspdlog.so"]
+
+
 def test_operands_outgrow_the_cache_three_times():
     assert harness.rotations(100 << 20, 50 << 20) == 2
     assert harness.rotations(1 << 30, 50 << 20) == 1

@@ -49,7 +49,7 @@ class Bench:
                 sides.append(make_peer())
                 times = self.timer.measure(*sides)
             except (RuntimeError, AttributeError, NotImplementedError) as error:
-                note, sides = f"peer failed: {str(error).splitlines()[0]}", [calls]
+                note, sides = f"peer failed: {str(error).splitlines()[0][:100]}", [calls]
         elif make_peer is not None:
             note = "no torch here"
         if len(sides) == 1:
