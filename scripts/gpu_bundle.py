@@ -125,9 +125,11 @@ def programs(build):
 
 
 def drop_restored(directory):
-    """What restore() can make again."""
+    """What restore() can make again, links too: some copies follow them."""
     for packed in directory.rglob("*.xz"):
         packed.with_suffix("").unlink(missing_ok=True)
+    for link in json.loads((directory / "links.json").read_text()):
+        (directory / link).unlink(missing_ok=True)
 
 
 def size(directory):
