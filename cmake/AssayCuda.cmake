@@ -38,10 +38,14 @@ endif()
 
 # assay_cuda_library(NAME ARCHITECTURES a.cu ...): for the driver.
 function(assay_cuda_library name architectures)
+  set(werror)
+  if(ASSAY_WERROR AND CMAKE_CXX_COMPILER_VERSION MATCHES "^12[.]")
+    set(werror -Werror=all-warnings)
+  endif()
   add_library(${name} STATIC ${ARGN})
   set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
   target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
-  target_compile_options(${name} PRIVATE -fmad=false -Werror=all-warnings -Xcompiler=-Wall,-Wextra
+  target_compile_options(${name} PRIVATE -fmad=false ${werror} -Xcompiler=-Wall,-Wextra
                          --compress-mode=size -Xptxas=-warn-spills)
   target_link_libraries(${name} PUBLIC CUDA::cudart_static)
 endfunction()

@@ -76,7 +76,6 @@ def load_torch(library):
     import torch
     if not torch.cuda.is_available():
         raise SystemExit("bench: torch sees no GPU")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return torch
 
 
