@@ -65,9 +65,6 @@ inline Buffer::~Buffer() {
   if (device_ != nullptr) device_->Free(data_, bytes_);
 }
 
-// "cpu" always exists. NotFound for a device this host lacks; Unimplemented if this binary was
-// built without it.
-absl::StatusOr<Device*> GetDevice(std::string_view name);
-Device& CpuDevice();
+Device& CpuDevice();  // GPUs: base/cuda/cuda_device.h
 
 }  // namespace assay

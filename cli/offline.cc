@@ -99,6 +99,8 @@ std::optional<Budget> BudgetOf(const OfflineOptions& options) {
 
 absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
   ASSIGN_OR_RETURN(AdmissionOptions pipeline_options, PipelineOptions(options));
+  ASSIGN_OR_RETURN(const Gpus gpus, Gpus::Open(DriverWorld(), {}));
+  pipeline_options.gpus = &gpus;
   ThreadPool pool({.num_threads = options.threads});
   Metrics metrics(ASSAY_VERSION, "cpu");
   ModelRegistry registry;

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/mapped_file.h"
 #include "cli/commands.h"
+#include "engine/lifecycle/placement.h"
 
 namespace assay {
 namespace {
@@ -35,7 +36,8 @@ void PrintText(const PolicyDecision& decision, const std::string& origin) {
 }
 
 absl::Status ExplainPolicy(const PolicyOptions& options) {
-  HardwareInfo hardware = ProbeHardware();
+  ASSIGN_OR_RETURN(const Gpus gpus, Gpus::Open(DriverWorld(), {}));
+  HardwareInfo hardware = DescribeHardware(gpus);
   if (!options.hardware.empty()) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(options.hardware));
     const absl::StatusOr<HardwareInfo> read = HardwareFromJson(text);
@@ -48,8 +50,7 @@ absl::Status ExplainPolicy(const PolicyOptions& options) {
     policy = Policy::Parse(text, options.policy);
     RETURN_IF_ERROR(policy.status());
   }
-  ASSIGN_OR_RETURN(const PolicyDecision decision,
-                   policy->Choose(hardware, options.model_bytes, /*cuda_available=*/false));
+  ASSIGN_OR_RETURN(const PolicyDecision decision, policy->Choose(hardware, options.model_bytes));
   if (!options.json) {
     std::printf("hardware  %s\n", ToJson(hardware).dump().c_str());
     PrintText(decision, policy->origin());

@@ -40,29 +40,45 @@ ProcessLoad AddUp(const std::vector<prometheus::MetricFamily>& families) {
   return load;
 }
 
-// Devices that models run on: today the host's processor.
-void AddDevices(std::vector<prometheus::MetricFamily>& families) {
-  const auto of = [](double value, const char* state) {
-    prometheus::ClientMetric metric;
-    metric.label.push_back({"device", "cpu"});
-    if (state != nullptr) metric.label.push_back({"state", state});
-    metric.gauge.value = value;
-    return metric;
-  };
+prometheus::ClientMetric OfDevice(const std::string& device, double value, const char* state) {
+  prometheus::ClientMetric metric;
+  metric.label.push_back({"device", device});
+  if (state != nullptr) metric.label.push_back({"state", state});
+  metric.gauge.value = value;
+  return metric;
+}
+
+// Devices that models run on: the host's processor, and GPUs.
+void AddDevices(const std::vector<DeviceReading>& gpus,
+                std::vector<prometheus::MetricFamily>& families) {
+  constexpr auto kGauge = prometheus::MetricType::Gauge;
   const auto total = static_cast<double>(HostCpu().memory_bytes);
   const double available = std::min(static_cast<double>(AvailableMemoryBytes()), total);
-  families.push_back({"assay_device_memory_bytes",
-                      "Memory of a device; cpu: of the host, or what the cgroup allows if less",
-                      prometheus::MetricType::Gauge,
-                      {of(available, "available"), of(total - available, "used")}});
+  prometheus::MetricFamily memory = {
+      "assay_device_memory_bytes",
+      "Memory of a device; cpu: of the host, or what the cgroup allows if less",
+      kGauge,
+      {OfDevice("cpu", available, "available"), OfDevice("cpu", total - available, "used")}};
+  prometheus::MetricFamily healthy = {"assay_device_healthy",
+                                      "0: an error ended the use of this device",
+                                      kGauge,
+                                      {OfDevice("cpu", 1, nullptr)}};
+  for (const DeviceReading& gpu : gpus) {
+    memory.metric.push_back(OfDevice(gpu.name, gpu.available_bytes, "available"));
+    memory.metric.push_back(OfDevice(gpu.name, gpu.total_bytes - gpu.available_bytes, "used"));
+    healthy.metric.push_back(OfDevice(gpu.name, gpu.healthy ? 1 : 0, nullptr));
+  }
+  families.push_back(std::move(memory));
+  families.push_back(std::move(healthy));
   families.push_back({"assay_device_cores",
                       "Cores that the process may use",
-                      prometheus::MetricType::Gauge,
-                      {of(HostCpu().cores, nullptr)}});
+                      kGauge,
+                      {OfDevice("cpu", HostCpu().cores, nullptr)}});
 }
 
 // What nobody counts: it is read when it is asked for.
-void AddReadNow(std::vector<prometheus::MetricFamily>& families) {
+void AddReadNow(const std::vector<DeviceReading>& gpus,
+                std::vector<prometheus::MetricFamily>& families) {
   const auto add = [&families](const char* name, const char* help, double value,
                                prometheus::MetricType type) {
     prometheus::ClientMetric metric;
@@ -86,7 +102,7 @@ void AddReadNow(std::vector<prometheus::MetricFamily>& families) {
   add("process_open_fds", "Open file descriptors", process.open_fds, kGauge);
   add("process_max_fds", "Limit of open file descriptors", process.max_fds, kGauge);
   add("process_threads", "Threads", process.threads, kGauge);
-  AddDevices(families);
+  AddDevices(gpus, families);
 }
 
 }  // namespace
@@ -116,6 +132,7 @@ struct Metrics::Impl {
 
   // Outlives Metrics for as long as any ModelMetrics lives.
   std::shared_ptr<State> state;
+  std::function<std::vector<DeviceReading>()> gpus;  // empty: none
   Counter *unknown_requests, *unknown_rejected;
   Counter* cache_results[3];
   Counter* version_changes[std::size(kVersionChanges)];
@@ -230,6 +247,10 @@ void Metrics::VersionChanged(VersionChange change) {
   impl_->version_changes[static_cast<size_t>(change)]->Increment();
 }
 
+void Metrics::WatchDevices(std::function<std::vector<DeviceReading>()> read) {
+  impl_->gpus = std::move(read);
+}
+
 void Metrics::SetAdmissionsInProgress(int count) { impl_->admissions_in_progress->Set(count); }
 
 std::string Metrics::Scrape(ExpositionFormat format) const {
@@ -238,7 +259,7 @@ std::string Metrics::Scrape(ExpositionFormat format) const {
   const ExemplarsOfSeries exemplars =
       format == ExpositionFormat::kOpenMetrics ? factory.CollectExemplars() : ExemplarsOfSeries();
   std::vector<prometheus::MetricFamily> families = factory.Collect();
-  AddReadNow(families);
+  AddReadNow(impl_->gpus ? impl_->gpus() : std::vector<DeviceReading>(), families);
   if (format == ExpositionFormat::kOpenMetrics) return OpenMetricsText(families, exemplars);
   return prometheus::TextSerializer().Serialize(families);
 }

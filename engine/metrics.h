@@ -3,6 +3,7 @@
 // (resolved series, no lookup, no lock beyond the library's; tests/bench/metrics_bench.cc).
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -88,6 +89,13 @@ class RpcMetrics {
   virtual void Done(int code, absl::Duration wall, int received, int sent) = 0;
 };
 
+// A GPU as it is now. Bytes.
+struct DeviceReading {
+  std::string name;  // "cuda:0"
+  double total_bytes = 0, available_bytes = 0;
+  bool healthy = true;  // false: an error ended its use
+};
+
 class Metrics {
  public:
   // `clock`, the time of exemplars, outlives this and every ModelMetrics.
@@ -110,6 +118,8 @@ class Metrics {
   void ArtifactCache(std::string_view result);  // hit, miss, corrupt
   void SetArtifactCacheBytes(double bytes);
   void SetAdmissionsInProgress(int count);
+  // GPUs, read at every scrape; before the first.
+  void WatchDevices(std::function<std::vector<DeviceReading>()> read);
   void VersionChanged(VersionChange change);
   std::string Scrape(ExpositionFormat format = ExpositionFormat::kText) const;
 

@@ -25,6 +25,10 @@ namespace assay {
 class QuantScheme;
 
 // A weight W[n, k] (n outputs, k inputs) in some scheme's canonical layout. Host memory.
+// QuantizedTensor::extra, + kind: what was folded into the weight and another
+// (engine/model/fold.h). Kept with it; nothing is multiplied by it.
+inline constexpr char kFoldPrefix[] = "fold_";
+
 struct QuantizedTensor {
   const QuantScheme* scheme = nullptr;
   Shape shape;        // logical [n, k]

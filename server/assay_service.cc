@@ -66,14 +66,15 @@ absl::Status FillReport(const ModelRegistry& registry, const assay::v1::GetRepor
   return absl::OkStatus();
 }
 
-absl::Status Explain(const Policy& policy, const assay::v1::ExplainPolicyRequest& request,
+absl::Status Explain(const ServiceContext& context, const assay::v1::ExplainPolicyRequest& request,
                      assay::v1::ExplainPolicyResponse& response) {
-  HardwareInfo hardware = ProbeHardware();
+  const Policy& policy = context.policy;
+  HardwareInfo hardware = DescribeHardware(context.gpus);
   if (!request.hardware_json().empty()) {
     ASSIGN_OR_RETURN(hardware, HardwareFromJson(request.hardware_json()));
   }
   ASSIGN_OR_RETURN(const PolicyDecision decision,
-                   policy.Choose(hardware, request.model_bytes_f32(), /*cuda_available=*/false));
+                   policy.Choose(hardware, request.model_bytes_f32()));
   response.set_rule(decision.rule);
   response.set_device(decision.device);
   response.set_recipe(decision.recipe.name);
@@ -156,7 +157,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::ListModels(Context* context,
     *response->add_models() = Summarize(context_.registry, info);
   }
   response->set_server_version(std::string(kServerVersion));
-  response->set_hardware(HardwareLine(ProbeHardware()));
+  response->set_hardware(HardwareLine(DescribeHardware(context_.gpus)));
   response->set_draining(context_.gate.closed());
   response->set_ready(context_.readiness.ready());
   return Reply(context, absl::OkStatus());
@@ -171,7 +172,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::GetReport(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::ExplainPolicy(
     Context* context, const assay::v1::ExplainPolicyRequest* request,
     assay::v1::ExplainPolicyResponse* response) {
-  return Reply(context, Explain(context_.policy, *request, *response));
+  return Reply(context, Explain(context_, *request, *response));
 }
 
 }  // namespace assay

@@ -46,16 +46,22 @@ std::string HardwareLine(const HardwareInfo& hardware) {
       absl::StrFormat("%s (%s), %d %s, %.1f GiB", hardware.cpu_model, hardware.cpu_isa,
                       hardware.cores, hardware.cores == 1 ? "core" : "cores",
                       static_cast<double>(hardware.memory_bytes) / (uint64_t{1} << 30));
-  if (hardware.gpus.empty()) return out + "; no GPU in use";
-  for (const GpuInfo& gpu : hardware.gpus) absl::StrAppend(&out, "; ", gpu.name);
+  if (hardware.gpus.empty()) {
+    return absl::StrCat(out, "; no GPU in use", hardware.why_no_gpu.empty() ? "" : ": ",
+                        hardware.why_no_gpu);
+  }
+  for (const GpuInfo& gpu : hardware.gpus) {
+    absl::StrAppend(&out, "; ", gpu.name, " (sm_", gpu.compute_capability, ")",
+                    gpu.unusable.empty() ? "" : ", not in use: ", gpu.unusable);
+  }
   return out;
 }
 
-std::string StartBanner(const ServerConfig& config, const Policy& policy, int threads) {
-  const HardwareInfo hardware = ProbeHardware();
+std::string StartBanner(const ServerConfig& config, const Policy& policy,
+                        const HardwareInfo& hardware, int threads) {
   std::string out = absl::StrCat("assay-server ", ASSAY_VERSION, "\n  hardware  ",
                                  HardwareLine(hardware), "; compute threads: ", threads, "\n");
-  const auto decision = policy.Choose(hardware, /*model_bytes_f32=*/0, /*cuda_available=*/false);
+  const auto decision = policy.Choose(hardware, /*model_bytes_f32=*/0);
   if (decision.ok()) {
     absl::StrAppend(&out, "  policy    ", policy.origin(), ": rule '", decision->rule, "' -> ",
                     decision->recipe.scheme, "/", std::string(Name(decision->recipe.activation)),

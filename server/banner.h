@@ -12,7 +12,8 @@ namespace assay {
 std::string HardwareLine(const HardwareInfo& hardware);
 
 // Version, hardware, the rule that the policy chooses here and why, threads, addresses.
-std::string StartBanner(const ServerConfig& config, const Policy& policy, int threads);
+std::string StartBanner(const ServerConfig& config, const Policy& policy,
+                        const HardwareInfo& hardware, int threads);
 
 // One model that has had its verdict: scheme, bytes before and after, verification figures, time.
 std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed);

@@ -60,6 +60,9 @@ struct ServerConfig {
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;
   GrpcLimits grpc;
+  std::string gpu_devices = "auto";  // Gpus::Options
+  std::string gpu_profile;
+  uint64_t gpu_kv_bytes = 0;  // KV cache of a model on a GPU; 0 = what is left there
   EngineOptions engine;
   DriftOptions drift;
   DriftAction drift_action = DriftAction::kAlert;

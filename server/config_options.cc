@@ -283,6 +283,17 @@ std::vector<ConfigOption> EngineOptionsTable() {
   };
 }
 
+std::vector<ConfigOption> GpuOptionsTable() {
+  return {
+      Text("gpu.devices", "auto: all that there are; none; or names: cuda:0,cuda:1",
+           ASSAY_FIELD(gpu_devices)),
+      Text("gpu.profile", "Play a weaker GPU, to try its paths: sm75, sm80, sm86, ...; empty: none",
+           ASSAY_FIELD(gpu_profile)),
+      Bytes("gpu.kv_cache", "KV cache of a model on a GPU; 0: what is left of its memory",
+            ASSAY_FIELD(gpu_kv_bytes)),
+  };
+}
+
 std::vector<ConfigOption> DriftOptionsTable() {
   return {
       Number("drift.rate", "Share of the requests that the reference computes again; 0: none", 0, 1,
@@ -341,8 +352,8 @@ std::string ConfigOption::environment() const {
 std::span<const ConfigOption> AllConfigOptions() {
   static const std::vector<ConfigOption>& all = *[] {
     auto* options = new std::vector<ConfigOption>(GeneralOptions());
-    for (const auto& section :
-         {GrpcOptions(), EngineOptionsTable(), DriftOptionsTable(), VersionOptionsTable()}) {
+    for (const auto& section : {GrpcOptions(), EngineOptionsTable(), GpuOptionsTable(),
+                                DriftOptionsTable(), VersionOptionsTable()}) {
       options->insert(options->end(), section.begin(), section.end());
     }
     return options;

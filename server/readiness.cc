@@ -9,7 +9,12 @@ void Readiness::SetHealthSink(HealthSink sink) {
     MutexLock lock(mu_);
     sink_ = std::move(sink);
   }
-  Report(kProcess, true);
+  bool intact = false;
+  {
+    MutexLock lock(mu_);
+    intact = broken_.empty();
+  }
+  Report(kProcess, intact);
   Report(kReady, ready());
 }
 
@@ -56,6 +61,15 @@ void Readiness::Failed(const std::string& model, std::string_view reason) {
   Report(kReady, ready());
 }
 
+void Readiness::Broken(const std::string& device, std::string_view reason) {
+  {
+    MutexLock lock(mu_);
+    broken_[device] = std::string(reason);
+  }
+  Report(kReady, false);
+  Report(kProcess, false);
+}
+
 void Readiness::Drain() {
   MutexLock lock(mu_);
   draining_ = true;
@@ -74,6 +88,8 @@ std::vector<std::string> Readiness::Obstacles() const {
 std::vector<std::string> Readiness::ObstaclesLocked() const {
   std::vector<std::string> out;
   if (draining_) out.push_back("the server is draining");
+  for (const auto& [device, reason] : broken_)
+    out.push_back(absl::StrCat(device, " is lost, restart the server: ", reason));
   if (!declared_) out.push_back("the server is starting");
   for (const auto& [model, required] : required_) {
     const bool enough = required.serves || (!strict_ && required.has_verdict);

@@ -1,9 +1,9 @@
 // Whether the server is ready, and which models keep it from being so. One source for the health
 // service, ServerReady and /readyz. Thread-safe.
 //
-// Ready = not draining and every model found at start serves (strict), or has had its verdict. A
-// model that an operator unloads is no longer waited for. Models admitted later never take the
-// readiness away.
+// Ready = not draining, no device lost, and every model found at start serves (strict), or has had
+// its verdict. A model that an operator unloads is no longer waited for. Models admitted later
+// never take the readiness away.
 #pragma once
 #include <functional>
 #include <map>
@@ -33,6 +33,9 @@ class Readiness {
   void Changed(const VersionInfo& version, bool serves) ABSL_LOCKS_EXCLUDED(mu_);
   // A required model that never got as far as the registry.
   void Failed(const std::string& model, std::string_view reason) ABSL_LOCKS_EXCLUDED(mu_);
+  // A device is lost until the process is started anew: the server is neither ready nor healthy, so
+  // that whoever watches it restarts it.
+  void Broken(const std::string& device, std::string_view reason) ABSL_LOCKS_EXCLUDED(mu_);
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
 
   bool ready() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -53,6 +56,7 @@ class Readiness {
   std::map<std::string, Required> required_ ABSL_GUARDED_BY(mu_);
   bool declared_ ABSL_GUARDED_BY(mu_) = false;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  std::map<std::string, std::string> broken_ ABSL_GUARDED_BY(mu_);  // device -> reason
 };
 
 }  // namespace assay

@@ -36,9 +36,11 @@ absl::StatusOr<Policy> ReadPolicy(const std::string& path) {
   return Policy::Parse(*text, path);
 }
 
-AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, size_t num_models,
-                            DriftMonitor& drift) {
+AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, const Gpus& gpus,
+                            size_t num_models, DriftMonitor& drift) {
   AdmissionOptions options;
+  options.gpus = &gpus;
+  options.gpu_kv_bytes = config.gpu_kv_bytes;
   options.drift = &drift;
   options.policy = policy;
   options.engine = config.engine;
@@ -48,6 +50,24 @@ AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, si
   options.memory_limit_bytes = config.memory_limit_bytes;
   options.max_queue = std::max(options.max_queue, static_cast<int>(num_models) + 4);
   return options;
+}
+
+std::string LtDirectory(const ServerConfig& config) {
+  return config.cache_dir.empty() || config.cache_dir == "none" ? ""
+                                                                : config.cache_dir + "/cublaslt";
+}
+
+std::vector<DeviceReading> ReadDevices(const Gpus& gpus) {
+  std::vector<DeviceReading> readings;
+  for (const Gpus::Found& found : gpus.all()) {
+    if (found.backend == nullptr) continue;
+    readings.push_back(
+        {.name = found.name,
+         .total_bytes = static_cast<double>(found.properties.memory_bytes),
+         .available_bytes = static_cast<double>(found.backend->device().free_bytes()),
+         .healthy = found.backend->health().ok()});
+  }
+  return readings;
 }
 
 // gRPC tells the same failure in its own words, with file names and tree: not while this lives.
@@ -90,9 +110,11 @@ void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder)
 
 // In order of construction; destroyed in reverse.
 struct Server::Parts {
-  Parts(ServerConfig c, Policy p, std::vector<RepositoryEntry> m, const AdmissionHooks* hooks)
+  Parts(ServerConfig c, Policy p, Gpus g, std::vector<RepositoryEntry> m,
+        const AdmissionHooks* hooks)
       : config(std::move(c)),
         policy(std::move(p)),
+        gpus(std::move(g)),
         models(std::move(m)),
         pool({.num_threads = config.threads}),
         metrics(absl::StrCat(std::string(kServerVersion), "+", kRevision), "cpu"),
@@ -101,18 +123,30 @@ struct Server::Parts {
         drift(config.drift, registry, metrics, events, RealClock()),
         versions(config.versions, registry, drift, metrics, events),
         admissions(StartAdmissionPipeline(registry, pool, metrics, RealClock(),
-                                          OptionsFor(config, policy, models.size(), drift),
+                                          OptionsFor(config, policy, gpus, models.size(), drift),
                                           hooks == nullptr ? AdmissionHooks() : *hooks)),
         responder({config.drift_action, config.drift_action_interval},
                   {registry, *admissions, drift, events, versions, metrics, RealClock()}),
         texts(std::max(1, pool.num_threads() / 4)),
-        context{config,    policy,     RealClock(), registry, *admissions, metrics, gate,
-                readiness, statistics, traffic,     texts,    drift,       events,  versions},
+        context{config,    policy,     gpus,    RealClock(), registry, *admissions, metrics, gate,
+                readiness, statistics, traffic, texts,       drift,    events,      versions},
         status_page(context, absl::StrCat(std::string(kServerVersion), "+", kRevision), started),
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
         assay(context, *admin) {}
 
+  void WatchDevices() {
+    metrics.WatchDevices([this] { return ReadDevices(gpus); });
+    for (const Gpus::Found& found : gpus.all()) {
+      if (found.backend == nullptr) continue;
+      found.backend->device().OnFailure([this, name = found.name](const absl::Status& status) {
+        readiness.Broken(name, std::string(status.message()));
+        events.Add({.level = LogLevel::kError,
+                    .kind = "device",
+                    .reason = absl::StrCat(name, " is lost: ", status.message())});
+      });
+    }
+  }
   void WatchRegistry() {
     versions.Watch();
     drift.OnCompared([this](const DriftStatus& status) {
@@ -141,6 +175,7 @@ struct Server::Parts {
   ProgressDisplay display ABSL_GUARDED_BY(mu){stderr};
   const ServerConfig config;
   const Policy policy;
+  const Gpus gpus;  // what serves lives there
   const std::vector<RepositoryEntry> models;
   ThreadPool pool;
   Metrics metrics;
@@ -312,9 +347,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
   if (!config.model_repository.empty()) {
     ASSIGN_OR_RETURN(models, ScanRepository(config.model_repository));
   }
-  auto parts =
-      std::make_unique<Parts>(std::move(config), std::move(policy), std::move(models), hooks);
-  Announce(StartBanner(parts->config, parts->policy, parts->pool.num_threads()));
+  const CudaWorld* const world =
+      hooks == nullptr || hooks->cuda == nullptr ? DriverWorld() : hooks->cuda;
+  ASSIGN_OR_RETURN(Gpus gpus, Gpus::Open(world, {.devices = config.gpu_devices,
+                                                 .profile = config.gpu_profile,
+                                                 .lt_directory = LtDirectory(config)}));
+  auto parts = std::make_unique<Parts>(std::move(config), std::move(policy), std::move(gpus),
+                                       std::move(models), hooks);
+  Announce(StartBanner(parts->config, parts->policy, DescribeHardware(parts->gpus),
+                       parts->pool.num_threads()));
+  parts->WatchDevices();
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());

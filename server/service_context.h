@@ -16,6 +16,7 @@ namespace assay {
 struct ServiceContext {
   const ServerConfig& config;
   const Policy& policy;
+  const Gpus& gpus;
   const Clock& clock;
   ModelRegistry& registry;
   AdmissionPipeline& admissions;

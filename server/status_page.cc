@@ -290,10 +290,7 @@ std::string RenderStatus(const StatusView& view) {
 }
 
 StatusPage::StatusPage(const ServiceContext& context, std::string version, absl::Time started)
-    : context_(context),
-      version_(std::move(version)),
-      started_(started),
-      hardware_(ProbeHardware()) {}
+    : context_(context), version_(std::move(version)), started_(started) {}
 
 StatusView StatusPage::Look() const {
   StatusView view;
@@ -301,9 +298,9 @@ StatusView StatusPage::Look() const {
   view.started = started_;
   view.now = context_.clock.Now();
   view.obstacles = context_.readiness.Obstacles();
-  view.hardware = HardwareLine(hardware_);
-  const auto decision = context_.policy.Choose(hardware_, /*model_bytes_f32=*/0,
-                                               /*cuda_available=*/false);
+  const HardwareInfo hardware = DescribeHardware(context_.gpus);
+  view.hardware = HardwareLine(hardware);
+  const auto decision = context_.policy.Choose(hardware, /*model_bytes_f32=*/0);
   if (decision.ok()) {
     view.policy =
         absl::StrCat("Policy ", context_.policy.origin(), ": rule '", decision->rule, "' chooses ",

@@ -43,7 +43,6 @@ class StatusPage {
   const ServiceContext& context_;
   const std::string version_;
   const absl::Time started_;
-  const HardwareInfo hardware_;
 };
 
 }  // namespace assay

@@ -95,13 +95,4 @@ Device& CpuDevice() {
   return *device;
 }
 
-absl::StatusOr<Device*> GetDevice(std::string_view name) {
-  if (name == "cpu") return &CpuDevice();
-  if (name.rfind("cuda", 0) == 0) {
-    return absl::UnimplementedError(
-        absl::StrCat("this build has no CUDA backend: device=", std::string(name)));
-  }
-  return absl::NotFoundError(absl::StrCat("no such device: device=", std::string(name)));
-}
-
 }  // namespace assay

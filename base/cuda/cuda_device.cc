@@ -25,6 +25,7 @@ struct CudaDevice::State {
   std::atomic<size_t> allocated{0};  // a counter that nothing synchronises on
   mutable Mutex mutex;
   absl::Status health ABSL_GUARDED_BY(mutex);
+  std::function<void(const absl::Status&)> tell ABSL_GUARDED_BY(mutex);
 };
 
 absl::StatusOr<CudaProfile> ParseCudaProfile(std::string_view name, const CudaProfile& actual) {
@@ -101,9 +102,20 @@ size_t CudaDevice::allocated_bytes() const {
 
 absl::Status CudaDevice::Noted(absl::Status status) {
   if (status.ok() || !IsSticky(status)) return status;
-  const MutexLock lock(state_->mutex);
-  if (state_->health.ok()) state_->health = status;
+  std::function<void(const absl::Status&)> tell;
+  {
+    const MutexLock lock(state_->mutex);
+    if (!state_->health.ok()) return status;
+    state_->health = status;
+    tell = state_->tell;
+  }
+  if (tell) tell(status);
   return status;
+}
+
+void CudaDevice::OnFailure(std::function<void(const absl::Status&)> tell) {
+  const MutexLock lock(state_->mutex);
+  state_->tell = std::move(tell);
 }
 
 absl::Status CudaDevice::health() const {

@@ -2,6 +2,7 @@
 //
 // Thread-safe. The stream is for copies of whole buffers; who computes has a stream of its own.
 #pragma once
+#include <functional>
 #include <memory>
 
 #include "base/cuda/runtime.h"
@@ -41,9 +42,14 @@ class CudaDevice final : public Device {
   GpuStream stream() const { return stream_; }
   const CudaProperties& properties() const { return properties_; }
   const CudaProfile& profile() const { return profile_; }
+  // Before the calling thread launches kernels there: CudaRuntime::Use.
+  absl::Status Use() { return Noted(runtime_.Use(index_)); }
   // Passes a status on, and remembers the first that ends the use of this device (IsSticky).
   absl::Status Noted(absl::Status status);
   absl::Status health() const;  // OK, or that one
+  // Called once, with that one, on the thread that met it; must not block. Before the device is
+  // used.
+  void OnFailure(std::function<void(const absl::Status&)> tell);
 
  private:
   struct State;

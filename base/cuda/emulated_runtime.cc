@@ -1,5 +1,6 @@
 // Streams are the calling thread: what is put into one has happened when the call returns, or lies
 // in the graph that is captured.
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -16,9 +17,10 @@ using Clock = std::chrono::steady_clock;
 
 class Emulated final : public CudaRuntime {
  public:
-  absl::StatusOr<int> CountDevices() const override { return 1; }
+  explicit Emulated(int devices) : devices_(devices) {}
+  absl::StatusOr<int> CountDevices() const override { return devices_; }
   absl::StatusOr<CudaProperties> Properties(int device) const override {
-    if (device != 0) return CudaStatus(101, absl::StrCat("properties device=", device));
+    RETURN_IF_ERROR(Check(device, "properties"));
     CudaProperties to;
     to.name = "emulated";
     to.compute_major = 9;
@@ -29,17 +31,27 @@ class Emulated final : public CudaRuntime {
     to.driver_version = to.runtime_version = 13000;
     return to;
   }
-  absl::StatusOr<size_t> FreeBytes(int) const override { return kMemoryBytes - used_; }
+  absl::StatusOr<size_t> FreeBytes(int device) const override {
+    RETURN_IF_ERROR(Check(device, "memory_info"));
+    return kMemoryBytes - Used(device);
+  }
+  absl::Status Use(int device) const override {
+    RETURN_IF_ERROR(Check(device, "set_device"));
+    emulated::SetDevice(device);
+    return absl::OkStatus();
+  }
 
-  absl::StatusOr<std::byte*> Allocate(int, size_t bytes) const override {
-    void* const memory = used_ + bytes <= kMemoryBytes ? emulated::AllocateDevice(bytes) : nullptr;
+  absl::StatusOr<std::byte*> Allocate(int device, size_t bytes) const override {
+    RETURN_IF_ERROR(Check(device, "allocate"));
+    std::atomic<size_t>& used = Used(device);
+    void* const memory = used + bytes <= kMemoryBytes ? emulated::AllocateDevice(bytes) : nullptr;
     if (memory == nullptr)
-      return CudaStatus(2, absl::StrCat("allocate bytes=", bytes, " free=", kMemoryBytes - used_));
-    used_ += bytes;
+      return CudaStatus(2, absl::StrCat("allocate bytes=", bytes, " free=", kMemoryBytes - used));
+    used += bytes;
     return static_cast<std::byte*>(memory);
   }
-  void Free(int, std::byte* memory, size_t bytes) const override {
-    used_ -= bytes;
+  void Free(int device, std::byte* memory, size_t bytes) const override {
+    Used(device) -= bytes;
     emulated::FreeDevice(memory, bytes);
   }
   absl::StatusOr<std::byte*> AllocatePinned(size_t bytes) const override {
@@ -47,7 +59,10 @@ class Emulated final : public CudaRuntime {
   }
   void FreePinned(std::byte* memory) const override { delete[] memory; }
 
-  absl::StatusOr<GpuStream> CreateStream(int, bool) const override { return GpuStream{nullptr}; }
+  absl::StatusOr<GpuStream> CreateStream(int device, bool) const override {
+    RETURN_IF_ERROR(Check(device, "create_stream"));
+    return emulated::StreamOf(device);
+  }
   void DestroyStream(GpuStream) const override {}
   absl::Status Synchronize(GpuStream) const override { return absl::OkStatus(); }
   absl::Status Upload(const void* from, void* to, size_t bytes, GpuStream) const override {
@@ -95,14 +110,21 @@ class Emulated final : public CudaRuntime {
 
  private:
   static constexpr size_t kMemoryBytes = size_t{1} << 30;
-  mutable std::atomic<size_t> used_ = 0;
+  absl::Status Check(int device, const char* op) const {
+    if (device >= 0 && device < devices_) return absl::OkStatus();
+    return CudaStatus(101, absl::StrCat(op, " device=", device));
+  }
+  std::atomic<size_t>& Used(int device) const { return used_[static_cast<size_t>(device)]; }
+
+  const int devices_;
+  mutable std::array<std::atomic<size_t>, 2> used_ = {};
 };
 
 }  // namespace
 
-const CudaRuntime& EmulatedCuda() {
-  static const Emulated runtime;
-  return runtime;
+const CudaRuntime& EmulatedCuda(int devices) {
+  static const Emulated one(1), two(2);
+  return devices == 2 ? two : one;
 }
 
 }  // namespace assay

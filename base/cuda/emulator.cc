@@ -68,9 +68,15 @@ struct Machine {
   std::map<const void*, std::pair<size_t, size_t>> pieces;  // tag -> offset, bytes
   Order order = Order::kAscending;
   std::mt19937 random{1};
+};
+
+// Of the thread that launches.
+struct Host {
+  int device = 0;
   bool capturing = false;
   std::vector<std::function<void()>> captured;
 };
+thread_local Host host;
 
 size_t PageBytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
@@ -309,23 +315,32 @@ void Launch(const LaunchShape& shape, std::function<void()> thread) {
 }
 
 void Enqueue(std::function<void()> work) {
-  Machine& m = The();
-  if (m.capturing) {
-    m.captured.push_back(std::move(work));
+  if (host.capturing) {
+    host.captured.push_back(std::move(work));
   } else {
     work();
   }
 }
 
+void SetDevice(int device) { host.device = device; }
+
+void* StreamOf(int device) {
+  static char streams[8];
+  return streams + device;
+}
+
+bool IsOfThisDevice(const void* stream) {
+  return stream == nullptr || stream == StreamOf(host.device);
+}
+
 void BeginCapture() {
-  The().captured.clear();
-  The().capturing = true;
+  host.captured.clear();
+  host.capturing = true;
 }
 
 std::function<void()> EndCapture() {
-  Machine& m = The();
-  m.capturing = false;
-  return [list = std::exchange(m.captured, {})] {
+  host.capturing = false;
+  return [list = std::exchange(host.captured, {})] {
     for (const auto& work : list) work();
   };
 }

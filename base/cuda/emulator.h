@@ -65,7 +65,13 @@ struct LaunchShape {
 void Launch(const LaunchShape& shape, std::function<void()> thread);
 void Enqueue(std::function<void()> work);  // a copy, say: now, or captured
 
-// What was launched in between, in order.
+// Devices differ in their streams: launches into one of another device than the thread's are
+// refused, as the driver does.
+void SetDevice(int device);  // of the calling thread; 0 at first
+void* StreamOf(int device);
+bool IsOfThisDevice(const void* stream);  // null is
+
+// What this thread launched in between, in order.
 void BeginCapture();
 std::function<void()> EndCapture();
 

@@ -28,6 +28,7 @@ constexpr std::array kErrors = {
     ErrorName{98, absl::StatusCode::kInternal, false, "invalid kernel"},
     ErrorName{100, absl::StatusCode::kUnavailable, false, "no CUDA device"},
     ErrorName{101, absl::StatusCode::kInternal, false, "no such device"},
+    ErrorName{400, absl::StatusCode::kInternal, false, "a stream of another device"},
     ErrorName{209, absl::StatusCode::kInternal, false, "no kernel for this architecture"},
     ErrorName{214, absl::StatusCode::kInternal, true, "uncorrectable ECC error"},
     ErrorName{700, absl::StatusCode::kInternal, true, "illegal address"},

@@ -37,6 +37,8 @@ class CudaRuntime {
   virtual absl::StatusOr<int> CountDevices() const = 0;  // at least 1
   virtual absl::StatusOr<CudaProperties> Properties(int device) const = 0;
   virtual absl::StatusOr<size_t> FreeBytes(int device) const = 0;
+  // Makes it the calling thread's device: a thread launches into streams of that one alone.
+  virtual absl::Status Use(int device) const = 0;
 
   // 256-byte aligned, not zeroed.
   virtual absl::StatusOr<std::byte*> Allocate(int device, size_t bytes) const = 0;
@@ -71,8 +73,8 @@ class CudaRuntime {
 
 // nullptr: this binary was built without a CUDA toolkit.
 const CudaRuntime* DriverCuda();
-// One device of compute capability 9.0, with 1 GiB; of tests.
-const CudaRuntime& EmulatedCuda();
+// One or two devices of compute capability 9.0, with 1 GiB each; of tests.
+const CudaRuntime& EmulatedCuda(int devices = 1);
 
 // Of an error code of the driver's, as launching functions return it. `op` says what was tried,
 // with its shapes: "rms_norm rows=4 width=576". OK for 0.

@@ -60,6 +60,10 @@ class Cudart final : public CudaRuntime {
     return free;
   }
 
+  absl::Status Use(int device) const override {
+    return CudaStatus(cudaSetDevice(device), "set_device");
+  }
+
   absl::StatusOr<std::byte*> Allocate(int device, size_t bytes) const override {
     const OnDevice on(device);
     RETURN_IF_ERROR(CudaStatus(on.error(), "set_device"));

@@ -270,8 +270,10 @@ ASSAY_DEVICE void PdlWait() {}
 ASSAY_DEVICE void PdlTrigger() {}
 
 template <typename... Parameters, typename... Arguments>
-int Launch(const LaunchGrid& grid, const LaunchContext&, void (*kernel)(Parameters...),
+int Launch(const LaunchGrid& grid, const LaunchContext& context, void (*kernel)(Parameters...),
            const Arguments&... arguments) {
+  constexpr int kInvalidResourceHandle = 400;
+  if (!IsOfThisDevice(context.stream)) return kInvalidResourceHandle;
   emulated::Launch(
       {{grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes},
       [kernel, values = std::tuple<Parameters...>(arguments...)] { std::apply(kernel, values); });

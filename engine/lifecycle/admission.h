@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/lifecycle/drift_monitor.h"
+#include "engine/lifecycle/placement.h"
 
 namespace assay {
 
@@ -54,6 +55,8 @@ struct AdmissionOptions {
   std::string calibration_path;     // where a recipe names none; empty = the bundled extract
   uint64_t memory_limit_bytes = 0;  // 0 = what the host has available
   int max_queue = 16;
+  const Gpus* gpus = nullptr;  // null: the CPU alone. Outlives the pipeline and what it publishes
+  uint64_t gpu_kv_bytes = 0;   // KV cache of a model on a GPU; 0 = what is left there
   DriftMonitor* drift = nullptr;  // watches what is admitted; null: nobody. Outlives the pipeline
 };
 

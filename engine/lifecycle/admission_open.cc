@@ -1,7 +1,5 @@
 // Open: what the checkpoint is. Profile: what this machine is, which recipe it gets, and whether
 // the model fits before a byte of it is spent.
-#include <fnmatch.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,9 +12,6 @@
 #include "base/cpu_info.h"
 #include "base/mapped_file.h"
 #include "engine/lifecycle/admission_stages.h"
-#include "engine/lifecycle/ladder.h"
-#include "engine/lifecycle/memory_model.h"
-#include "quant/policy/recipe_list.h"
 
 namespace assay {
 namespace {
@@ -37,109 +32,6 @@ uint64_t SlotElements(const std::vector<LinearSlot>& slots) {
   uint64_t total = 0;
   for (const LinearSlot& slot : slots) total += static_cast<uint64_t>(slot.shape.elements());
   return total;
-}
-
-// Elements of the checkpoint that are in no slot: norms, position tables, biases.
-uint64_t OtherElements(const Admission& a) {
-  uint64_t total = 0;
-  for (const CheckpointTensor& tensor : a.checkpoint->tensors()) {
-    total += static_cast<uint64_t>(tensor.shape.elements());
-  }
-  return total - std::min(total, SlotElements(a.slots));
-}
-
-bool Matches(const std::string& glob, const LinearSlot& slot) {
-  const auto matches = [&](const std::string& name) {
-    return fnmatch(glob.c_str(), name.c_str(), 0) == 0;
-  };
-  return matches(slot.name) || std::any_of(slot.weights.begin(), slot.weights.end(), matches);
-}
-
-bool Keeps(const Recipe& recipe, const LinearSlot& slot) {
-  return std::any_of(recipe.keep.begin(), recipe.keep.end(),
-                     [&](const std::string& glob) { return Matches(glob, slot); });
-}
-
-Plan MakePlan(const Recipe& recipe, const std::vector<LinearSlot>& slots, bool tied_head) {
-  Plan plan;
-  for (const LinearSlot& slot : slots) {
-    const bool table = slot.kind == LinearSlot::Kind::kEmbedding;
-    SlotPlan one{.scheme = table ? recipe.embedding_scheme : recipe.scheme,
-                 .activation = recipe.activation,
-                 .why = "recipe " + recipe.name};
-    if (Keeps(recipe, slot)) {
-      one.scheme = recipe.fallback_scheme;
-      one.activation = recipe.fallback_activation;
-      one.why = "the recipe keeps it";
-      one.kept = true;
-    }
-    // Floating schemes multiply in floating point; a table that is only looked up, not at all.
-    const absl::StatusOr<const QuantScheme*> scheme = FindScheme(one.scheme);
-    const bool floating = scheme.ok() && (*scheme)->is_floating();
-    if (floating || (table && !tied_head)) one.activation = ActivationMode::kA16;
-    plan[slot.name] = std::move(one);
-  }
-  return plan;
-}
-
-// A recipe of one scheme that the request asked for; the budget stays the policy's.
-absl::Status TakeScheme(const std::string& scheme_name, PolicyDecision& decision) {
-  ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(scheme_name));
-  decision.ladder.rungs.resize(1);
-  Recipe& recipe = decision.ladder.rungs.front();
-  recipe.name = "request";
-  recipe.scheme = recipe.embedding_scheme = scheme_name;
-  recipe.activation = scheme->is_floating() ? ActivationMode::kA16 : ActivationMode::kA8Token;
-  recipe.activation_name = std::string(Name(recipe.activation));
-  constexpr int64_t kTypicalSide = 4096;
-  recipe.bits_per_weight = scheme->bits_per_weight({kTypicalSide, kTypicalSide});
-  decision.trace.push_back("the request asks for scheme " + scheme_name);
-  return absl::OkStatus();
-}
-
-bool HasIntegerKv(const Recipe& recipe) {
-  return recipe.kv_dtype == DType::kI8 || recipe.kv_dtype == DType::kU4;
-}
-
-MemoryEstimate Estimate(const Admission& a) {
-  EngineOptions engine = a.host.options.engine;
-  engine.kv_format = KvFormatOf(a.recipe());
-  return EstimateMemory({.spec = a.spec,
-                         .slots = a.slots,
-                         .plan = a.plan,
-                         .other_bytes = OtherElements(a) * 4,
-                         .engine = engine,
-                         .serves = !a.request.dry_run,
-                         .calibrated = NeedsCalibration(a),
-                         .long_context = HasIntegerKv(a.recipe()),
-                         .evaluation = a.host.hooks.evaluation.value_or(EvaluationSize{})});
-}
-
-uint64_t AvailableBytes(const AdmissionOptions& options) {
-  const uint64_t free = CpuDevice().free_bytes();
-  if (options.memory_limit_bytes == 0) return free;
-  const uint64_t used = CpuDevice().allocated_bytes();
-  return std::min(free, options.memory_limit_bytes - std::min(options.memory_limit_bytes, used));
-}
-
-absl::Status CheckFits(Admission& a) {
-  const MemoryEstimate estimate = Estimate(a);
-  a.report.estimated_peak_bytes = estimate.peak;
-  uint64_t available = AvailableBytes(a.host.options);
-  // What is only kept for a rollback makes room.
-  while (a.report.estimated_peak_bytes > available &&
-         a.host.registry.RetirePrevious("its memory is needed by an admission")) {
-    available = AvailableBytes(a.host.options);
-  }
-  if (a.report.estimated_peak_bytes <= available) return absl::OkStatus();
-  const std::string reason = absl::StrFormat(
-      "does not fit: the admission needs up to %.1f MB, while it is at %s (weights %.1f MB as %s, "
-      "engine %.1f MB), %.1f MB are available",
-      estimate.peak / 1e6, estimate.moment, estimate.weights / 1e6, a.recipe().scheme,
-      estimate.engine / 1e6, available / 1e6);
-  a.report.verdict = "rejected";
-  a.report.reason = reason;
-  return absl::ResourceExhaustedError(reason);
 }
 
 // The recipe's methods, and the data that they are fitted to.
@@ -164,33 +56,6 @@ void OverrideSearch(const SearchRecipe& wanted, SearchRecipe& search) {
   if (!wanted.candidates.empty()) search.candidates = wanted.candidates;
   if (wanted.max_bytes > 0) search.max_bytes = wanted.max_bytes;
   if (wanted.max_loss > 0) search.max_loss = wanted.max_loss;
-}
-
-// The policy's choice, unless the request brings its own.
-absl::Status ChooseRecipe(Admission& a) {
-  a.report.hardware = ProbeHardware();
-  PolicyDecision& decision = a.report.decision;
-  ASSIGN_OR_RETURN(decision,
-                   a.host.options.policy.Choose(a.report.hardware, a.report.bytes_f32, false));
-  if (!a.request.scheme.empty()) RETURN_IF_ERROR(TakeScheme(a.request.scheme, decision));
-  if (!a.request.recipe.empty()) {
-    ASSIGN_OR_RETURN(decision.ladder, FindLadder(a.request.recipe));
-    decision.reason = "the request asks for recipe " + a.request.recipe;
-    decision.trace.push_back(decision.reason);
-  }
-  if (a.request.exact.has_value()) {
-    decision.ladder.rungs = {*a.request.exact};
-    decision.reason = "the request brings its own recipe, " + a.request.exact->name;
-    decision.trace.push_back(decision.reason);
-  }
-  if (a.request.budget.has_value()) {
-    decision.budget = *a.request.budget;
-    decision.trace.emplace_back("the request brings its own budget");
-  }
-  TakeRung(a);
-  std::vector<std::string>& keep = a.recipe().keep;
-  keep.insert(keep.end(), a.request.keep.begin(), a.request.keep.end());
-  return absl::OkStatus();
 }
 
 // A name that means no layer is a mistake, not a wish that came true.
@@ -270,7 +135,7 @@ absl::Status OpenStage(Admission& a) {
 }
 
 absl::Status ProfileStage(Admission& a) {
-  RETURN_IF_ERROR(ChooseRecipe(a));
+  RETURN_IF_ERROR(PlaceModel(a));
   OverrideSearch(a.request.search, a.recipe().search);
   const SearchRecipe& search = a.recipe().search;
   if (search.candidates.empty() && (search.max_bytes > 0 || search.max_loss > 0)) {
@@ -278,11 +143,8 @@ absl::Status ProfileStage(Admission& a) {
         "a limit of bytes or loss is for recipes that search: recipe=", a.recipe().name,
         " max_bytes=", search.max_bytes));
   }
-  const DType kv = a.recipe().kv_dtype;
-  if (!IsKvDType(kv)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the KV cache on the CPU is f32, f16, i8 or u4: kv=", std::string(Name(kv)),
-                     " recipe=", a.recipe().name));
+  if (const absl::Status kv = a.backend->TakesKv(KvFormatOf(a.recipe())); !kv.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(kv.message(), " recipe=", a.recipe().name));
   }
   RETURN_IF_ERROR(CheckNames(a, "keep", a.recipe().keep));
   RETURN_IF_ERROR(CheckNames(a, "rotate_inputs", a.recipe().rotate_inputs));
@@ -292,7 +154,6 @@ absl::Status ProfileStage(Admission& a) {
         "model");
   }
   RETURN_IF_ERROR(FindMethods(a));
-  a.plan = MakePlan(a.recipe(), a.slots, a.spec.tied_head);
   RETURN_IF_ERROR(CheckFits(a));
   RETURN_IF_ERROR(MakeEvaluation(a));
   a.note =

@@ -118,7 +118,8 @@ absl::Status SearchStage(Admission& a) {
                             [&](double fraction) {
                               a.SamplePeak();
                               return a.progress(fraction, "every layer in every candidate");
-                            }};
+                            },
+                            a.backend};
   ASSIGN_OR_RETURN(a.search, MeasureCandidates(inputs, candidates));
   RETURN_IF_ERROR(DescribeFrontier(a));
   absl::StatusOr<PlanPoint> point = SolvePlan(a.search->problem, Limits(a, AimedLoss(a)));

@@ -192,6 +192,7 @@ absl::Status WarmStage(Admission& a) {
   a.long_verifier.reset();
   a.verifier.reset();  // the reference has done its work; the engine gets its memory
   a.reference.reset();
+  if (OnGpu(a)) RETURN_IF_ERROR(PlanGpu(a));
   const bool decoder = a.spec.task == ModelTask::kGenerate;
   const EngineOptions& engine = a.host.options.engine;
   const int sequences =
@@ -250,6 +251,7 @@ absl::Status PublishStage(Admission& a) {
   servable->metrics = a.metrics;
   EngineOptions options = a.host.options.engine;
   options.kv_format = KvFormatOf(a.recipe());
+  if (OnGpu(a)) options.kv_bytes = a.gpu_memory.kv;
   DriftMonitor* drift = a.host.options.drift;
   const EngineHost host{
       a.host.pool, a.host.clock, a.metrics,

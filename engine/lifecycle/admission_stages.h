@@ -36,6 +36,7 @@ struct AdmissionHooks {
   std::function<std::unique_ptr<const Checkpoint>(std::unique_ptr<const Checkpoint>)> folded;
   std::optional<std::string> host_isa;       // instead of CpuInfo::isa() in certificates
   std::optional<EvaluationSize> evaluation;  // instead of the default size
+  const CudaWorld* cuda = nullptr;           // of the server: instead of the driver's
 };
 
 // What an admission works with; all of it outlives the admission.
@@ -67,6 +68,8 @@ struct Admission {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<ModelMetrics> metrics;
   // Profile
+  const ModelBackend* backend = &CpuBackend();
+  GpuMemory gpu_memory;  // of models that a GPU serves
   Plan plan;
   const Rounding* rounding = nullptr;
   std::vector<TransformSpec> transforms;
@@ -128,6 +131,21 @@ std::span<const AdmissionStage> AdmissionStages();
 // admission_open.cc
 absl::Status OpenStage(Admission& admission);
 absl::Status ProfileStage(Admission& admission);
+// admission_place.cc
+bool Matches(const std::string& glob, const LinearSlot& slot);
+// Of the checkpoint that are in no slot: norms, position tables, biases.
+uint64_t OtherElements(const Admission& admission);
+inline bool HasIntegerKv(const Recipe& recipe) {
+  return recipe.kv_dtype == DType::kI8 || recipe.kv_dtype == DType::kU4;
+}
+inline bool OnGpu(const Admission& a) { return a.backend->device().kind() == DeviceKind::kCuda; }
+// The policy's choice of recipe and device, unless the request brings its own recipe. A GPU that
+// cannot run what was chosen is passed over, with the reason in the trace.
+absl::Status PlaceModel(Admission& admission);
+// ResourceExhausted (rejected): it does not fit into the memory of the host, or of the GPU.
+absl::Status CheckFits(Admission& admission);
+// Once the candidate is built: what is left for keys and values. ResourceExhausted (rejected).
+absl::Status PlanGpu(Admission& admission);
 // admission_ranges.cc
 absl::Status DisableLevelStage(Admission& admission);
 // The linear layers that are still quantized, in pieces that share an input, highest range_parm

@@ -17,7 +17,6 @@
 namespace assay {
 namespace {
 
-constexpr char kFoldPrefix[] = "fold_";  // + kind: QuantizedTensor::extra of the group's slot
 constexpr char kStreamSigns[] = "stream_signs";  // s8 [hidden], of the embedding
 constexpr int64_t kSampleRows = 256;             // of a layer's input, for searches
 constexpr size_t kMeanSamples = 16;  // of the set, for transforms that ask for means alone

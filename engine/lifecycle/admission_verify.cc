@@ -164,7 +164,7 @@ absl::Status Measure(Admission& a) {
   InputProfile inputs(*a.candidate);
   const LinearObserver observer = inputs.observer();
   const Verifier::Extent extent{
-      .observer = &observer,
+      .observer = OnGpu(a) ? nullptr : &observer,  // a GPU shows no operands
       .early = Verifier::EarlyStop{
           .max_mean_kl = a.report.decision.budget.max_mean_kl,
           .hopeless = HasNextRung(a) ? kHopelessOnLadder : Verifier::kHopeless}};
@@ -181,7 +181,10 @@ absl::Status Measure(Admission& a) {
     NoteMeasuredPlan(a);
     return absl::OkStatus();
   }
-  ASSIGN_OR_RETURN(const std::string where, a.verifier->FindNotFinite(*a.candidate));
+  std::string where;  // layers on a GPU cannot be looked at one by one
+  if (!OnGpu(a)) {
+    ASSIGN_OR_RETURN(where, a.verifier->FindNotFinite(*a.candidate));
+  }
   if (!where.empty()) v.defects.push_back("first value that is not finite: " + where);
   DescribeLayers(a);
   return Reject(a, "defect: " + absl::StrJoin(v.defects, "; "));

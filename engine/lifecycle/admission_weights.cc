@@ -98,8 +98,7 @@ absl::Status Pack(Admission& a, const LinearSlot& slot, const QuantizedTensor& t
   ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(a.weights(), slot));
   ASSIGN_OR_RETURN(
       QuantizedLinear linear,
-      QuantizedLinear::Create(tensor, std::move(bias),
-                              {.activation = a.plan.find(slot.name)->second.activation}));
+      a.backend->MakeLinear(tensor, std::move(bias), a.plan.find(slot.name)->second.activation));
   a.linears[slot.name] = std::make_shared<const QuantizedLinear>(std::move(linear));
   a.bytes_stored[slot.name] = tensor.bytes();
   return absl::OkStatus();
@@ -340,7 +339,7 @@ absl::Status QuantizeStage(Admission& a) {
 
 absl::Status BuildCandidate(Admission& a) {
   ASSIGN_OR_RETURN(std::unique_ptr<const Model> model,
-                   a.family->build(a.spec, a.weights(), a.linears));
+                   a.backend->Build(*a.family, a.spec, a.weights(), a.linears));
   a.candidate = std::move(model);
   if (a.host.hooks.candidate) a.candidate = a.host.hooks.candidate(std::move(a.candidate));
   a.SamplePeak();
@@ -356,7 +355,7 @@ std::string CertificateKey(const Admission& a) {
                                {"budget", ToJson(a.report.decision.budget)},
                                {"evaluation", a.evaluation.hash + a.long_context.hash},
                                {"kernels", kernels},
-                               {"isa", a.host.hooks.host_isa.value_or(a.report.hardware.cpu_isa)},
+                               {"isa", a.host.hooks.host_isa.value_or(a.backend->fingerprint())},
                                {"kv_dtype", std::string(Name(recipe.kv_dtype))},
                                {"kv_window", recipe.kv_window},
                                {"kv_sinks", recipe.kv_sinks},

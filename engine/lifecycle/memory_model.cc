@@ -77,6 +77,7 @@ class MemoryModel {
 
   MemoryEstimate Estimate() {
     MemoryEstimate e{.weights = in_.other_bytes};
+    if (in_.on_gpu) return OnGpu();
     for (const LayerCost* cost : served_) e.weights += cost->packed;
     e.engine = Engine();
     const auto at = [&](const char* moment, uint64_t bytes) {
@@ -94,6 +95,22 @@ class MemoryModel {
 
  private:
   bool decoder() const { return spec_.task == ModelTask::kGenerate; }
+
+  // What the host holds beside a candidate on a GPU: one layer at a time, and what is compared.
+  MemoryEstimate OnGpu() {
+    MemoryEstimate e{.weights = in_.other_bytes};
+    uint64_t quantize = 0;
+    for (size_t i = 0; i < served_.size(); ++i) {
+      e.weights += served_[i]->stored;
+      const auto exact = static_cast<uint64_t>(in_.slots[i].shape.elements()) * 4;
+      quantize =
+          std::max(quantize, exact + served_[i]->stored + (in_.calibrated ? LayerBeside(i) : 0));
+    }
+    const uint64_t verify = Head() + Original() + Out(VerifyRows());
+    e.peak = std::max({Reference(), quantize + Head(), verify});
+    e.moment = e.peak == Reference() ? "reference" : e.peak == verify ? "verify" : "quantize";
+    return e;
+  }
 
   const LayerCost& Cost(const std::string& scheme, ActivationMode activation, const Shape& shape) {
     LayerCost& cost = costs_[{scheme, activation, shape[0], shape[1]}];
@@ -230,13 +247,17 @@ class MemoryModel {
     return bytes;
   }
   // Besides candidate and head.
-  uint64_t Verify() const {
+  uint64_t Original() const {
     uint64_t original = 0;
     for (size_t i = 0; i < in_.slots.size(); ++i) {
       if (decoder() && i == head_) continue;
       const auto exact = static_cast<uint64_t>(in_.slots[i].shape.elements()) * 4;
       original = std::max(original, exact + exact_[i]->packed);
     }
+    return original;
+  }
+  uint64_t Verify() const {
+    const uint64_t original = Original();
     const int64_t rows = VerifyRows(), out = decoder() ? rows : kEncoderSequences;
     const int64_t tokens =
         in_.long_context ? std::min(in_.evaluation.long_window, spec_.max_context) : Longest();

@@ -21,6 +21,7 @@ struct MemoryInputs {
   const Plan& plan;           // what a search chooses instead is not known yet
   uint64_t other_bytes = 0;   // weights outside of the slots
   EngineOptions engine;       // with the KV type that serves
+  bool on_gpu = false;        // candidate and engine lie there: the host's memory beside it
   bool serves = true;         // else the admission ends with its verdict
   bool calibrated = false;    // layers are quantized from the first to the last, then the rest
   bool long_context = false;  // verified there, too
@@ -28,7 +29,7 @@ struct MemoryInputs {
 };
 
 struct MemoryEstimate {
-  uint64_t weights = 0;  // as packed, all that is not linear included
+  uint64_t weights = 0;  // as packed, all that is not linear included; on a GPU as stored
   uint64_t engine = 0;   // KV pool, scratch and logits
   uint64_t steady() const { return weights + engine; }
   uint64_t peak = 0;

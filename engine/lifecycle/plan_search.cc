@@ -36,7 +36,7 @@ absl::StatusOr<QuantizedLinear> Encode(const SearchInputs& inputs, const LinearS
   ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme->Encode(weight));
   if (bytes != nullptr) *bytes = codes.bytes();
   ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(inputs.checkpoint, slot));
-  return QuantizedLinear::Create(codes, std::move(bias), {.activation = candidate.activation});
+  return inputs.backend->MakeLinear(codes, std::move(bias), candidate.activation);
 }
 
 absl::StatusOr<std::shared_ptr<SlotTrial>> MakeTrial(const SearchInputs& inputs,

@@ -16,6 +16,7 @@
 
 #include "engine/lifecycle/calibration_set.h"
 #include "engine/lifecycle/layer_source.h"
+#include "engine/model/backend.h"
 #include "quant/policy/plan_solver.h"
 #include "quant/policy/policy.h"
 
@@ -38,6 +39,7 @@ struct SearchInputs {
   ThreadPool& pool;
   std::function<bool(const LinearSlot& slot)> wanted;
   std::function<absl::Status(double fraction)> progress;  // or empty; an error ends the search
+  const ModelBackend* backend = &CpuBackend();            // whose layers are tried
 };
 
 // Memory: a layer's weights in every candidate, decoded at worst, one layer of the reference, and

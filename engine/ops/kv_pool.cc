@@ -11,9 +11,10 @@ absl::StatusOr<KvPool> KvPool::Create(Device& device, Layout layout, int num_blo
         "KV pool needs positive sizes: layers=", layout.layers, " kv_heads=", layout.kv_heads,
         " head_dim=", layout.head_dim, " blocks=", num_blocks));
   }
-  if (!IsKvDType(layout.dtype)) {
+  if (!layout.holds(layout.dtype)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("KV pool holds f32, f16, i8 or u4: dtype=", std::string(Name(layout.dtype))));
+        absl::StrCat("KV pool holds f32, f16, i8 or u4 (f8_e4m3 on a GPU): dtype=",
+                     std::string(Name(layout.dtype))));
   }
   const bool codes = layout.dtype == DType::kI8 || layout.dtype == DType::kU4;
   if (layout.window < 0 || layout.sinks < 0 || (layout.has_slots() && (!codes || num_slots <= 0))) {

@@ -25,7 +25,8 @@ struct KvKeys {
 
 // What of the cache a recipe chooses.
 struct KvFormat {
-  DType dtype = DType::kF16;  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h
+  // f32 (reference), f16, i8 or u4: engine/ops/kv_row.h; on a GPU f16, i8 or f8_e4m3
+  DType dtype = DType::kF16;
   int window = 0, sinks = 0;  // positions in 16 bit, of i8 and u4 pools: see above
 
   KvFormat() = default;
@@ -43,17 +44,18 @@ class KvPool {
     std::shared_ptr<const KvKeys> keys = nullptr;  // i8 and u4; null: keys as they are
     int window = 0, sinks = 0;                     // i8 and u4: KvFormat
     int first_layer = 0;  // layers [first_layer, first_layer + layers) of a model, for parts of it
-    // Of a GPU: lies as engine/ops/cuda/kv_layout.h has it, f16 is the 16-bit type of the model
-    // there. keys(), values() and slots are the CPU's.
+    // Of a GPU: f16, i8 or f8_e4m3, lies as engine/ops/cuda/kv_layout.h has it; f16 is the 16-bit
+    // type of the model there. keys(), values() and slots are the CPU's.
     bool on_gpu = false;
     int64_t row_bytes() const {
       if (!on_gpu) return KvRowBytes(dtype, head_dim);
       const int64_t width = (head_dim + 15) / 16 * 16;
-      return dtype == DType::kI8 ? width + 4 : 2 * width;
+      return dtype == DType::kI8 || dtype == DType::kF8E4M3 ? width + 4 : 2 * width;
     }
     size_t block_bytes() const {  // K and V of all layers
       return static_cast<size_t>(int64_t{2} * layers * kv_heads * kBlockTokens * row_bytes());
     }
+    bool holds(DType type) const { return IsKvDType(type) || (on_gpu && type == DType::kF8E4M3); }
     bool has_slots() const { return window + sinks > 0; }
     size_t slot_bytes() const {  // K and V of all layers, f16
       return static_cast<size_t>(int64_t{2} * layers * kv_heads * (sinks + window) * head_dim * 2);

@@ -38,9 +38,11 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   RETURN_IF_ERROR(CheckAtLeastOne("max_sequences", options.max_sequences));
   RETURN_IF_ERROR(CheckAtLeastOne("max_step_tokens", options.max_step_tokens));
   RETURN_IF_ERROR(CheckAtLeastOne("max_queue", options.max_queue));
-  if (!IsKvDType(options.kv_format.dtype))
-    return absl::InvalidArgumentError(absl::StrCat("the KV cache is f32, f16, i8 or u4: kv_dtype=",
-                                                   std::string(Name(options.kv_format.dtype))));
+  const KvPool::Layout layout = model.kv_layout(options.kv_format);
+  if (!layout.holds(layout.dtype))
+    return absl::InvalidArgumentError(
+        absl::StrCat("the KV cache is f32, f16, i8 or u4 (f8_e4m3 on a GPU): kv_dtype=",
+                     std::string(Name(options.kv_format.dtype))));
   if (options.max_context < 0)
     return absl::InvalidArgumentError(
         absl::StrCat("max_context must not be negative: max_context=", options.max_context));
@@ -49,7 +51,6 @@ absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) 
   sizes.max_step_tokens = options.max_step_tokens;
   sizes.max_context =
       options.max_context > 0 ? std::min(options.max_context, spec.max_context) : spec.max_context;
-  const KvPool::Layout layout = model.kv_layout(options.kv_format);
   size_t kv_bytes = options.kv_bytes;
   if (layout.has_slots()) {
     const auto room = static_cast<int64_t>(kv_bytes / 2 / layout.slot_bytes());

@@ -182,26 +182,30 @@ Match MatchCpu(const Policy::Rule& rule, const HardwareInfo& hardware, uint64_t 
   return {"cpu", ""};
 }
 
-Match MatchGpu(const Policy::Rule& rule, const HardwareInfo& hardware, uint64_t model_bytes_f32,
-               bool cuda_available) {
+Match MatchGpu(const Policy::Rule& rule, const HardwareInfo& hardware, uint64_t model_bytes_f32) {
   if (hardware.gpus.empty()) return {"", "no CUDA device here"};
   if (const std::string mismatch = HostMismatch(rule, hardware); !mismatch.empty()) {
     return {"", mismatch};
   }
-  std::string first_mismatch;
+  std::string first_mismatch, would;
   for (size_t i = 0; i < hardware.gpus.size(); ++i) {
     const GpuInfo& gpu = hardware.gpus[i];
     const std::string mismatch = GpuMismatch(rule, gpu, model_bytes_f32);
     if (first_mismatch.empty()) first_mismatch = absl::StrCat(gpu.name, ": ", mismatch);
     if (!mismatch.empty()) continue;
-    if (!cuda_available) {
-      return {"", absl::StrCat("would select ", Describe(rule.ladder), " on ", gpu.name,
-                               ", but no CUDA device can be used here: this build has no CUDA "
-                               "backend")};
+    if (!gpu.unusable.empty()) {
+      const std::string why = absl::StrCat("cuda:", i, " cannot be used: ", gpu.unusable);
+      if (would.empty()) {
+        would =
+            absl::StrCat("would select ", Describe(rule.ladder), " on ", gpu.name, ", but ", why);
+      } else {
+        absl::StrAppend(&would, "; ", why);
+      }
+      continue;
     }
     return {absl::StrCat("cuda:", i), gpu.name};
   }
-  return {"", first_mismatch};
+  return {"", would.empty() ? first_mismatch : would};
 }
 
 std::string Describe(const HardwareInfo& hardware) {
@@ -268,13 +272,12 @@ std::vector<std::string> Policy::rule_names() const {
 }
 
 absl::StatusOr<PolicyDecision> Policy::Choose(const HardwareInfo& hardware,
-                                              uint64_t model_bytes_f32, bool cuda_available) const {
+                                              uint64_t model_bytes_f32) const {
   PolicyDecision decision;
   decision.trace.push_back(Describe(hardware));
   for (const Rule& rule : rules_) {
-    const Match match = rule.device == DeviceKind::kCpu
-                            ? MatchCpu(rule, hardware, model_bytes_f32)
-                            : MatchGpu(rule, hardware, model_bytes_f32, cuda_available);
+    const Match match = rule.device == DeviceKind::kCpu ? MatchCpu(rule, hardware, model_bytes_f32)
+                                                        : MatchGpu(rule, hardware, model_bytes_f32);
     if (match.device.empty()) {
       decision.trace.push_back(absl::StrCat(rule.name, ": ", match.sentence));
       continue;

@@ -18,14 +18,16 @@ struct GpuInfo {
   std::string name;            // "NVIDIA H100 80GB HBM3"
   int compute_capability = 0;  // 90 = sm_90
   uint64_t memory_bytes = 0;
+  std::string unusable;  // why nothing can be placed there now; empty: it can. Not in JSON
 };
 struct HardwareInfo {
   std::string cpu_model, cpu_isa;  // isa as CpuInfo::isa()
   int cores = 0;
   uint64_t memory_bytes = 0;
-  std::vector<GpuInfo> gpus;  // empty without a CUDA backend
+  std::vector<GpuInfo> gpus;  // "cuda:0", "cuda:1", ...
+  std::string why_no_gpu;     // in words, or empty. Not in JSON
 };
-HardwareInfo ProbeHardware();
+HardwareInfo ProbeHardware();  // of the processor; GPUs: engine/lifecycle/placement.h
 // Recorded descriptions (tests/golden/hardware/*.json, `assay policy explain --hardware FILE`).
 // InvalidArgument names the key.
 absl::StatusOr<HardwareInfo> HardwareFromJson(std::string_view text);
@@ -124,11 +126,11 @@ class Policy {
   static absl::StatusOr<Policy> Parse(std::string_view yaml, std::string_view origin);
   static const Policy& Default();  // quant/policy/default.yaml, compiled in
 
-  // `model_bytes_f32`: size of the weights at 4 bytes each; `cuda_available`: the CUDA backend can
-  // run here. A rule fits when the weights in its recipe take at most 90 % of the device's memory.
-  // NotFound when no rule matches (the message carries the trace).
-  absl::StatusOr<PolicyDecision> Choose(const HardwareInfo& hardware, uint64_t model_bytes_f32,
-                                        bool cuda_available) const;
+  // `model_bytes_f32`: size of the weights at 4 bytes each. A GPU that is unusable is passed over.
+  // A rule fits when the weights in its recipe take at most 90 % of the device's memory. NotFound
+  // when no rule matches (the message carries the trace).
+  absl::StatusOr<PolicyDecision> Choose(const HardwareInfo& hardware,
+                                        uint64_t model_bytes_f32) const;
   const std::string& origin() const { return origin_; }  // "built-in" or the file
   std::vector<std::string> rule_names() const;           // in order
 

@@ -28,11 +28,6 @@ TEST(CpuDeviceTest, RefusesAnAbsurdSizeWithTheNumber) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("1152921504606846976")));
 }
 
-TEST(GetDeviceTest, SaysWhetherADeviceIsUnknownOrNotBuilt) {
-  EXPECT_THAT(GetDevice("tpu"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("tpu")));
-  EXPECT_THAT(GetDevice("cuda:0"), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cuda:0")));
-}
-
 TEST(CpuInfoTest, AgreesWithTheCompilersOwnProbe) {
   __builtin_cpu_init();
   EXPECT_EQ(HostCpu().avx2, __builtin_cpu_supports("avx2") != 0);

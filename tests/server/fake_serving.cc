@@ -207,9 +207,10 @@ std::shared_ptr<Servable> FakeServable(const std::string& name, ModelTask task, 
 
 FakeServing::FakeServing(ServerConfig config)
     : config_(std::move(config)),
-      context_{config_, Policy::Default(), RealClock(), registry_, admissions_, metrics_,
-               gate_,   readiness_,        statistics_, traffic_,  texts_,      drift_,
-               events_, versions_},
+      context_{config_,    Policy::Default(), gpus_,    RealClock(),
+               registry_,  admissions_,       metrics_, gate_,
+               readiness_, statistics_,       traffic_, texts_,
+               drift_,     events_,           versions_},
       admin_(std::make_unique<Admin>(context_)),
       open_inference_(context_, *admin_),
       assay_(context_, *admin_) {

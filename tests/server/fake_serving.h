@@ -119,6 +119,7 @@ class FakeServing {
 
  private:
   const ServerConfig config_;
+  const Gpus gpus_;
   Metrics metrics_{"test", "cpu"};
   ModelRegistry registry_{RealClock(), config_.versions.rollback_window};
   WorkGate gate_;

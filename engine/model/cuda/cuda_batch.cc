@@ -42,8 +42,8 @@ CudaStepSizes StepSizesOf(const ForwardBatch& batch) {
 }
 
 CudaStepSizes Bucketed(CudaStepSizes sizes, int most_rows) {
-  if (sizes.tiles > 0) return sizes;
   for (const int bucket : kBuckets) {
+    if (sizes.tiles > 0) break;
     if (bucket < sizes.rows) continue;
     const int rows = std::min(bucket, most_rows);
     if (rows < sizes.rows) break;
@@ -53,6 +53,8 @@ CudaStepSizes Bucketed(CudaStepSizes sizes, int most_rows) {
             .max_blocks = sizes.max_blocks,
             .decode = true};
   }
+  sizes.rows = EvenRows(sizes.rows);
+  sizes.logit_rows = EvenRows(sizes.logit_rows);
   return sizes;
 }
 

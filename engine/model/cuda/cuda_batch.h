@@ -7,6 +7,7 @@
 
 #include "engine/ops/batch.h"
 #include "engine/ops/cuda/kv_layout.h"
+#include "quant/kernels/cuda/cuda_linear.h"
 
 namespace assay {
 
@@ -34,9 +35,12 @@ int TableWidth(int64_t blocks);
 // sequence's first decode position are decode rows whatever they are batched with, all others go
 // into tiles.
 CudaStepSizes StepSizesOf(const ForwardBatch& batch);
-// The same with rows and logits rounded up to the next bucket, for batches of decode rows alone;
-// others are left as they are. At most `most_rows` rows.
+// The same with rows and logits rounded up to the next bucket of at most `most_rows` rows, for
+// batches of decode rows alone; of others, and of those that fit no bucket, to EvenRows.
 CudaStepSizes Bucketed(CudaStepSizes sizes, int most_rows);
+// So many rows or up to three more: products of many rows with scales in blocks take them in fours
+// (quant/kernels/cuda/cuda_linear.h), and all rows of a step are to be multiplied alike.
+constexpr int EvenRows(int rows) { return rows <= kFewRows ? rows : (rows + 3) / 4 * 4; }
 
 // Where things lie, in int32 from the block's beginning.
 struct CudaBatchLayout {

@@ -74,7 +74,7 @@ class CudaLlama final : public Model {
   };
   absl::Status AttendDecode(const Step& step, const Heads& heads) const;
   absl::Status AttendPrefill(const Step& step, const Heads& heads) const;
-  absl::Status Quantize(const Step& step, const void* from, int width) const;
+  absl::Status Quantize(const Step& step, const void* attended, RowForm form) const;
   absl::Status Mlp(const Step& step, int layer) const;
   absl::Status Head(const Step& step) const;
   // normed = norm(stream), in the form that `next` takes.
@@ -98,6 +98,7 @@ class CudaLlama final : public Model {
   CudaLlamaWeights weights_;
   // Of one arena, one pool (where, how many blocks, of what) and one size each.
   using GraphKey = std::tuple<const std::byte*, const std::byte*, int, DType, CudaStepSizes>;
+  mutable Mutex steps_;
   mutable Mutex mu_;
   mutable std::map<GraphKey, GpuGraph> graphs_ ABSL_GUARDED_BY(mu_);
 };
@@ -131,7 +132,7 @@ StepMemory CudaLlama::MemoryFor(const CudaStepSizes& sizes) const {
   StepMemory at(Widths(), sizes);
   const auto add = [&](const CudaLinear& linear, int rows) {
     at.Need({linear.expanded_bytes(rows), linear.padded_bytes(rows), linear.partial_floats(rows),
-             linear.counters(rows)});
+             linear.counters(rows), linear.workspace_bytes(rows)});
   };
   for (const Layer& layer : weights_.layers) {
     for (const CudaLinear* linear : {layer.qkv, layer.o, layer.gate_up, layer.down})
@@ -157,7 +158,8 @@ size_t CudaLlama::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t contex
   // steps are rounded up to their bucket.
   const int decode_rows = static_cast<int>(std::min<int64_t>(rows, options_.max_graph_rows));
   const int bucket = Bucketed({.rows = decode_rows, .decode = true}, options_.max_graph_rows).rows;
-  return std::max(of(rows, rows, logit_rows, rows / kQueryTileRows + rows),
+  const auto even = [](int64_t of_rows) { return EvenRows(static_cast<int>(of_rows)); };
+  return std::max(of(even(rows), rows, even(logit_rows), rows / kQueryTileRows + rows),
                   of(bucket, bucket, bucket, 0)) +
          64;
 }
@@ -169,13 +171,9 @@ absl::Status CudaLlama::CheckArgs(const ForwardArgs& args) const {
   ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
   RETURN_IF_ERROR(CheckKv(spec_, args, part));
   const KvPool::Layout& layout = args.kv->layout();
-  const bool known = layout.dtype == DType::kF16 || layout.dtype == DType::kI8;
-  if (!layout.on_gpu || !known || layout.has_slots() || layout.keys != nullptr) {
-    return absl::UnimplementedError(
-        absl::StrCat("a GPU's KV cache has rows of 16 bit or of i8, without calibrated keys or a "
-                     "window: dtype=",
-                     std::string(Name(layout.dtype))));
-  }
+  if (!layout.on_gpu || layout.keys != nullptr)
+    return absl::UnimplementedError("a GPU's KV cache lies there, without calibrated keys");
+  RETURN_IF_ERROR(CudaTakesKv({layout.dtype, layout.window, layout.sinks}));
   return CheckOut(args.out, static_cast<int64_t>(args.batch.logit_rows.size()), spec_.vocab);
 }
 
@@ -183,6 +181,8 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   RETURN_IF_ERROR(backend_.device.health());
   RETURN_IF_ERROR(CheckArgs(args));
   if (args.batch.tokens.empty()) return absl::OkStatus();
+  MutexLock step_lock(steps_);  // one stream, one step at a time: a capture would take in another's
+  RETURN_IF_ERROR(backend_.device.Use());
   const CudaStepSizes sizes = Bucketed(StepSizesOf(args.batch), options_.max_graph_rows);
   const StepMemory at = MemoryFor(sizes);
   const Arena::Scope scope(context.scratch);
@@ -246,7 +246,10 @@ DeviceBatch CudaLlama::Step::Batch() const {
 }
 
 KvLayer CudaLlama::LayerOf(KvPool& kv, int layer) const {
-  const KvCodes format = kv.layout().dtype == DType::kI8 ? KvCodes::kS8 : KvCodes::kHalf;
+  const DType dtype = kv.layout().dtype;
+  const KvCodes format = dtype == DType::kI8       ? KvCodes::kS8
+                         : dtype == DType::kF8E4M3 ? KvCodes::kE4m3
+                                                   : KvCodes::kHalf;
   const size_t codes = KvCodesBytes(format, kv.num_blocks(), spec_.kv_heads, spec_.head_dim);
   const size_t scales = KvScalesBytes(format, kv.num_blocks(), spec_.kv_heads);
   std::byte* const of_layer = kv.storage() + static_cast<size_t>(layer) * (codes + scales);
@@ -281,7 +284,7 @@ absl::Status CudaLlama::Norm(const Step& step, const Buffer& gain, const CudaLin
                          .eps = spec_.norm_eps,
                          .rows = step.sizes.rows,
                          .width = spec_.hidden,
-                         .form = next.input(),
+                         .form = next.input(step.sizes.rows),
                          .half = backend_.half,
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};
@@ -304,7 +307,8 @@ absl::Status CudaLlama::Attend(const Step& step, int index) const {
   const Layer& layer = weights_.layers[static_cast<size_t>(index)];
   const int rows = step.sizes.rows;
   // Attention writes where the next product reads, unless that wants codes.
-  const bool codes = layer.o->input() != RowForm::kHalf;
+  const RowForm form = layer.o->input(rows);
+  const bool codes = form != RowForm::kHalf;
   void* const attended = step.memory + (codes ? step.at.attended : step.at.normed);
   const KvLayer kv = LayerOf(step.kv, index);
   RETURN_IF_ERROR(Norm(step, layer.input_norm, *layer.qkv));
@@ -324,7 +328,7 @@ absl::Status CudaLlama::Attend(const Step& step, int index) const {
   const Heads heads = {kv, index >= spec_.window_first_layer ? spec_.sliding_window : 0, attended};
   if (step.sizes.decode) RETURN_IF_ERROR(AttendDecode(step, heads));
   if (step.sizes.tiles > 0) RETURN_IF_ERROR(AttendPrefill(step, heads));
-  if (codes) RETURN_IF_ERROR(Quantize(step, attended, spec_.heads * spec_.head_dim));
+  if (codes) RETURN_IF_ERROR(Quantize(step, attended, form));
   return Product(step, *layer.o, rows, step.In<float>(step.at.stream), true);
 }
 
@@ -361,10 +365,11 @@ absl::Status CudaLlama::AttendPrefill(const Step& step, const Heads& heads) cons
   return Done(ops_.prefill_attention(args, step.context), "prefill_attention", step.sizes.rows);
 }
 
-// normed = codes of `from` [rows, width] in 16 bit.
-absl::Status CudaLlama::Quantize(const Step& step, const void* from, int width) const {
+// normed = codes of `attended` [rows, q] in 16 bit.
+absl::Status CudaLlama::Quantize(const Step& step, const void* attended, RowForm form) const {
+  const int width = spec_.heads * spec_.head_dim;
   const QuantizeRowsArgs args = {
-      .from = from,
+      .from = attended,
       .codes = step.In<uint8_t>(step.at.normed),
       .scales = step.In<float>(step.at.row_scales),
       .rows = step.sizes.rows,
@@ -372,7 +377,7 @@ absl::Status CudaLlama::Quantize(const Step& step, const void* from, int width) 
       .from_stride = width,
       .codes_stride = width,
       .number = backend_.half == Half::kF16 ? Number::kF16 : Number::kBf16,
-      .to = RowCodes::kA8Token};
+      .to = form == RowForm::kE4M3 ? RowCodes::kFp8Token : RowCodes::kA8Token};
   return Done(backend_.kernels.quantize_rows(args, step.context), "quantize_rows", args.rows);
 }
 
@@ -385,7 +390,7 @@ absl::Status CudaLlama::Mlp(const Step& step, int index) const {
   const GateArgs gate = {.x = step.In<float>(step.at.wide),
                          .rows = rows,
                          .width = spec_.ffn,
-                         .form = layer.down->input(),
+                         .form = layer.down->input(rows),
                          .half = backend_.half,
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};
@@ -403,7 +408,7 @@ absl::Status CudaLlama::Head(const Step& step) const {
                          .rows = rows,
                          .width = spec_.hidden,
                          .pick = step.In<int32_t>(step.at.ints) + ints.logit_rows,
-                         .form = weights_.head->input(),
+                         .form = weights_.head->input(rows),
                          .half = backend_.half,
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};
@@ -412,6 +417,16 @@ absl::Status CudaLlama::Head(const Step& step) const {
 }
 
 }  // namespace
+
+absl::Status CudaTakesKv(const KvFormat& format) {
+  const bool known =
+      format.dtype == DType::kF16 || format.dtype == DType::kI8 || format.dtype == DType::kF8E4M3;
+  if (known && format.window + format.sinks == 0) return absl::OkStatus();
+  return absl::UnimplementedError(absl::StrCat(
+      "the KV cache on a GPU is f16 (the model's 16-bit type), i8 or f8_e4m3, without "
+      "a window: kv=",
+      std::string(Name(format.dtype)), " kv_window=", format.window, " kv_sinks=", format.sinks));
+}
 
 absl::StatusOr<std::unique_ptr<const Model>> BuildCudaLlama(
     const CudaBackend& backend, const CudaOpsKernels& ops, const ModelSpec& spec,

@@ -3,8 +3,9 @@
 // one CUDA graph. Built of linears whose weights lie on the device (quant/kernels/cuda/).
 //
 // Results: a row depends on its own sequence, and on which kernel its step's size selects (up to 64
-// rows or more): greedy tokens are the same within a bucket, not across, where two tokens are as
-// good as equal. Observers and parts of the stack are the CPU's: Unimplemented here.
+// rows, or a bucket of cuBLASLt's: lt_products.h): greedy tokens are the same within a bucket, not
+// across, where two tokens are as good as equal. Observers and parts of the stack are the CPU's:
+// Unimplemented here.
 #pragma once
 #include <memory>
 
@@ -19,6 +20,9 @@ struct CudaModelOptions {
   int decode_splits = 8;     // blocks that share a row's positions in attention
   bool pdl = false;          // kernels begin before the one in front of them ends (simt.h)
 };
+
+// Unimplemented: names what the KV cache cannot be there.
+absl::Status CudaTakesKv(const KvFormat& format);
 
 // `linears` names every slot, each made by MakeCudaQuantizedLinear (cuda_kernel.h) for `backend`.
 // Status codes of the family's build; Unimplemented: what the device's kernels refuse.

@@ -10,20 +10,6 @@ namespace {
 
 constexpr int kMostHeadsOfAKey = 16;  // of decode attention: the rows of its products
 
-absl::Status CheckShape(const ModelSpec& spec, const Checkpoint& checkpoint) {
-  if (checkpoint.Find(kStreamRotation).ok())
-    return absl::UnimplementedError("a rotated residual stream is not served on a GPU");
-  if (spec.heads > kMostHeadsOfAKey * spec.kv_heads)
-    return absl::UnimplementedError(absl::StrCat("on a GPU at most ", kMostHeadsOfAKey,
-                                                 " query heads share a KV head: ", spec.heads,
-                                                 " of ", spec.kv_heads));
-  if (spec.hidden % 32 != 0 || spec.ffn % 4 != 0)
-    return absl::UnimplementedError(absl::StrCat(
-        "on a GPU hidden_size is a multiple of 32 and intermediate_size of 4: hidden_size=",
-        spec.hidden, " intermediate_size=", spec.ffn));
-  return absl::OkStatus();
-}
-
 absl::StatusOr<const CudaLinear*> Bound(const LinearSlot& slot, const LinearMap& linears) {
   ASSIGN_OR_RETURN(const BoundLinear bound, Bind(slot, linears));
   if (bound.linear == nullptr || bound.linear->problem().device != DeviceKind::kCuda)
@@ -71,11 +57,28 @@ class Reader {
 
 }  // namespace
 
+absl::Status CudaTakes(const ModelSpec& spec) {
+  if (spec.family != "llama")
+    return absl::UnimplementedError(
+        absl::StrCat("on a GPU models of the llama family are served: family=", spec.family));
+  if (spec.heads > kMostHeadsOfAKey * spec.kv_heads)
+    return absl::UnimplementedError(absl::StrCat("on a GPU at most ", kMostHeadsOfAKey,
+                                                 " query heads share a KV head: ", spec.heads,
+                                                 " of ", spec.kv_heads));
+  if (spec.hidden % 32 != 0 || spec.ffn % 4 != 0)
+    return absl::UnimplementedError(absl::StrCat(
+        "on a GPU hidden_size is a multiple of 32 and intermediate_size of 4: hidden_size=",
+        spec.hidden, " intermediate_size=", spec.ffn));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<CudaLlamaWeights> CudaLlamaWeights::Read(CudaDevice& device, const ModelSpec& spec,
                                                         const LinearMap& linears,
                                                         const Checkpoint& checkpoint) {
   CudaLlamaWeights weights;
-  RETURN_IF_ERROR(CheckShape(spec, checkpoint));
+  RETURN_IF_ERROR(CudaTakes(spec));
+  if (checkpoint.Find(kStreamRotation).ok())
+    return absl::UnimplementedError("a rotated residual stream is not served on a GPU");
   RETURN_IF_ERROR(BindLinears(spec, linears, weights));
   Reader reader(device, checkpoint, weights.other_bytes);
   RETURN_IF_ERROR(reader.Read("model.norm.weight", spec.hidden, weights.final_norm));

@@ -8,6 +8,9 @@
 
 namespace assay {
 
+// Unimplemented: names what of such a model kernels on a GPU do not compute.
+absl::Status CudaTakes(const ModelSpec& spec);
+
 struct CudaLlamaWeights {
   struct Layer {
     Buffer input_norm, post_attention_norm;  // f32 [hidden]

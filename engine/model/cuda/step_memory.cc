@@ -26,6 +26,7 @@ StepMemory::StepMemory(const StepWidths& widths, const CudaStepSizes& sizes) {
 void StepMemory::Close() {
   expanded = Take(most_.expanded_bytes);
   padded = Take(most_.padded_bytes);
+  workspace = Take(most_.workspace_bytes);
   partial = Take(most_.partial_floats * sizeof(float));
   counters = Take(most_.counters * sizeof(int));
   arrived = Take(arrived_ints_ * sizeof(int));
@@ -36,7 +37,8 @@ CudaScratch StepMemory::ScratchIn(std::byte* memory) const {
   return {.expanded = memory + expanded,
           .padded = memory + padded,
           .partial = reinterpret_cast<float*>(memory + partial),
-          .counters = reinterpret_cast<int*>(memory + counters)};
+          .counters = reinterpret_cast<int*>(memory + counters),
+          .workspace = memory + workspace};
 }
 
 }  // namespace assay

@@ -17,6 +17,7 @@ struct StepWidths {
 struct StepMemory {
   struct Products {  // of one linear
     size_t expanded_bytes = 0, padded_bytes = 0, partial_floats = 0, counters = 0;
+    size_t workspace_bytes = 0;  // of cuBLASLt
   };
 
   StepMemory(const StepWidths& widths, const CudaStepSizes& sizes);
@@ -25,6 +26,7 @@ struct StepMemory {
     most_.padded_bytes = std::max(most_.padded_bytes, products.padded_bytes);
     most_.partial_floats = std::max(most_.partial_floats, products.partial_floats);
     most_.counters = std::max(most_.counters, products.counters);
+    most_.workspace_bytes = std::max(most_.workspace_bytes, products.workspace_bytes);
   }
   void Close();
   CudaScratch ScratchIn(std::byte* memory) const;
@@ -37,7 +39,7 @@ struct StepMemory {
   size_t q, attended;  // 16 bit [rows, q]
   size_t logits;       // f32 [logit_rows, vocab]
   size_t attention_partial;
-  size_t expanded = 0, padded = 0, partial = 0;
+  size_t expanded = 0, padded = 0, partial = 0, workspace = 0;
   size_t counters = 0, counter_bytes = 0;  // zeros before a step: of products, then of attention
   size_t arrived = 0;                      // int [rows, kv_heads]
   size_t end = 0;

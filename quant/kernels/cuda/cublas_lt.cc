@@ -33,7 +33,7 @@ enum DescAttribute : int {
   kAScaleMode = 31,
   kBScaleMode = 32
 };
-constexpr int kMaxWorkspaceBytes = 1;  // preference
+enum Preference : int { kMaxWorkspaceBytes = 1, kReductionSchemes = 3 };
 
 struct Functions {
   int (*create)(Handle*);
@@ -49,6 +49,8 @@ struct Functions {
   int (*preference_set)(Object, int attribute, const void*, size_t);
   int (*heuristic)(Handle, Object desc, Object a, Object b, Object c, Object d, Object preference,
                    int wanted, Heuristic*, int* got);
+  int (*check)(Handle, Object desc, Object a, Object b, Object c, Object d, const void* algorithm,
+               Heuristic*);
   int (*matmul)(Handle, Object desc, const void* alpha, const void* a, Object a_layout,
                 const void* b, Object b_layout, const void* beta, const void* c, Object c_layout,
                 void* d, Object d_layout, const void* algorithm, void* workspace, size_t bytes,
@@ -58,8 +60,9 @@ struct Functions {
 absl::Status LtStatus(int error, std::string_view op) {
   if (error == 0) return absl::OkStatus();
   const std::string words = absl::StrCat("cuBLASLt: status=", error, " in ", std::string(op));
-  if (error == 15) return absl::UnimplementedError(words);  // NOT_SUPPORTED
-  if (error == 1) return absl::UnavailableError(words);     // NOT_INITIALIZED: no device
+  if (error == 7 || error == 15)  // INVALID_VALUE, NOT_SUPPORTED: said before anything is launched
+    return absl::UnimplementedError(words);
+  if (error == 1) return absl::UnavailableError(words);  // NOT_INITIALIZED: no device
   return absl::InternalError(words);
 }
 
@@ -89,10 +92,10 @@ class Owned {
   int (*destroy_)(Object) = nullptr;
 };
 
-class PlanOfLt final : public CublasLt::Plan {
+// What the library is told of a problem.
+class Described {
  public:
-  PlanOfLt(const Functions& lt, Handle handle, const LtProblem& problem)
-      : lt_(lt), handle_(handle), problem_(problem) {}
+  Described(const Functions& lt, const LtProblem& problem) : lt_(lt), problem_(problem) {}
 
   absl::Status Prepare() {
     const LtProblem& p = problem_;
@@ -109,29 +112,22 @@ class PlanOfLt final : public CublasLt::Plan {
       RETURN_IF_ERROR(Set<int32_t>(kAScaleMode, static_cast<int32_t>(p.scales)));
       RETURN_IF_ERROR(Set<int32_t>(kBScaleMode, static_cast<int32_t>(p.scales)));
     }
+    // Heuristics look at whether there are scales and how they are aligned, not at the scales.
+    static constexpr std::array<float, 64> kStandIn alignas(256) = {};
+    if (p.scales != LtScales::kNone)
+      RETURN_IF_ERROR(SetScales({.w_scales = kStandIn.data(), .x_scales = kStandIn.data()}));
     RETURN_IF_ERROR(MakeLayout(p.operands, p.k, p.n, w_));
     RETURN_IF_ERROR(MakeLayout(p.operands, p.k, p.m, x_));
-    RETURN_IF_ERROR(MakeLayout(p.out, p.n, p.m, y_));
-    return FindAlgorithms();
+    return MakeLayout(p.out, p.n, p.m, y_);
   }
-
-  const std::vector<LtAlgorithm>& algorithms() const override { return algorithms_; }
-
-  absl::Status Run(const LtCall& call, const LtAlgorithm& algorithm) override {
-    if (problem_.scales != LtScales::kNone) {
-      RETURN_IF_ERROR(Set<const float*>(kAScalePointer, call.w_scales));
-      RETURN_IF_ERROR(Set<const float*>(kBScalePointer, call.x_scales));
-    }
-    const float one = 1, beta = problem_.accumulate ? 1.0f : 0.0f;
-    const int32_t int_one = 1, int_beta = problem_.accumulate ? 1 : 0;
-    const bool integers = problem_.operands == LtType::kS8;
-    const void* const alpha = integers ? static_cast<const void*>(&int_one) : &one;
-    const void* const scaled = integers ? static_cast<const void*>(&int_beta) : &beta;
-    const int error = lt_.matmul(handle_, desc_.get(), alpha, call.w, w_.get(), call.x, x_.get(),
-                                 scaled, call.y, y_.get(), call.y, y_.get(), algorithm.words.data(),
-                                 call.workspace, algorithm.workspace_bytes, call.stream);
-    return error == 0 ? absl::OkStatus() : LtStatus(error, "matmul " + Words(problem_));
+  absl::Status SetScales(const LtCall& call) {
+    RETURN_IF_ERROR(Set<const float*>(kAScalePointer, call.w_scales));
+    return Set<const float*>(kBScalePointer, call.x_scales);
   }
+  Object desc() const { return desc_.get(); }
+  Object w() const { return w_.get(); }
+  Object x() const { return x_.get(); }
+  Object y() const { return y_.get(); }
 
  private:
   template <typename T>
@@ -148,33 +144,10 @@ class PlanOfLt final : public CublasLt::Plan {
     out = Owned(made, lt_.layout_destroy);
     return absl::OkStatus();
   }
-  absl::Status FindAlgorithms() {
-    Object made = nullptr;
-    RETURN_IF_ERROR(LtStatus(lt_.preference_create(&made), "preference"));
-    const Owned preference(made, lt_.preference_destroy);
-    const size_t most = CublasLt::kWorkspaceBytes;
-    RETURN_IF_ERROR(
-        LtStatus(lt_.preference_set(made, kMaxWorkspaceBytes, &most, sizeof(most)), "preference"));
-    std::array<Heuristic, 16> found{};
-    int got = 0;
-    const int error = lt_.heuristic(handle_, desc_.get(), w_.get(), x_.get(), y_.get(), y_.get(),
-                                    made, static_cast<int>(found.size()), found.data(), &got);
-    for (int i = 0; error == 0 && i < got; ++i) {
-      const Heuristic& h = found[static_cast<size_t>(i)];
-      if (h.state == 0 && h.workspace_bytes <= most)
-        algorithms_.push_back({h.algorithm, h.workspace_bytes});
-    }
-    if (algorithms_.empty())
-      return absl::UnimplementedError(absl::StrCat("cuBLASLt has no algorithm: ", Words(problem_),
-                                                   " version=", lt_.version(), " status=", error));
-    return absl::OkStatus();
-  }
 
   const Functions& lt_;
-  const Handle handle_;
-  const LtProblem problem_;
+  const LtProblem& problem_;
   Owned desc_, w_, x_, y_;
-  std::vector<LtAlgorithm> algorithms_;
 };
 
 class Opened final : public CublasLt {
@@ -203,6 +176,7 @@ class Opened final : public CublasLt {
     find("cublasLtMatmulPreferenceDestroy", lt_.preference_destroy);
     find("cublasLtMatmulPreferenceSetAttribute", lt_.preference_set);
     find("cublasLtMatmulAlgoGetHeuristic", lt_.heuristic);
+    find("cublasLtMatmulAlgoCheck", lt_.check);
     find("cublasLtMatmul", lt_.matmul);
     if (missing_ != nullptr)
       return absl::UnimplementedError(
@@ -211,11 +185,11 @@ class Opened final : public CublasLt {
   }
 
   size_t version() const override { return lt_.version(); }
-  absl::StatusOr<std::unique_ptr<Plan>> MakePlan(const LtProblem& problem) const override {
-    auto plan = std::make_unique<PlanOfLt>(lt_, handle_, problem);
-    RETURN_IF_ERROR(plan->Prepare());
-    return std::unique_ptr<Plan>(std::move(plan));
-  }
+  absl::StatusOr<std::vector<LtAlgorithm>> Algorithms(const LtProblem& problem) const override;
+  absl::StatusOr<size_t> Check(const LtProblem& problem,
+                               const LtAlgorithm& algorithm) const override;
+  absl::Status Run(const LtProblem& problem, const LtCall& call,
+                   const LtAlgorithm& algorithm) const override;
 
  private:
   void* const library_;
@@ -223,6 +197,63 @@ class Opened final : public CublasLt {
   Handle handle_ = nullptr;
   const char* missing_ = nullptr;
 };
+
+absl::StatusOr<std::vector<LtAlgorithm>> Opened::Algorithms(const LtProblem& problem) const {
+  Described op(lt_, problem);
+  RETURN_IF_ERROR(op.Prepare());
+  Object made = nullptr;
+  RETURN_IF_ERROR(LtStatus(lt_.preference_create(&made), "preference"));
+  const Owned preference(made, lt_.preference_destroy);
+  const size_t most = kWorkspaceBytes;
+  const uint32_t no_reduction = 0;
+  RETURN_IF_ERROR(
+      LtStatus(lt_.preference_set(made, kMaxWorkspaceBytes, &most, sizeof(most)), "preference"));
+  RETURN_IF_ERROR(
+      LtStatus(lt_.preference_set(made, kReductionSchemes, &no_reduction, sizeof(no_reduction)),
+               "preference"));
+  std::array<Heuristic, kMostAlgorithms> found{};
+  int got = 0;
+  const int error = lt_.heuristic(handle_, op.desc(), op.w(), op.x(), op.y(), op.y(), made,
+                                  static_cast<int>(found.size()), found.data(), &got);
+  std::vector<LtAlgorithm> algorithms;
+  for (int i = 0; error == 0 && i < got; ++i) {
+    const Heuristic& h = found[static_cast<size_t>(i)];
+    if (h.state == 0 && h.workspace_bytes <= most)
+      algorithms.push_back({h.algorithm, h.workspace_bytes});
+  }
+  if (algorithms.empty())
+    return absl::UnimplementedError(absl::StrCat("cuBLASLt has no algorithm: ", Words(problem),
+                                                 " version=", lt_.version(), " status=", error));
+  return algorithms;
+}
+
+absl::StatusOr<size_t> Opened::Check(const LtProblem& problem, const LtAlgorithm& algorithm) const {
+  Described op(lt_, problem);
+  RETURN_IF_ERROR(op.Prepare());
+  Heuristic result{};
+  const int error = lt_.check(handle_, op.desc(), op.w(), op.x(), op.y(), op.y(),
+                              algorithm.words.data(), &result);
+  if (error != 0 || result.state != 0)
+    return absl::UnimplementedError(
+        absl::StrCat("cuBLASLt refuses the algorithm: ", Words(problem), " status=", error));
+  return result.workspace_bytes;
+}
+
+absl::Status Opened::Run(const LtProblem& problem, const LtCall& call,
+                         const LtAlgorithm& algorithm) const {
+  Described op(lt_, problem);
+  RETURN_IF_ERROR(op.Prepare());
+  if (problem.scales != LtScales::kNone) RETURN_IF_ERROR(op.SetScales(call));
+  const float one = 1, beta = call.accumulate ? 1.0f : 0.0f;
+  const int32_t int_one = 1, int_beta = call.accumulate ? 1 : 0;
+  const bool integers = problem.operands == LtType::kS8;
+  const void* const alpha = integers ? static_cast<const void*>(&int_one) : &one;
+  const void* const scaled = integers ? static_cast<const void*>(&int_beta) : &beta;
+  const int error = lt_.matmul(handle_, op.desc(), alpha, call.w, op.w(), call.x, op.x(), scaled,
+                               call.y, op.y(), call.y, op.y(), algorithm.words.data(),
+                               call.workspace, algorithm.workspace_bytes, call.stream);
+  return error == 0 ? absl::OkStatus() : LtStatus(error, "matmul " + Words(problem));
+}
 
 std::vector<std::string> PlacesFor(const std::string& path) {
   if (!path.empty()) return {path};
@@ -263,9 +294,12 @@ const char* LtRefuses(const LtProblem& problem, int compute) {
       return "scales per row need compute capability 9.0";
     if (problem.scales == LtScales::kRows128 && compute != 90)
       return "scales per row and 128 inputs need compute capability 9.0";
-  } else if (problem.scales != LtScales::kNone) {
-    return "scales are for FP8 operands";
+    if (problem.scales == LtScales::kRows128 && (problem.m % 4 != 0 || problem.n % 4 != 0))
+      return "rows of scales are no multiple of 16 bytes";
+    return nullptr;
   }
+  if (problem.scales != LtScales::kNone) return "scales are for FP8 operands";
+  if (problem.operands == LtType::kBf16 && compute < 80) return "bf16 needs compute capability 8.0";
   return nullptr;
 }
 

@@ -16,14 +16,40 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // Buffers of one product that nobody shares.
 struct Staging {
-  Buffer x, x_scales, y, expanded, padded, partial, counters;
+  Buffer x, x_scales, y, expanded, padded, partial, counters, workspace;
 };
+
+// As E4M3 codes, by the kernel that serves.
+absl::Status StageE4M3(const CudaBackend& backend, TensorView x, Staging& staging) {
+  const auto rows = static_cast<int>(x.shape[0]), k = static_cast<int>(x.shape[1]);
+  CudaDevice& device = backend.device;
+  ASSIGN_OR_RETURN(const Buffer floats, [&]() -> absl::StatusOr<Buffer> {
+    ASSIGN_OR_RETURN(Buffer made, device.Allocate(x.bytes()));
+    RETURN_IF_ERROR(device.Upload({x.data, x.bytes()}, made));
+    return made;
+  }());
+  ASSIGN_OR_RETURN(staging.x, device.Allocate(static_cast<size_t>(rows) * k));
+  ASSIGN_OR_RETURN(staging.x_scales, device.Allocate(sizeof(float) * rows));
+  const QuantizeRowsArgs args = {.from = floats.data(),
+                                 .codes = reinterpret_cast<uint8_t*>(staging.x.data()),
+                                 .scales = reinterpret_cast<float*>(staging.x_scales.data()),
+                                 .rows = rows,
+                                 .k = k,
+                                 .from_stride = k,
+                                 .codes_stride = k,
+                                 .number = Number::kF32,
+                                 .to = RowCodes::kFp8Token};
+  RETURN_IF_ERROR(device.Noted(CudaStatus(
+      backend.kernels.quantize_rows(args, {.stream = device.stream()}), "quantize_rows")));
+  return device.Synchronize();
+}
 
 // x [rows, k] as the layer wants it.
 absl::Status StageInput(const CudaBackend& backend, RowForm form, TensorView x, Staging& staging) {
   const int64_t rows = x.shape[0], k = x.shape[1];
   const auto count = static_cast<size_t>(rows * k);
   CudaDevice& device = backend.device;
+  if (form == RowForm::kE4M3) return StageE4M3(backend, x, staging);
   if (form == RowForm::kHalf) {
     std::vector<uint16_t> halves(count);
     std::transform(x.as<float>(), x.as<float>() + count, halves.begin(), [&](float v) {
@@ -46,6 +72,7 @@ absl::Status StageInput(const CudaBackend& backend, RowForm form, TensorView x, 
 absl::Status StageScratch(CudaDevice& device, const CudaLinear& w, int rows, Staging& staging) {
   ASSIGN_OR_RETURN(staging.expanded, device.Allocate(w.expanded_bytes(rows)));
   ASSIGN_OR_RETURN(staging.padded, device.Allocate(w.padded_bytes(rows)));
+  ASSIGN_OR_RETURN(staging.workspace, device.Allocate(w.workspace_bytes(rows)));
   ASSIGN_OR_RETURN(staging.partial, device.Allocate(w.partial_floats(rows) * sizeof(float)));
   const std::vector<int> zeros(w.counters(rows), 0);
   ASSIGN_OR_RETURN(staging.counters, device.Allocate(zeros.size() * sizeof(int)));
@@ -68,10 +95,11 @@ absl::StatusOr<std::unique_ptr<const PackedWeight>> CudaLinearKernel::Pack(
 
 absl::Status CudaLinearKernel::TryRun(const CudaLinear& w, const LinearArgs& args) const {
   CudaDevice& device = backend_.device;
+  RETURN_IF_ERROR(device.Use());
   const auto rows = static_cast<int>(args.x.shape[0]);
   const int n = w.weight().n;
   Staging staging;
-  RETURN_IF_ERROR(StageInput(backend_, w.input(), args.x, staging));
+  RETURN_IF_ERROR(StageInput(backend_, w.input(rows), args.x, staging));
   RETURN_IF_ERROR(StageScratch(device, w, rows, staging));
   ASSIGN_OR_RETURN(staging.y, device.Allocate(args.y.bytes()));
   if (args.accumulate) RETURN_IF_ERROR(device.Upload({args.y.data, args.y.bytes()}, staging.y));
@@ -83,7 +111,8 @@ absl::Status CudaLinearKernel::TryRun(const CudaLinear& w, const LinearArgs& arg
                          .scratch = {.expanded = staging.expanded.data(),
                                      .padded = staging.padded.data(),
                                      .partial = reinterpret_cast<float*>(staging.partial.data()),
-                                     .counters = reinterpret_cast<int*>(staging.counters.data())},
+                                     .counters = reinterpret_cast<int*>(staging.counters.data()),
+                                     .workspace = staging.workspace.data()},
                          .context = {.stream = device.stream()}}));
   RETURN_IF_ERROR(device.Download(staging.y, {args.y.data, args.y.bytes()}));
   if (args.bias.empty()) return absl::OkStatus();
@@ -102,6 +131,7 @@ void CudaLinearKernel::Run(const PackedWeight& w, const LinearArgs& args, Comput
 absl::Status CudaLinearKernel::TryDecodeRow(const CudaLinear& w, int64_t row,
                                             std::span<float> out) const {
   CudaDevice& device = backend_.device;
+  RETURN_IF_ERROR(device.Use());
   const size_t bytes = out.size() * sizeof(float);
   ASSIGN_OR_RETURN(Buffer expanded,
                    device.Allocate(static_cast<size_t>(w.weight().k) * sizeof(float)));

@@ -10,7 +10,6 @@
 namespace assay {
 namespace {
 
-constexpr int kFewRows = 64;
 constexpr int64_t kMostOfADimension = int64_t{1} << 30;
 
 absl::Status Refuse(const char* why) {
@@ -91,6 +90,26 @@ absl::StatusOr<StoredWeight> StorageOf(const QuantScheme& scheme, const Shape& s
   return w;
 }
 
+namespace {
+
+absl::Status ActivationRefuses(Storage storage, ActivationMode activation) {
+  switch (activation) {
+    case ActivationMode::kA16:
+      return absl::OkStatus();
+    case ActivationMode::kFp8Token:
+      if (storage == Storage::kE4M3) return absl::OkStatus();
+      return absl::UnimplementedError("fp8_token is multiplied with fp8_e4m3");
+    case ActivationMode::kFp8Block:
+      if (storage == Storage::kE4M3 || storage == Storage::kInt4Group) return absl::OkStatus();
+      return absl::UnimplementedError("fp8_block is multiplied with fp8_e4m3 and int4_group");
+    default:
+      return absl::UnimplementedError(
+          absl::StrCat("the CUDA backend has no activation mode ", std::string(Name(activation))));
+  }
+}
+
+}  // namespace
+
 absl::Status CudaLinearRefuses(const QuantScheme& scheme, const Shape& shape,
                                ActivationMode activation, const CudaBackend& backend) {
   ASSIGN_OR_RETURN(StoredWeight w, StorageOf(scheme, shape));
@@ -102,9 +121,7 @@ absl::Status CudaLinearRefuses(const QuantScheme& scheme, const Shape& shape,
     return Refuse(GemmS8Refuses(
         {.m = 1, .n = w.n, .k = w.k, .x_stride = w.k, .w_stride = w.k, .y_stride = w.n}));
   }
-  if (activation != ActivationMode::kA16)
-    return absl::UnimplementedError(
-        absl::StrCat("the CUDA backend has no activation mode ", std::string(Name(activation))));
+  RETURN_IF_ERROR(ActivationRefuses(w.storage, activation));
   if (StorageBits(w.storage) >= 16) {
     return Refuse(Gemm16Refuses({.m = 1,
                                  .n = w.n,
@@ -126,13 +143,16 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaB
                                                                      const Tensor& bias,
                                                                      ActivationMode activation) {
   RETURN_IF_ERROR(CudaLinearRefuses(*w.scheme, w.shape, activation, backend));
-  // A rotation of x, a low-rank branch, what was calibrated: kernels do without.
-  if (!w.extra.empty())
-    return absl::UnimplementedError(absl::StrCat(
-        "the CUDA backend multiplies codes and scales alone, not: ", w.extra.begin()->first));
+  // A rotation of x, a low-rank branch, what was calibrated: kernels do without. What was folded
+  // into other weights is noted here, and multiplied nowhere.
+  for (const auto& [name, tensor] : w.extra) {
+    if (absl::StartsWith(name, kFoldPrefix)) continue;
+    return absl::UnimplementedError(
+        absl::StrCat("the CUDA backend multiplies codes and scales alone, not: ", name));
+  }
   std::unique_ptr<CudaLinear> linear(new CudaLinear(backend));
   ASSIGN_OR_RETURN(linear->weight_, StorageOf(*w.scheme, w.shape));
-  linear->input_ = activation == ActivationMode::kA8Token ? RowForm::kS8 : RowForm::kHalf;
+  linear->s8_ = activation == ActivationMode::kA8Token;
   linear->width_ = linear->weight_.k;
   linear->weight_.k = PaddedK(linear->width_);
   CudaDevice& device = backend.device;
@@ -145,6 +165,7 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaB
   }
   ASSIGN_OR_RETURN(linear->bias_, OnDevice(device, bias));
   linear->Point();
+  RETURN_IF_ERROR(linear->FindLtProducts(activation));
   return std::unique_ptr<const CudaLinear>(std::move(linear));
 }
 
@@ -162,11 +183,12 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Adopt(const CudaBa
                      std::string(problem.scheme->name()), " shape=", ToString(problem.shape),
                      " bytes=", parts.codes.bytes(), " expected=", wanted));
   linear->width_ = weight.k;
-  linear->input_ = problem.activation == ActivationMode::kA8Token ? RowForm::kS8 : RowForm::kHalf;
+  linear->s8_ = problem.activation == ActivationMode::kA8Token;
   linear->codes_ = std::move(parts.codes);
   linear->scales_ = std::move(parts.scales);
   linear->zeros_ = std::move(parts.zeros);
   linear->Point();
+  RETURN_IF_ERROR(linear->FindLtProducts(problem.activation));
   return std::unique_ptr<const CudaLinear>(std::move(linear));
 }
 
@@ -177,24 +199,39 @@ void CudaLinear::Point() {
   bytes_ = codes_.bytes() + scales_.bytes() + zeros_.bytes() + bias_.bytes();
 }
 
+RowForm CudaLinear::input(int rows) const {
+  if (s8_) return RowForm::kS8;
+  return lt_rows_ != nullptr && rows > kFewRows ? RowForm::kE4M3 : RowForm::kHalf;
+}
+
 size_t CudaLinear::expanded_bytes(int rows) const {
-  const bool expands = input_ == RowForm::kHalf && !IsPlain() && rows > kFewRows;
-  return expands ? size_t{2} * weight_.n * weight_.k : 0;
+  if (s8_ || rows <= kFewRows) return 0;
+  if (lt_rows_ != nullptr) return size_t{2} * kFewRows * static_cast<size_t>(weight_.k);
+  if (lt_blocks_ != nullptr) return BlocksIn(rows).end;
+  return IsPlain() ? 0 : size_t{2} * weight_.n * weight_.k;
 }
 
 size_t CudaLinear::padded_bytes(int rows) const {
   if (width_ == weight_.k) return 0;
-  return static_cast<size_t>(rows) * weight_.k * (input_ == RowForm::kHalf ? 2 : 1);
+  return static_cast<size_t>(rows) * weight_.k * (s8_ ? 1 : 2);
 }
 
 size_t CudaLinear::partial_floats(int rows) const {
-  if (rows == 0 || input_ != RowForm::kHalf || IsPlain()) return 0;
+  if (rows == 0 || s8_ || IsPlain()) return 0;
   return SkinnyWorkspaceFloats(std::min(rows, kFewRows), weight_.n, weight_.k);
 }
 
 size_t CudaLinear::counters(int rows) const {
-  if (rows == 0 || input_ != RowForm::kHalf || IsPlain()) return 0;
+  if (rows == 0 || s8_ || IsPlain()) return 0;
   return static_cast<size_t>(SkinnyCounters(std::min(rows, kFewRows), weight_.n));
+}
+
+size_t CudaLinear::workspace_bytes(int rows) const {
+  size_t bytes = 0;
+  for (const LtProduct* product : {lt_16_, lt_rows_, lt_blocks_}) {
+    if (product != nullptr && rows > kFewRows) bytes = product->workspace_bytes(rows);
+  }
+  return bytes;
 }
 
 absl::Status CudaLinear::Done(int error, const char* op, int rows) const {
@@ -206,7 +243,7 @@ absl::Status CudaLinear::Done(int error, const char* op, int rows) const {
 absl::Status CudaLinear::Run(const CudaLinearArgs& args) const {
   if (args.rows == 0) return absl::OkStatus();
   if (width_ == weight_.k) return RunPadded(args);
-  const int element = input_ == RowForm::kHalf ? 2 : 1;
+  const int element = input(args.rows) == RowForm::kHalf ? 2 : 1;
   const PadArgs pad = {.from = args.x,
                        .to = args.scratch.padded,
                        .rows = args.rows,
@@ -219,14 +256,17 @@ absl::Status CudaLinear::Run(const CudaLinearArgs& args) const {
 }
 
 absl::Status CudaLinear::RunPadded(const CudaLinearArgs& args) const {
-  if (input_ == RowForm::kS8) return RunS8(args);
-  return IsPlain() || args.rows > kFewRows ? RunExpanded(args) : RunHalf(args);
+  if (s8_) return RunS8(args);
+  if (args.rows <= kFewRows)
+    return IsPlain() ? RunGemm16(args, codes_.data(), bias()) : RunSkinny(args, bias());
+  if (lt_rows_ != nullptr) return RunFp8Rows(args);
+  return lt_blocks_ != nullptr ? RunFp8Blocks(args) : RunExpanded(args);
 }
 
-absl::Status CudaLinear::RunHalf(const CudaLinearArgs& args) const {
+absl::Status CudaLinear::RunSkinny(const CudaLinearArgs& args, const float* bias) const {
   const SkinnyArgs call = {.x = args.x,
                            .w = weight_,
-                           .bias = reinterpret_cast<const float*>(bias_.data()),
+                           .bias = bias,
                            .y = args.y,
                            .workspace = args.scratch.partial,
                            .counters = args.scratch.counters,
@@ -249,9 +289,14 @@ absl::Status CudaLinear::RunExpanded(const CudaLinearArgs& args) const {
     RETURN_IF_ERROR(Done(backend_.kernels.expand(expand, args.context), "expand", args.rows));
     w = args.scratch.expanded;
   }
+  return lt_16_ != nullptr ? RunExpandedByLt(args, w) : RunGemm16(args, w, bias());
+}
+
+absl::Status CudaLinear::RunGemm16(const CudaLinearArgs& args, const void* w,
+                                   const float* bias) const {
   const Gemm16Args call = {.x = args.x,
                            .w = w,
-                           .bias = reinterpret_cast<const float*>(bias_.data()),
+                           .bias = bias,
                            .y = args.y,
                            .m = args.rows,
                            .n = weight_.n,
@@ -269,7 +314,7 @@ absl::Status CudaLinear::RunS8(const CudaLinearArgs& args) const {
                            .x_scales = args.x_scales,
                            .w = static_cast<const int8_t*>(weight_.codes),
                            .w_scales = static_cast<const float*>(weight_.scales),
-                           .bias = reinterpret_cast<const float*>(bias_.data()),
+                           .bias = bias(),
                            .y = args.y,
                            .m = args.rows,
                            .n = weight_.n,

@@ -109,13 +109,20 @@ def linears(library, memory):
         linear.run(x, y, None)
         values = NF4[numpy.stack([codes & 15, codes >> 4], 2).reshape(96, 256)] * numpy.repeat(scales, 64, 1)
         near(f"nf4 rows={rows}", y.raw(), x.values() @ from_bf16(bf16_bits(values)).T, 0.05)
-        linear = Linear.quantize(library, "int8_channel", weight, "a8_token")
-        linear.prepare(rows)
-        codes, scales = memory.zeros((rows, 256), "u8"), memory.zeros((rows,), "f32")
-        library.quantize_rows(byref(kernels.Quantize(x.pointer, codes.pointer, scales.pointer, rows, 256, 0)), None)
-        linear.run(codes, y, None, scales)
-        seen = decoded_rows(codes.raw(), scales.raw(), "s8")
-        near(f"a8_token rows={rows}", y.raw(), seen @ as_stored(weight.values(), "int8_channel").T, 1e-3)
+        for scheme, activation in (("int8_channel", "a8_token"), ("fp8_e4m3", "fp8_token"), ("int4_group", "fp8_block")):
+            linear = Linear.quantize(library, scheme, weight, activation)
+            linear.prepare(rows)
+            form, seen, x_scales = linear.form(rows), x.values(), None
+            operand = x
+            if form != "bf16":
+                operand, x_scales = memory.zeros((rows, 256), "u8"), memory.zeros((rows,), "f32")
+                to = kernels.ROW_CODES["a8_token" if form == "s8" else "fp8_token"]
+                args = kernels.Quantize(x.pointer, operand.pointer, x_scales.pointer, rows, 256, to)
+                library.quantize_rows(byref(args), None)
+                seen = decoded_rows(operand.raw(), x_scales.raw(), form)
+            linear.run(operand, y, None, x_scales)
+            stored = weight.values() if scheme == "fp8_e4m3" else as_stored(weight.values(), scheme)
+            near(f"{scheme} {activation} rows={rows}", y.raw(), seen @ stored.T, 1e-3 if form == "s8" else 0.3)
 
 
 def fp8_product(library, memory):

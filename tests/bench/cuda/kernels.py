@@ -49,7 +49,7 @@ FUNCTIONS = {
     "decode_attention": (INT, POINTER(Decode), c_void_p), "prefill_attention": (INT, POINTER(Prefill), c_void_p),
     "linear_quantize": (POINTER_RESULT, c_char_p, c_char_p, c_int, c_int, c_void_p),
     "linear_upload": (POINTER_RESULT, c_char_p, c_int, c_int, c_void_p, c_void_p, c_size_t),
-    "linear_destroy": (None, c_void_p), "linear_bytes": (c_size_t, c_void_p), "linear_prepare": (INT, c_void_p, c_int),
+    "linear_form": (c_int, c_void_p, c_int), "linear_destroy": (None, c_void_p), "linear_bytes": (c_size_t, c_void_p), "linear_prepare": (INT, c_void_p, c_int),
     "linear_run": (INT, c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p),
     "fp8_create": (POINTER_RESULT, c_int, c_int, c_int), "fp8_destroy": (None, c_void_p),
     "fp8_algorithms": (c_int, c_void_p), "fp8_run": (INT, c_void_p, POINTER(Fp8), c_void_p),
@@ -59,7 +59,7 @@ FUNCTIONS = {
 }
 # What may return 0 or a number without that being an error.
 PLAIN = {"error", "device_name", "is_emulated", "compute", "l2_bytes", "struct_bytes", "decode_workspace_bytes",
-         "linear_bytes", "fp8_algorithms", "model_bytes", "free", "linear_destroy", "fp8_destroy", "model_destroy",
+         "linear_bytes", "linear_form", "fp8_algorithms", "model_bytes", "free", "linear_destroy", "fp8_destroy", "model_destroy",
          "pass_destroy"}
 
 
@@ -199,6 +199,10 @@ class Linear:
 
     def prepare(self, rows):
         self.library.linear_prepare(self.handle, rows)
+
+    def form(self, rows):
+        """What run() wants of x: "bf16", or codes "s8", "e4m3" with scales."""
+        return ("bf16", "s8", "e4m3")[self.library.linear_form(self.handle, rows)]
 
     def run(self, x, y, stream, x_scales=None):
         self.library.linear_run(self.handle, x.pointer, x_scales.pointer if x_scales else None, x.shape[0], y.pointer, stream)

@@ -68,6 +68,12 @@ int assay_open(int device) {
   auto opened = assay::CudaDevice::Open(*runtime, device);
   if (!opened.ok()) return Report(opened.status());
   State().device = *std::move(opened);
+  assay::LtOptions options;
+  if (assay_is_emulated() != 0)  // times mean nothing there
+    options.timer = [](const assay::LtAlgorithm&, const auto&) { return 1.0; };
+  auto lt = assay::LtProducts::Open(*State().device, "", options);
+  if (!lt.ok()) return Report(lt.status());
+  State().lt = *std::move(lt);
   State().kernel = std::make_unique<assay::CudaLinearKernel>("cuda", State().Backend());
   return 0;
 }

@@ -105,16 +105,20 @@ struct AssayPrefill {
 int assay_prefill_attention(const AssayPrefill* args, void* stream);
 
 // A linear layer (quant/kernels/cuda/cuda_linear.h) of a weight bf16 [n, k], quantized on the
-// device: int4_group, int8_channel, fp8_e4m3. `activation`: "a16" or "a8_token". Waits.
+// device: int4_group, int8_channel, fp8_e4m3. `activation`: "a16", "a8_token", "fp8_token",
+// "fp8_block". Products of new shapes are timed (lt_products.h). Waits.
 void* assay_linear_quantize(const char* scheme, const char* activation, int n, int k,
                             const void* weight);
+// What assay_linear_run wants of x for so many rows: 0 bf16, 1 s8, 2 e4m3, with scales but for
+// bf16.
+int assay_linear_form(const void* linear, int rows);
 // Of codes and scales in host memory, as the scheme draws them (nf4, ...).
 void* assay_linear_upload(const char* scheme, int n, int k, const void* host_codes,
                           const void* host_scales, size_t scale_bytes);
 void assay_linear_destroy(void* linear);
 size_t assay_linear_bytes(const void* linear);
 int assay_linear_prepare(void* linear, int rows);  // scratch for so many rows; before a capture
-// y f32 [rows, n] = x W^T; x bf16 [rows, k], or codes with x_scales for a8_token.
+// y f32 [rows, n] = x W^T; x [rows, k] in the form that it wants.
 int assay_linear_run(void* linear, const void* x, const float* x_scales, int rows, float* y,
                      void* stream);
 

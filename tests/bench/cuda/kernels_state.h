@@ -17,8 +17,9 @@ inline constexpr CudaOpsKernels kOpsKernels = ASSAY_CUDA_OPS_KERNELS(world);
 
 struct BenchState {
   std::unique_ptr<CudaDevice> device;
+  std::unique_ptr<LtProducts> lt;  // null: no cuBLASLt here
   std::unique_ptr<CudaLinearKernel> kernel;
-  CudaBackend Backend() const { return {*device, kLinearKernels, Half::kBf16}; }
+  CudaBackend Backend() const { return {*device, kLinearKernels, Half::kBf16, lt.get()}; }
 };
 BenchState& State();  // opened by assay_open
 

@@ -45,6 +45,7 @@ absl::Status Reserve(const CudaLinear& linear, int rows) {
   RETURN_IF_ERROR(Grow(0, linear.expanded_bytes(rows), now.expanded));
   RETURN_IF_ERROR(Grow(1, linear.padded_bytes(rows), now.padded));
   RETURN_IF_ERROR(Grow(2, linear.partial_floats(rows), now.partial));
+  RETURN_IF_ERROR(Grow(4, linear.workspace_bytes(rows), now.workspace));
   return Grow(3, linear.counters(rows), now.counters);
 }
 
@@ -95,7 +96,9 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> Uploaded(const LinearProblem& 
 }
 
 struct Fp8Product {
-  std::unique_ptr<CublasLt::Plan> plan;
+  const CublasLt& library;
+  LtProblem problem;
+  std::vector<LtAlgorithm> algorithms;
   Buffer workspace;
 };
 
@@ -104,8 +107,8 @@ absl::StatusOr<std::unique_ptr<Fp8Product>> MakeFp8(const LtProblem& problem) {
   RETURN_IF_ERROR(library.status());
   if (const char* const why = LtRefuses(problem, State().device->profile().compute))
     return absl::UnimplementedError(why);
-  auto product = std::make_unique<Fp8Product>();
-  ASSIGN_OR_RETURN(product->plan, (*library)->MakePlan(problem));
+  std::unique_ptr<Fp8Product> product(new Fp8Product{**library, problem, {}, {}});
+  ASSIGN_OR_RETURN(product->algorithms, (*library)->Algorithms(problem));
   ASSIGN_OR_RETURN(product->workspace, State().device->Allocate(CublasLt::kWorkspaceBytes));
   return product;
 }
@@ -116,13 +119,12 @@ absl::StatusOr<LinearProblem> ProblemOf(std::string_view scheme, std::string_vie
                                         int k) {
   LinearProblem problem = {.shape = {n, k}, .device = DeviceKind::kCuda};
   ASSIGN_OR_RETURN(problem.scheme, FindScheme(scheme));
-  if (activation == "a8_token") {
-    problem.activation = ActivationMode::kA8Token;
-  } else if (activation != "a16") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("activation is a16 or a8_token: ", std::string(activation)));
+  for (const ActivationMode mode : {ActivationMode::kA16, ActivationMode::kA8Token,
+                                    ActivationMode::kFp8Token, ActivationMode::kFp8Block}) {
+    problem.activation = mode;
+    if (Name(mode) == activation) return problem;
   }
-  return problem;
+  return absl::InvalidArgumentError(absl::StrCat("unknown activation: ", std::string(activation)));
 }
 
 absl::StatusOr<std::unique_ptr<const CudaLinear>> QuantizedOnDevice(const LinearProblem& problem,
@@ -156,6 +158,9 @@ void assay_linear_destroy(void* linear) { delete static_cast<CudaLinear*>(linear
 size_t assay_linear_bytes(const void* linear) {
   return static_cast<const CudaLinear*>(linear)->bytes();
 }
+int assay_linear_form(const void* linear, int rows) {
+  return static_cast<int>(static_cast<const CudaLinear*>(linear)->input(rows));
+}
 int assay_linear_prepare(void* linear, int rows) {
   return Report(assay::Reserve(*static_cast<CudaLinear*>(linear), rows));
 }
@@ -179,18 +184,17 @@ void* assay_fp8_create(int m, int n, int k) {
 }
 void assay_fp8_destroy(void* product) { delete static_cast<assay::Fp8Product*>(product); }
 int assay_fp8_algorithms(const void* product) {
-  return static_cast<int>(
-      static_cast<const assay::Fp8Product*>(product)->plan->algorithms().size());
+  return static_cast<int>(static_cast<const assay::Fp8Product*>(product)->algorithms.size());
 }
 int assay_fp8_run(void* product, const AssayFp8* args, void* stream) {
   auto* const fp8 = static_cast<assay::Fp8Product*>(product);
-  const auto& algorithms = fp8->plan->algorithms();
-  return Report(fp8->plan->Run({.w = args->w,
-                                .x = args->x,
-                                .w_scales = args->w_scales,
-                                .x_scales = args->x_scales,
-                                .y = args->y,
-                                .workspace = fp8->workspace.data(),
-                                .stream = stream},
-                               algorithms[static_cast<size_t>(args->algorithm)]));
+  return Report(fp8->library.Run(fp8->problem,
+                                 {.w = args->w,
+                                  .x = args->x,
+                                  .w_scales = args->w_scales,
+                                  .x_scales = args->x_scales,
+                                  .y = args->y,
+                                  .workspace = fp8->workspace.data(),
+                                  .stream = stream},
+                                 fp8->algorithms[static_cast<size_t>(args->algorithm)]));
 }

@@ -79,8 +79,9 @@ class Layer:
         memory, shapes, operands = self.bench.memory, layer_of(self.bench), []
         for (n, k), linear in zip(shapes, self.sets[0]):
             linear.prepare(rows)
-            x = memory.normal((rows, k)) if self.activation == "a16" else memory.bytes_below((rows, k), 256)
-            scales = None if self.activation == "a16" else memory.of(numpy.full(rows, 0.01, numpy.float32), "f32")
+            codes = linear.form(rows) != "bf16"
+            x = memory.bytes_below((rows, k), 120) if codes else memory.normal((rows, k))
+            scales = memory.of(numpy.full(rows, 0.01, numpy.float32), "f32") if codes else None
             operands.append((x, memory.empty((rows, n), "f32"), scales))
         def call(linears, stream):
             for linear, (x, y, scales) in zip(linears, operands):
@@ -158,8 +159,10 @@ def few_rows(bench):
 
 
 def many_rows(bench):
-    """Products of prompts by our own tiles: int8 exact, and what is expanded to 16 bit."""
-    for scheme, activation, peer in (("int8_channel", "a8_token", "torch bf16 mm"), ("int4_group", "a16", "torch bf16 mm")):
+    """Products of prompts: int8 exact, FP8 by rows, INT4 in FP8 by blocks, and what is expanded to 16 bit."""
+    peer = "torch bf16 mm"
+    for scheme, activation in (("int8_channel", "a8_token"), ("fp8_e4m3", "fp8_token"), ("int4_group", "fp8_block"),
+                               ("int4_group", "a16")):
         layer = Layer(bench, scheme, activation)
         for rows in (8, 70) if bench.tiny else (512, 2048):
             bench.compare("Gx", f"layer {scheme} {activation} M={rows}", layer.calls(rows)[:1], peer,

@@ -185,7 +185,7 @@ def prefill(bench):
     shape, count = (TINY, 70) if bench.tiny else (LLAMA_8B, 4096)
     source = source_of(bench, shape)
     tokens = numpy.random.default_rng(6).integers(0, shape["vocab"], count)
-    for scheme, activation in (("fp8_e4m3", "a16"), ("int8_channel", "a8_token"), ("int4_group", "a16")):
+    for scheme, activation in (("fp8_e4m3", "fp8_token"), ("int8_channel", "a8_token"), ("int4_group", "fp8_block")):
         model = Llama(bench.library, shape, scheme, source, activation=activation)
         model.begin(1, count + 16, count)
         seconds, = bench.timer.wall([lambda _: model.step(tokens, [0], [count], False)])

@@ -73,7 +73,7 @@ AdmissionReport Example() {
   report.artifact_hash = std::string(64, 'b');
   report.hardware = ProbeHardware();
   report.hardware.cpu_isa = "avx512_vnni";  // the recipe below on any machine
-  report.decision = Policy::Default().Choose(report.hardware, 540000000, false).value();
+  report.decision = Policy::Default().Choose(report.hardware, 540000000).value();
   report.bytes_stored = 100000000;
   report.bytes_f32 = 538060032;
   report.bytes = 139000000;

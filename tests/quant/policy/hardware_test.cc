@@ -32,7 +32,7 @@ TEST(HardwareTest, ProbeDescribesThisHost) {
   EXPECT_FALSE(host.cpu_isa.empty());
   EXPECT_GT(host.cores, 0);
   EXPECT_GT(host.memory_bytes, uint64_t{1} << 20);
-  EXPECT_OK(Policy::Default().Choose(host, 4 << 20, false));
+  EXPECT_OK(Policy::Default().Choose(host, 4 << 20));
 }
 
 TEST(HardwareTest, ErrorsNameTheKey) {

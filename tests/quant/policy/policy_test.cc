@@ -26,6 +26,12 @@ HardwareInfo Recorded(const std::string& name) {
   return HardwareFromJson(ReadGolden("hardware/" + name + ".json")).value();
 }
 
+// As seen by a binary without CUDA, or where nothing can be placed on a GPU.
+HardwareInfo WithoutGpus(HardwareInfo hardware) {
+  for (GpuInfo& gpu : hardware.gpus) gpu.unusable = "it serves another";
+  return hardware;
+}
+
 struct Expectation {
   std::string hardware;
   std::string rule_with_cuda, scheme_with_cuda, activation_with_cuda;
@@ -37,13 +43,12 @@ class DecisionTableTest : public testing::TestWithParam<Expectation> {};
 TEST_P(DecisionTableTest, ChoosesTheRuleOfTheHardware) {
   const Expectation& expected = GetParam();
   const HardwareInfo hardware = Recorded(expected.hardware);
-  ASSERT_OK_AND_ASSIGN(const PolicyDecision with,
-                       Policy::Default().Choose(hardware, kSmolLm2, true));
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision with, Policy::Default().Choose(hardware, kSmolLm2));
   EXPECT_EQ(with.rule, expected.rule_with_cuda) << absl::StrJoin(with.trace, "\n");
   EXPECT_EQ(with.recipe.scheme, expected.scheme_with_cuda);
   EXPECT_EQ(with.recipe.activation_name, expected.activation_with_cuda);
   ASSERT_OK_AND_ASSIGN(const PolicyDecision without,
-                       Policy::Default().Choose(hardware, kSmolLm2, false));
+                       Policy::Default().Choose(WithoutGpus(hardware), kSmolLm2));
   EXPECT_EQ(without.rule, expected.rule_without_cuda) << absl::StrJoin(without.trace, "\n");
   EXPECT_EQ(without.device, "cpu");
   // Without VNNI, 16-bit integer activations and scales of groups are nearly as fast as 8-bit
@@ -57,14 +62,14 @@ TEST_P(DecisionTableTest, ChoosesTheRuleOfTheHardware) {
 INSTANTIATE_TEST_SUITE_P(
     Recorded, DecisionTableTest,
     testing::Values(
-        Expectation{"b200", "blackwell_datacenter", "nvfp4", "fp8_token", "cpu_amx"},
-        Expectation{"rtx5090", "blackwell_consumer", "nvfp4", "fp8_token", "cpu_vnni"},
+        Expectation{"b200", "blackwell_datacenter", "fp8_e4m3", "fp8_token", "cpu_amx"},
+        Expectation{"rtx5090", "blackwell_consumer", "int4_group", "a16", "cpu_vnni"},
         Expectation{"h100", "hopper", "fp8_e4m3", "fp8_token", "cpu_amx"},
         Expectation{"l40s", "ada_datacenter", "fp8_e4m3", "fp8_token", "cpu_vnni"},
         Expectation{"rtx4090", "ada_consumer", "int4_group", "a16", "cpu_vnni"},
         Expectation{"a100", "ampere_datacenter", "int8_channel", "a8_token", "cpu_avx2"},
         Expectation{"rtx3090", "ampere_consumer", "int4_group", "a16", "cpu_avx2"},
-        Expectation{"t4", "turing", "int4_group", "a16", "cpu_avx2"},
+        Expectation{"t4", "turing", "int8_channel", "a8_token", "cpu_avx2"},
         Expectation{"v100", "cpu_avx2", "int8_group:g32", "a16", "cpu_avx2"},
         Expectation{"cpu_avx2", "cpu_avx2", "int8_group:g32", "a16", "cpu_avx2"},
         Expectation{"cpu_avx_vnni", "cpu_vnni", "int8_channel", "a8_token", "cpu_vnni"},
@@ -77,7 +82,7 @@ TEST(PolicyTest, TakesFourBitsWhenEightDoNotFit) {
   HardwareInfo hardware = Recorded("h100");
   // 140 billion weights: 132 GiB at 8.1 bits, 69 GiB at 4.25; 90 % of one card is 71.7 GiB.
   ASSERT_OK_AND_ASSIGN(PolicyDecision decision,
-                       Policy::Default().Choose(hardware, uint64_t{140} * 1000000000 * 4, true));
+                       Policy::Default().Choose(hardware, uint64_t{140} * 1000000000 * 4));
   EXPECT_EQ(decision.rule, "hopper_tight");
   EXPECT_THAT(decision.trace,
               Contains(AllOf(StartsWith("hopper: "), HasSubstr("bits per weight"))));
@@ -85,7 +90,7 @@ TEST(PolicyTest, TakesFourBitsWhenEightDoNotFit) {
 
 TEST(PolicyTest, TraceNamesTheConditionThatDidNotHoldForEveryRuleLookedAt) {
   ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
-                       Policy::Default().Choose(Recorded("cpu_avx2"), kSmolLm2, false));
+                       Policy::Default().Choose(Recorded("cpu_avx2"), kSmolLm2));
   const std::vector<std::string> rules = Policy::Default().rule_names();
   ASSERT_THAT(decision.trace, SizeIs(rules.size()));  // hardware, then all but cpu_any
   EXPECT_THAT(decision.trace[0], AllOf(HasSubstr("EPYC 7763"), HasSubstr("no GPU")));
@@ -98,17 +103,24 @@ TEST(PolicyTest, TraceNamesTheConditionThatDidNotHoldForEveryRuleLookedAt) {
               AllOf(HasSubstr("matched cpu"), HasSubstr(decision.reason), HasSubstr("int8")));
 }
 
-TEST(PolicyTest, SaysThatAMatchingGpuCannotBeUsedByThisBuild) {
-  ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
-                       Policy::Default().Choose(Recorded("h100"), kSmolLm2, false));
-  EXPECT_THAT(decision.trace,
-              Contains(AllOf(StartsWith("hopper: would select recipe fp8 "),
-                             HasSubstr("on NVIDIA H100"), HasSubstr("no CUDA backend"))));
+TEST(PolicyTest, SaysWhyAMatchingGpuCannotBeUsedAndTakesTheNext) {
+  HardwareInfo hardware = Recorded("h100");
+  hardware.gpus.resize(2);
+  hardware.gpus[0].unusable = "it serves smollm2";
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision second, Policy::Default().Choose(hardware, kSmolLm2));
+  EXPECT_EQ(second.device, "cuda:1");
+  hardware.gpus[1].unusable = "illegal address";
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision none, Policy::Default().Choose(hardware, kSmolLm2));
+  EXPECT_EQ(none.device, "cpu");
+  EXPECT_THAT(none.trace, Contains(AllOf(StartsWith("hopper: would select recipe fp8 "),
+                                         HasSubstr("on NVIDIA H100"), HasSubstr("cuda:0 cannot"),
+                                         HasSubstr("it serves smollm2"), HasSubstr("cuda:1 cannot"),
+                                         HasSubstr("illegal address"))));
 }
 
 TEST(PolicyTest, NoRuleIsNotFoundWithTheTrace) {
   EXPECT_THAT(
-      Policy::Default().Choose(Recorded("cpu_avx2"), 100 * kGib, false),
+      Policy::Default().Choose(Recorded("cpu_avx2"), 100 * kGib),
       StatusIs(StatusCode::kNotFound, AllOf(HasSubstr("cpu_avx2: needs"), HasSubstr("25.02 GiB"))));
 }
 
@@ -133,8 +145,7 @@ rules:
 TEST(PolicyTest, ReadsEveryField) {
   ASSERT_OK_AND_ASSIGN(const Policy policy, Policy::Parse(kPolicy, "mine.yaml"));
   EXPECT_EQ(policy.origin(), "mine.yaml");
-  ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
-                       policy.Choose(Recorded("rtx3090"), kSmolLm2, false));
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision decision, policy.Choose(Recorded("rtx3090"), kSmolLm2));
   EXPECT_EQ(decision.rule, "big");
   EXPECT_EQ(decision.reason, "many cores");
   const Recipe& recipe = decision.recipe;
@@ -158,8 +169,7 @@ TEST(PolicyTest, ARuleMayNameALadder) {
       kPolicy, {{"recipes:\n", "recipes:\n  wide: {scheme: bf16, activation: a16}\n"},
                 {"    recipe: int8\n", "    recipe: [int8, wide]\n    ladder_seconds: 60\n"}});
   ASSERT_OK_AND_ASSIGN(const Policy policy, Policy::Parse(text, "mine.yaml"));
-  ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
-                       policy.Choose(Recorded("rtx3090"), kSmolLm2, false));
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision decision, policy.Choose(Recorded("rtx3090"), kSmolLm2));
   EXPECT_EQ(decision.recipe.name, "int8");
   ASSERT_THAT(decision.ladder.rungs, SizeIs(2));
   EXPECT_EQ(decision.ladder.rungs[1].scheme, "bf16");
@@ -177,18 +187,18 @@ TEST(PolicyTest, TheExampleByMemoryChoosesWhatFits) {
   for (const auto& [gib, scheme] :
        std::map<uint64_t, std::string>{{24, "bf16"}, {16, "int8_channel"}, {8, "nf4:double"}}) {
     hardware.gpus[0].memory_bytes = gib * kGib;
-    ASSERT_OK_AND_ASSIGN(const PolicyDecision decision, policy.Choose(hardware, kTenBillion, true));
+    ASSERT_OK_AND_ASSIGN(const PolicyDecision decision, policy.Choose(hardware, kTenBillion));
     EXPECT_EQ(decision.recipe.scheme, scheme) << gib << " GiB";
   }
   hardware.gpus[0].memory_bytes = 20 * kGib;  // 20 GB do not fit in nine tenths of it
-  ASSERT_OK_AND_ASSIGN(const PolicyDecision less, policy.Choose(hardware, kTenBillion, true));
+  ASSERT_OK_AND_ASSIGN(const PolicyDecision less, policy.Choose(hardware, kTenBillion));
   EXPECT_EQ(less.recipe.scheme, "int8_channel");
 }
 
 TEST(PolicyTest, IntegerActivationsGiveWayToWiderOnes) {
   for (const char* host : {"cpu_amx", "cpu_avx512_vnni", "cpu_avx_vnni", "cpu_baseline"}) {
     ASSERT_OK_AND_ASSIGN(const PolicyDecision decision,
-                         Policy::Default().Choose(Recorded(host), kSmolLm2, false));
+                         Policy::Default().Choose(Recorded(host), kSmolLm2));
     ASSERT_THAT(decision.ladder.rungs, SizeIs(2)) << host;
     EXPECT_EQ(decision.ladder.rungs[0].activation, ActivationMode::kA8Token) << host;
     EXPECT_EQ(decision.ladder.rungs[1].scheme, "int8_group:g32") << host;
@@ -200,11 +210,11 @@ TEST(PolicyTest, CoresAndMemoryAreConditions) {
   ASSERT_OK_AND_ASSIGN(const Policy policy, Policy::Parse(kPolicy, "mine.yaml"));
   HardwareInfo hardware = Recorded("rtx3090");
   hardware.cores = 15;
-  EXPECT_THAT(policy.Choose(hardware, kSmolLm2, false),
+  EXPECT_THAT(policy.Choose(hardware, kSmolLm2),
               StatusIs(StatusCode::kNotFound, HasSubstr("cores=15 are fewer than 16")));
   hardware.cores = 16;
   hardware.memory_bytes = 29 * kGib;
-  EXPECT_THAT(policy.Choose(hardware, kSmolLm2, false),
+  EXPECT_THAT(policy.Choose(hardware, kSmolLm2),
               StatusIs(StatusCode::kNotFound, HasSubstr("29.00 GiB is less than 30.00 GiB")));
 }
 

@@ -50,12 +50,14 @@ TEST(CudaBatchTest, CountsWhatABatchNeeds) {
   EXPECT_EQ(sizes.tiles, 3);  // 64 and 6 rows, then 2
   EXPECT_TRUE(sizes.decode);
   EXPECT_EQ(sizes.max_blocks, 16);
-  EXPECT_EQ(Bucketed(sizes, 256), sizes);  // prompts are not captured
+  CudaStepSizes even = sizes;
+  even.rows = 76;
+  EXPECT_EQ(Bucketed(sizes, 256), even);  // prompts are not captured
 }
 
 TEST(CudaBatchTest, WritesEveryRowWhereKernelsLook) {
   const Mixed mixed;
-  const CudaStepSizes sizes = StepSizesOf(mixed.batch);
+  const CudaStepSizes sizes = Bucketed(StepSizesOf(mixed.batch), 256);
   const CudaBatchLayout at(sizes);
   std::vector<int32_t> ints(at.end + 1, 77);
   FillCudaBatch(mixed.batch, sizes, ints);
@@ -69,6 +71,9 @@ TEST(CudaBatchTest, WritesEveryRowWhereKernelsLook) {
     EXPECT_EQ(ints[at.decode_positions + row], decode ? position : -1) << row;
     EXPECT_EQ(ints[at.sequence_of_row + row], static_cast<int32_t>(sequence));
   }
+  EXPECT_EQ(ints[at.tokens + 75], -1);
+  EXPECT_EQ(ints[at.positions + 75], -1);
+  EXPECT_EQ(ints[at.decode_positions + 75], -1);
   EXPECT_EQ(ints[at.block_tables + 1], 8);
   EXPECT_EQ(ints[at.block_tables + 16], 1);
   EXPECT_EQ(ints[at.block_tables + 32], 3);
@@ -124,7 +129,8 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
       .rows = 4, .sequences = 4, .logit_rows = 8, .max_blocks = 16, .decode = true};
   StepMemory at(widths, sizes);
   at.Need({.expanded_bytes = 100, .padded_bytes = 70, .partial_floats = 10, .counters = 3});
-  at.Need({.expanded_bytes = 50, .partial_floats = 20, .counters = 2});
+  at.Need({.expanded_bytes = 50, .partial_floats = 20, .counters = 2, .workspace_bytes = 1024});
+  at.Need({.workspace_bytes = 512});
   at.Close();
   const std::vector<std::pair<size_t, size_t>> pieces = {
       {at.ints, CudaBatchLayout(sizes).end * 4},
@@ -138,6 +144,7 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
       {at.attention_partial, 4u * 4 * 8 * 2 * 10},
       {at.expanded, 100},
       {at.padded, 70},
+      {at.workspace, 1024},
       {at.partial, 80},
       {at.counters, 12},
       {at.arrived, 4u * 4 * 4}};

@@ -9,6 +9,7 @@
 
 #include "base/float16.h"
 #include "base/float8.h"
+#include "tests/quant/kernels/cuda/fake_cublas_lt.h"
 #include "tests/support/status_matchers.h"
 
 namespace assay {
@@ -45,16 +46,20 @@ TEST(CublasLtTest, MultipliesRowsByRows) {
   const auto lt = Fake();
   EXPECT_EQ(lt->version(), 130001u);
   const Matrix w = Integers(kN * kK, 1), x = Integers(kM * kK, 2);
+  const LtProblem problem = {.m = kM, .n = kN, .k = kK};
+  ASSERT_OK_AND_ASSIGN(const auto algorithms, lt->Algorithms(problem));
+  EXPECT_EQ(algorithms.size(), 2u);  // the one that wants too much is left out
   for (const bool accumulate : {false, true}) {
-    ASSERT_OK_AND_ASSIGN(const auto plan,
-                         lt->MakePlan({.m = kM, .n = kN, .k = kK, .accumulate = accumulate}));
-    EXPECT_EQ(plan->algorithms().size(), 2u);  // the one that wants too much is left out
-    for (const LtAlgorithm& algorithm : plan->algorithms()) {
+    for (const LtAlgorithm& algorithm : algorithms) {
       std::vector<float> y(kM * kN, 100.0f);
       char workspace[1024];
-      ASSERT_OK(plan->Run(
-          {.w = w.halves.data(), .x = x.halves.data(), .y = y.data(), .workspace = workspace},
-          algorithm));
+      ASSERT_OK(lt->Run(problem,
+                        {.w = w.halves.data(),
+                         .x = x.halves.data(),
+                         .y = y.data(),
+                         .accumulate = accumulate,
+                         .workspace = workspace},
+                        algorithm));
       for (size_t i = 0; i < kM; ++i) {
         for (size_t j = 0; j < kN; ++j) {
           float sum = accumulate ? 100.0f : 0.0f;
@@ -66,29 +71,52 @@ TEST(CublasLtTest, MultipliesRowsByRows) {
   }
 }
 
+TEST(CublasLtTest, ChecksAlgorithmsOfOtherSizes) {
+  FakeCublasLt& fake = ResetFakeCublasLt(FAKE_CUBLAS_LT);
+  const auto lt = Fake();
+  ASSERT_OK_AND_ASSIGN(const auto algorithms, lt->Algorithms({.m = 128, .n = 8, .k = 16}));
+  EXPECT_THAT(lt->Check({.m = 100, .n = 8, .k = 16}, algorithms[0]), IsOkAndHolds(1024u));
+  fake.refused_m = 100;
+  const auto refused = [](const absl::Status& status) {
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("m=100")));
+  };
+  refused(lt->Check({.m = 100, .n = 8, .k = 16}, algorithms[0]).status());
+  refused(lt->Run({.m = 100, .n = 8, .k = 16}, {}, algorithms[0]));
+  EXPECT_THAT(lt->Check({.m = 100, .n = 8, .k = 16}, {.words = {7}}).status(),
+              StatusIs(absl::StatusCode::kUnimplemented));
+  ResetFakeCublasLt(FAKE_CUBLAS_LT).fails = true;
+  char workspace[1024];
+  EXPECT_THAT(
+      lt->Run({.m = 4, .n = 8, .k = 16}, {.workspace = workspace}, algorithms[0]),
+      StatusIs(absl::StatusCode::kInternal, AllOf(HasSubstr("status=13"), HasSubstr("m=4"))));
+  ResetFakeCublasLt(FAKE_CUBLAS_LT);
+}
+
 TEST(CublasLtTest, ScalesBelongToTheirSides) {
   constexpr int kM = 4, kN = 16, kK = 256;
   const auto lt = Fake();
   const Matrix w = Integers(kN * kK, 3), x = Integers(kM * kK, 4);
   for (const LtScales scales : {LtScales::kScalar, LtScales::kRows, LtScales::kRows128}) {
-    ASSERT_OK_AND_ASSIGN(const auto plan, lt->MakePlan({.m = kM,
-                                                        .n = kN,
-                                                        .k = kK,
-                                                        .operands = LtType::kE4M3,
-                                                        .out = LtType::kF32,
-                                                        .scales = scales}));
+    const LtProblem problem = {.m = kM,
+                               .n = kN,
+                               .k = kK,
+                               .operands = LtType::kE4M3,
+                               .out = LtType::kF32,
+                               .scales = scales};
+    ASSERT_OK_AND_ASSIGN(const auto algorithms, lt->Algorithms(problem));
     std::vector<float> w_scales, x_scales;  // powers of two
     for (int i = 0; i < 2 * kN; ++i) w_scales.push_back(static_cast<float>(1 << (i % 5)));
     for (int i = 0; i < 2 * kM; ++i) x_scales.push_back(1 / static_cast<float>(1 << (i % 3)));
     std::vector<float> y(kM * kN);
     char workspace[1024];
-    ASSERT_OK(plan->Run({.w = w.bytes.data(),
-                         .x = x.bytes.data(),
-                         .w_scales = w_scales.data(),
-                         .x_scales = x_scales.data(),
-                         .y = y.data(),
-                         .workspace = workspace},
-                        plan->algorithms()[0]));
+    ASSERT_OK(lt->Run(problem,
+                      {.w = w.bytes.data(),
+                       .x = x.bytes.data(),
+                       .w_scales = w_scales.data(),
+                       .x_scales = x_scales.data(),
+                       .y = y.data(),
+                       .workspace = workspace},
+                      algorithms[0]));
     for (size_t i = 0; i < kM; ++i) {
       for (size_t j = 0; j < kN; ++j) {
         float sum = 0;
@@ -112,7 +140,7 @@ TEST(CublasLtTest, SaysWhatItLacks) {
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nowhere/libcublasLt.so")));
   EXPECT_THAT(CublasLt::Load("libm.so.6").status(),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("function=cublasLtCreate")));
-  EXPECT_THAT(Fake()->MakePlan({.m = 1, .n = 8, .k = 48}).status(),
+  EXPECT_THAT(Fake()->Algorithms({.m = 1, .n = 8, .k = 48}).status(),
               StatusIs(absl::StatusCode::kUnimplemented,
                        AllOf(HasSubstr("no algorithm"), HasSubstr("k=48"), HasSubstr("130001"))));
 }
@@ -127,8 +155,17 @@ TEST(CublasLtTest, KnowsTheRulesOfTheDevices) {
   EXPECT_THAT(LtRefuses(p, 86), HasSubstr("8.9"));
   p.k = 72;
   EXPECT_THAT(LtRefuses(p, 90), HasSubstr("rows of k"));
+  p.k = 64;
+  p.scales = LtScales::kRows128;
+  EXPECT_THAT(LtRefuses(p, 90), HasSubstr("rows of scales"));  // m = 5
+  p.m = 8;
+  EXPECT_EQ(LtRefuses(p, 90), nullptr);
   p = {.m = 1, .n = 6, .k = 64};
   EXPECT_THAT(LtRefuses(p, 90), HasSubstr("rows of n"));
+  p.n = 8;
+  EXPECT_THAT(LtRefuses(p, 75), HasSubstr("bf16"));
+  p.operands = LtType::kF16;
+  EXPECT_EQ(LtRefuses(p, 75), nullptr);
 }
 
 }  // namespace

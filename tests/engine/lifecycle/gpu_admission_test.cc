@@ -1,0 +1,227 @@
+// Admission onto GPUs, on emulated ones: the real kernels and host code, so what is proven here is
+// all but the silicon.
+#include "absl/strings/str_join.h"
+#include "engine/model/cuda/gpus.h"
+#include "tests/engine/lifecycle/admission_fixture.h"
+
+namespace assay {
+namespace {
+
+using absl::StatusCode;
+using testing::AllOf;
+using testing::HasSubstr;
+
+// One GPU rule, one for the CPU: 8-bit weights on both.
+constexpr char kPolicy[] = R"(version: 1
+recipes:
+  gpu:
+    scheme: int8_channel
+    activation: a8_token
+    embedding: int8_channel
+    fallback: {scheme: bf16, activation: a16, max_fraction: 0.2}
+  host:
+    scheme: int8_channel
+    activation: a16
+    embedding: int8_channel
+    fallback: {scheme: bf16, activation: a16, max_fraction: 0.2}
+budgets:
+  wide: {mean_kl: 0.1, top1: 0.8, perplexity_ratio: 1.1, cosine: 0.9, label_agreement: 0.9}
+rules:
+  - {name: gpu, reason: a GPU, when: {device: cuda}, recipe: gpu, budget: wide}
+  - {name: host, reason: a CPU, when: {device: cpu}, recipe: host, budget: wide}
+)";
+
+class GpuAdmissionTest : public AdmissionFixture {
+ protected:
+  static AdmissionOptions WithPolicy(AdmissionOptions options = {}) {
+    options.policy = Policy::Parse(kPolicy, "test").value();
+    return options;
+  }
+  void Open(int devices, const Gpus::Options& options = {}) {
+    pipeline_.reset();
+    world_.emplace(CudaWorld{EmulatedCuda(devices), EmulatedLinearKernels(), EmulatedOpsKernels()});
+    auto gpus = Gpus::Open(&*world_, options);
+    ASSERT_OK(gpus);
+    gpus_ = std::make_unique<Gpus>(*std::move(gpus));
+  }
+  // The emulator computes some hundred tokens a second: what is not about the proof has one of 16
+  // tokens, too short for the check of decode steps.
+  void StartOnGpus(AdmissionOptions options = WithPolicy(), AdmissionHooks hooks = {},
+                   int window = 16) {
+    options.gpus = gpus_.get();
+    options.engine.max_context = 64;
+    options.engine.max_step_tokens = 32;
+    hooks.evaluation = EvaluationSize{.documents = window == 16 ? 1 : 2, .window = window};
+    Start(std::move(options), std::move(hooks));
+  }
+  std::string Trace(const AdmissionProgress& end) {
+    return end.report == nullptr ? "" : absl::StrJoin(end.report->decision.trace, "\n");
+  }
+  const Device& DeviceOf(const std::string& name) {
+    return (*registry_.Acquire(name))->model->device();
+  }
+
+  std::optional<CudaWorld> world_;
+  std::unique_ptr<Gpus> gpus_;
+  // Before the devices: what lives there.
+  void TearDown() override {
+    pipeline_.reset();
+    for (const VersionInfo& version : registry_.List())
+      registry_.Unload(version.name, version.version).IgnoreError();
+    registry_.WaitForRetirements();
+  }
+};
+
+TEST_F(GpuAdmissionTest, ProvesAndServesOnTheGpu) {
+  Open(1, {.devices = "none"});
+  StartOnGpus(WithPolicy(), {}, 40);
+  const AdmissionProgress host =
+      Admit({.name = "stories", .path = Stories260k(), .scheme = "int8_channel"});
+  ASSERT_OK(host.status);
+  EXPECT_EQ(host.report->decision.device, "cpu");
+  Open(1);
+  StartOnGpus(WithPolicy(), {}, 40);
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->decision.device, "cuda:0");
+  EXPECT_EQ(end.report->decision.rule, "gpu");
+  for (const LayerReport& layer : end.report->layers) {
+    EXPECT_EQ(layer.kernel, "cuda") << layer.name;
+    EXPECT_GT(layer.weight_sqnr_db, 30) << layer.name;  // 8 bits, read back from the device
+  }
+  const VerificationResult& v = end.report->verification;
+  // The same codes of weights and activations as on the CPU; bf16 between the layers moves some
+  // activations to the next code.
+  EXPECT_NEAR(v.mean_kl.mean / host.report->verification.mean_kl.mean, 1, 0.5);
+  EXPECT_GT(v.decode_positions, 0);
+  EXPECT_THAT(Trace(end), AllOf(HasSubstr("memory of cuda:0: "), HasSubstr("keys and values")));
+  EXPECT_EQ(DeviceOf("stories").name(), "cuda:0");
+  EXPECT_THAT(metrics_.Scrape(), HasSubstr("device=\"cuda:0\""));
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire("stories"));
+  std::promise<int> tokens;
+  int count = 0;
+  ASSERT_OK(servable->generate->Submit({.prompt = {1, 2, 3}, .sampling = {.max_tokens = 4}},
+                                       [&](TokenEvent&& event) {
+                                         if (event.kind == TokenEvent::Kind::kToken) ++count;
+                                         if (event.kind == TokenEvent::Kind::kEnd)
+                                           tokens.set_value(count);
+                                       }));
+  EXPECT_EQ(tokens.get_future().get(), 4);
+}
+
+TEST_F(GpuAdmissionTest, MemoryOnTheGpuIsGivenBack) {
+  Open(1);
+  StartOnGpus();
+  const CudaDevice& device = gpus_->all()[0].backend->device();
+  ASSERT_OK(AdmitStories().status);
+  EXPECT_GT(device.allocated_bytes(), 0u);
+  ASSERT_OK(registry_.Unload("stories", 0));
+  registry_.WaitForRetirements();
+  EXPECT_EQ(device.allocated_bytes(), 0u);
+}
+
+TEST_F(GpuAdmissionTest, EveryModelHasAGpuOfItsOwnThenTheHost) {
+  Open(2);
+  StartOnGpus();
+  const auto admit = [&](const std::string& name) {
+    return Admit({.name = name, .path = Stories260k()});
+  };
+  ASSERT_OK(admit("a").status);
+  ASSERT_OK(admit("b").status);
+  const AdmissionProgress third = admit("c");
+  ASSERT_OK(third.status);
+  EXPECT_EQ(DeviceOf("a").name(), "cuda:0");
+  EXPECT_EQ(DeviceOf("b").name(), "cuda:1");
+  EXPECT_EQ(DeviceOf("c").name(), "cpu");
+  EXPECT_THAT(Trace(third), AllOf(HasSubstr("cuda:0 cannot be used: it serves a"),
+                                  HasSubstr("cuda:1 cannot be used: it serves b")));
+  // The next version of a model goes where the model is.
+  ASSERT_OK(admit("b").status);
+  EXPECT_EQ(DeviceOf("b").name(), "cuda:1");
+}
+
+TEST_F(GpuAdmissionTest, WhatAGpuCannotRunTheHostDoes) {
+  Open(1);
+  StartOnGpus();
+  const AdmissionProgress end = Admit({.name = "stories",
+                                       .path = Stories260k(),
+                                       .recipe = "mxfp4",
+                                       .budget = Budget{10, 0, 10, 0, 0}});
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->decision.device, "cpu");
+  EXPECT_EQ(end.report->decision.recipe.name, "mxfp4");
+  EXPECT_THAT(Trace(end), AllOf(HasSubstr("cuda:0 cannot be used: recipe mxfp4"),
+                                HasSubstr("no products for scheme mxfp4")));
+}
+
+// The built-in rules, on devices that play their GPUs.
+TEST_F(GpuAdmissionTest, TheBuiltInRulesFindKernels) {
+  struct Case {
+    const char *profile, *rule, *recipe, *scheme;
+  };
+  for (const Case& c : {Case{"sm90", "hopper", "fp8", "fp8_e4m3"},
+                        Case{"sm86", "ampere_consumer", "int4", "int4_group"},
+                        Case{"sm80", "ampere_datacenter", "int8_smooth", "int8_channel"},
+                        Case{"sm75", "turing", "int8_smooth", "int8_channel"}}) {
+    SCOPED_TRACE(c.profile);
+    Open(1, {.profile = c.profile});
+    AdmissionOptions options;
+    options.policy = Policy::Default();
+    StartOnGpus(options);
+    const AdmissionProgress end =
+        Admit({.name = "stories", .path = Stories260k(), .budget = Budget{1, 0, 10, 0, 0}});
+    ASSERT_OK(end.status);
+    EXPECT_EQ(end.report->decision.device, "cuda:0") << Trace(end);
+    EXPECT_EQ(end.report->decision.rule, c.rule);
+    EXPECT_EQ(end.report->decision.recipe.name, c.recipe);
+    EXPECT_EQ(end.report->layers[1].scheme, c.scheme);
+    EXPECT_EQ(end.report->fallback_fraction, 0);
+    ASSERT_OK(registry_.Unload("stories", 0));
+    registry_.WaitForRetirements();
+  }
+}
+
+TEST_F(GpuAdmissionTest, SabotagedCodesAreRejectedThereToo) {
+  Open(1);
+  AdmissionHooks hooks;
+  hooks.after_quantize = [](const LinearSlot& slot, QuantizedTensor& tensor) {
+    if (slot.name == "model.layers.1.mlp.down_proj") tensor.scales.data<float>()[3] *= 4;
+  };
+  StartOnGpus(WithPolicy(), hooks);
+  const AdmissionProgress end = AdmitStories();
+  EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition, HasSubstr("down_proj")));
+  EXPECT_EQ(gpus_->all()[0].backend->device().allocated_bytes(), 0u);
+}
+
+TEST_F(GpuAdmissionTest, ALostDeviceIsPassedOver) {
+  Open(1);
+  StartOnGpus();
+  CudaDevice& device = gpus_->all()[0].backend->device();
+  EXPECT_THAT(device.Noted(CudaStatus(700, "norm rows=4")),
+              StatusIs(StatusCode::kInternal, HasSubstr("illegal address")));
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->decision.device, "cpu");
+  EXPECT_THAT(Trace(end), HasSubstr("illegal address"));
+}
+
+TEST_F(GpuAdmissionTest, CertificatesOfAnotherDeviceDoNotCount) {
+  Open(1);
+  StartOnGpus(WithPolicy(Cached()));
+  ASSERT_OK(AdmitStories().status);
+  StartOnGpus(WithPolicy(Cached()));
+  const AdmissionProgress again = AdmitStories();
+  ASSERT_OK(again.status);
+  EXPECT_TRUE(again.report->certificate_hit);
+  registry_.Unload("stories", 0).IgnoreError();
+  registry_.WaitForRetirements();
+  Open(1, {.profile = "sm86"});
+  StartOnGpus(WithPolicy(Cached()));
+  const AdmissionProgress other = AdmitStories();
+  ASSERT_OK(other.status);
+  EXPECT_TRUE(other.report->artifact_cache_hit);
+  EXPECT_FALSE(other.report->certificate_hit);
+}
+
+}  // namespace
+}  // namespace assay
