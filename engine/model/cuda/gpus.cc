@@ -114,6 +114,14 @@ absl::StatusOr<std::unique_ptr<GpuBackend>> GpuBackend::Open(const CudaWorld& wo
 
 absl::Status GpuBackend::Takes(const ModelSpec& spec) const { return CudaTakes(spec); }
 
+absl::Status GpuBackend::Supports(const QuantScheme& scheme, const Shape& shape,
+                                  ActivationMode activation) const {
+  // They would be rounded, and the proof would find weights that are not the checkpoint's.
+  if (scheme.name() == "f32")
+    return absl::UnimplementedError("weights on a GPU have 16 bit at most, not f32: bf16 does");
+  return kernel_.Supports({shape, &scheme, activation, DeviceKind::kCuda});
+}
+
 absl::StatusOr<QuantizedLinear> GpuBackend::MakeLinear(const QuantizedTensor& w, Tensor bias,
                                                        ActivationMode activation) const {
   if (w.scheme == nullptr) return absl::InvalidArgumentError("the weight has no scheme");

@@ -35,9 +35,7 @@ class GpuBackend final : public ModelBackend {
   absl::Status Takes(const ModelSpec& spec) const override;
   absl::Status TakesKv(const KvFormat& format) const override { return CudaTakesKv(format); }
   absl::Status Supports(const QuantScheme& scheme, const Shape& shape,
-                        ActivationMode activation) const override {
-    return kernel_.Supports({shape, &scheme, activation, DeviceKind::kCuda});
-  }
+                        ActivationMode activation) const override;
   absl::StatusOr<QuantizedLinear> MakeLinear(const QuantizedTensor& w, Tensor bias,
                                              ActivationMode activation) const override;
   absl::StatusOr<std::unique_ptr<const Model>> Build(const ModelFamily& family,

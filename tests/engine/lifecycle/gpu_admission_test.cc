@@ -181,6 +181,16 @@ TEST_F(GpuAdmissionTest, TheBuiltInRulesFindKernels) {
   }
 }
 
+// Its weights would be rounded on the way.
+TEST_F(GpuAdmissionTest, F32StaysOnTheHost) {
+  Open(1);
+  StartOnGpus();
+  const AdmissionProgress end = Admit({.name = "stories", .path = Stories260k(), .scheme = "f32"});
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->decision.device, "cpu");
+  EXPECT_THAT(Trace(end), HasSubstr("16 bit at most"));
+}
+
 TEST_F(GpuAdmissionTest, SabotagedCodesAreRejectedThereToo) {
   Open(1);
   AdmissionHooks hooks;
