@@ -157,6 +157,27 @@ TEST_F(CudaBertTest, AgreesWithTheCpuForEveryScheme) {
     expect_same(grouped, c);
 }
 
+// Codes of 8 bits turn what was rounded to 16 first into whole steps here and there, and those
+// into more in the next layer: after some layers both are off by as much, not by the same numbers.
+// After one they still go together.
+TEST_F(CudaBertTest, CodesOfActivationsCostWhatTheyCostOnTheCpu) {
+  const RandomBert checkpoint(kGrouped);
+  const auto gpu = Build(checkpoint, kA8.scheme, kA8.activation);
+  const auto texts = RandomTexts({40}, gpu->spec());
+  const auto on_cpu = [&](ActivationMode activation) {
+    const auto cpu =
+        BuildUniform(checkpoint, kA8.scheme, {.activation = activation, .kernel = "reference"});
+    EXPECT_OK(cpu);
+    return Run(**cpu, texts);
+  };
+  const auto plain = on_cpu(ActivationMode::kA16), coded = on_cpu(kA8.activation),
+             got = Run(*gpu, texts);
+  const double cost = Worst(got, plain), cpu_cost = Worst(coded, plain);
+  EXPECT_GT(cost, cpu_cost / 2);
+  EXPECT_LT(cost, cpu_cost * 2);
+  EXPECT_LT(Worst(got, coded), 0.7 * cpu_cost);  // strangers would be sqrt(2) apart
+}
+
 TEST_F(CudaBertTest, AnotherSchemeIsNoticed) {
   const RandomBert checkpoint(kGrouped);
   const auto a = Build(checkpoint, "int4_group:g32"), b = Build(checkpoint, "f32");
