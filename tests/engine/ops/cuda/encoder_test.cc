@@ -150,10 +150,10 @@ TEST_P(EncoderEndsTest, DenseRowsDoNotDependOnTheirNumber) {
   ASSERT_EQ(emulated::Dense(args, {}), 0);
   std::vector<float> expected;
   for (const int32_t row : picked) {
-    for (int n = 0; n < kN; ++n) {
-      double sum = bias[static_cast<size_t>(n)];
-      for (int k = 0; k < kK; ++k)
-        sum += double{x[static_cast<size_t>(row * kK + k)]} * w[static_cast<size_t>(n * kK + k)];
+    for (size_t n = 0; n < kN; ++n) {
+      double sum = bias[n];
+      for (size_t k = 0; k < kK; ++k)
+        sum += double{x[static_cast<size_t>(row) * kK + k]} * w[n * kK + k];
       expected.push_back(static_cast<float>(std::tanh(sum)));
     }
   }
