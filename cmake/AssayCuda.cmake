@@ -1,8 +1,26 @@
 # CUDA, where there is a toolkit: ASSAY_CUDA AUTO, ON (an error without one) or OFF. Kernels are also compiled for the CPU's
 # emulator (base/cuda/emulator.h), toolkit or not: that is how their tests run in CI.
 set(ASSAY_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (where nvcc is found), ON, OFF")
-set(ASSAY_CUDA_ARCHITECTURES "90a-real" CACHE STRING
-    "What nvcc compiles for; all that is supported: 75-real;80-real;86-real;89-real;90a-real;120-real;80-virtual")
+# Unless said otherwise, for the GPUs of this machine; without any, for one, so that the code is compiled.
+if(NOT DEFINED CACHE{ASSAY_CUDA_ARCHITECTURES})
+  set(found)
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE capabilities
+                  OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE no_gpu)
+  if(NOT no_gpu)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]+" capabilities "${capabilities}")
+    foreach(capability ${capabilities})
+      string(REPLACE "." "" architecture ${capability})
+      string(REGEX REPLACE "^90$" "90a" architecture ${architecture})
+      list(APPEND found ${architecture}-real)
+    endforeach()
+    list(REMOVE_DUPLICATES found)
+  endif()
+  if(NOT found)
+    set(found 90a-real)
+  endif()
+  set(ASSAY_CUDA_ARCHITECTURES "${found}" CACHE STRING
+      "What nvcc compiles for; all that is supported: 75-real;80-real;86-real;89-real;90a-real;120-real;80-virtual")
+endif()
 set(ASSAY_HAS_CUDA OFF)
 if(NOT ASSAY_CUDA STREQUAL OFF AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   find_program(ASSAY_NVCC nvcc PATHS /usr/local/cuda/bin ENV CUDA_PATH PATH_SUFFIXES bin)

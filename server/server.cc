@@ -52,6 +52,11 @@ AdmissionOptions OptionsFor(const ServerConfig& config, const Policy& policy, co
   return options;
 }
 
+std::string LtDirectory(const ServerConfig& config) {
+  return config.cache_dir.empty() || config.cache_dir == "none" ? ""
+                                                                : config.cache_dir + "/cublaslt";
+}
+
 std::vector<DeviceReading> ReadDevices(const Gpus& gpus) {
   std::vector<DeviceReading> readings;
   for (const Gpus::Found& found : gpus.all()) {
@@ -344,7 +349,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
   }
   const CudaWorld* const world =
       hooks == nullptr || hooks->cuda == nullptr ? DriverWorld() : hooks->cuda;
-  ASSIGN_OR_RETURN(Gpus gpus, Gpus::Open(world, {config.gpu_devices, config.gpu_profile}));
+  ASSIGN_OR_RETURN(Gpus gpus, Gpus::Open(world, {.devices = config.gpu_devices,
+                                                 .profile = config.gpu_profile,
+                                                 .lt_directory = LtDirectory(config)}));
   auto parts = std::make_unique<Parts>(std::move(config), std::move(policy), std::move(gpus),
                                        std::move(models), hooks);
   Announce(StartBanner(parts->config, parts->policy, DescribeHardware(parts->gpus),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
@@ -19,13 +20,25 @@ constexpr std::array kArchitectures = {
     Architecture{90, 227}, Architecture{100, 227}, Architecture{120, 99},
 };
 
+// Of a slot of the ring: uploads are of hundreds of megabytes, a few milliseconds each slot.
+constexpr size_t kSlotBytes = size_t{16} << 20;
+
 }  // namespace
+
+// One half of the ring. `sent` is recorded when the copy out of it is in the stream.
+struct Slot {
+  PinnedBuffer memory;
+  GpuEvent sent = nullptr;
+  bool in_flight = false;
+};
 
 struct CudaDevice::State {
   std::atomic<size_t> allocated{0};  // a counter that nothing synchronises on
   mutable Mutex mutex;
   absl::Status health ABSL_GUARDED_BY(mutex);
   std::function<void(const absl::Status&)> tell ABSL_GUARDED_BY(mutex);
+  Mutex ring_mutex;  // uploads take turns
+  std::array<Slot, 2> ring ABSL_GUARDED_BY(ring_mutex);
 };
 
 absl::StatusOr<CudaProfile> ParseCudaProfile(std::string_view name, const CudaProfile& actual) {
@@ -63,6 +76,12 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Open(const CudaRuntime& 
 }
 
 CudaDevice::~CudaDevice() {
+  {
+    const MutexLock lock(state_->ring_mutex);
+    for (Slot& slot : state_->ring) {
+      if (slot.sent != nullptr) runtime_.DestroyEvent(slot.sent);
+    }
+  }
   if (stream_ != nullptr) runtime_.DestroyStream(stream_);
 }
 
@@ -84,8 +103,28 @@ absl::Status CudaDevice::Upload(std::span<const std::byte> from, Buffer& to) {
   if (from.size() > to.bytes())
     return absl::InvalidArgumentError(
         absl::StrCat("copy does not fit the buffer: bytes=", from.size(), " buffer=", to.bytes()));
-  RETURN_IF_ERROR(Noted(runtime_.Upload(from.data(), to.data(), from.size(), stream_)));
-  return Synchronize();
+  return Noted(UploadStreamed(from, to.data()));
+}
+
+absl::Status CudaDevice::UploadStreamed(std::span<const std::byte> from, std::byte* to) {
+  const MutexLock lock(state_->ring_mutex);
+  for (size_t done = 0, turn = 0; done < from.size(); ++turn) {
+    Slot& slot = state_->ring[turn % 2];
+    if (slot.sent == nullptr) {
+      ASSIGN_OR_RETURN(slot.memory, PinnedBuffer::Create(runtime_, kSlotBytes));
+      ASSIGN_OR_RETURN(slot.sent, runtime_.CreateEvent(index_));
+    }
+    if (slot.in_flight) RETURN_IF_ERROR(runtime_.WaitOnHost(slot.sent));
+    const size_t part = std::min(kSlotBytes, from.size() - done);
+    std::memcpy(slot.memory.data(), from.data() + done, part);
+    RETURN_IF_ERROR(runtime_.Upload(slot.memory.data(), to + done, part, stream_));
+    RETURN_IF_ERROR(runtime_.Record(slot.sent, stream_));
+    slot.in_flight = true;
+    done += part;
+  }
+  RETURN_IF_ERROR(runtime_.Synchronize(stream_));
+  for (Slot& slot : state_->ring) slot.in_flight = false;
+  return absl::OkStatus();
 }
 
 absl::Status CudaDevice::Download(const Buffer& from, std::span<std::byte> to) {

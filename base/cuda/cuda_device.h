@@ -1,6 +1,8 @@
 // A GPU as a Device: its memory in Buffers, and what belongs to one and no other.
 //
 // Thread-safe. The stream is for copies of whole buffers; who computes has a stream of its own.
+// Uploads stream through a ring of two pinned slots: while one is on its way, the host fills the
+// other, from a mapped file as a rule.
 #pragma once
 #include <functional>
 #include <memory>
@@ -55,6 +57,7 @@ class CudaDevice final : public Device {
   struct State;
   CudaDevice(const CudaRuntime& runtime, int index);
   void Free(std::byte* data, size_t bytes) override;
+  absl::Status UploadStreamed(std::span<const std::byte> from, std::byte* to);
 
   const CudaRuntime& runtime_;
   const int index_;

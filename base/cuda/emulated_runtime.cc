@@ -87,6 +87,7 @@ class Emulated final : public CudaRuntime {
     return absl::OkStatus();
   }
   absl::Status WaitFor(GpuStream, GpuEvent) const override { return absl::OkStatus(); }
+  absl::Status WaitOnHost(GpuEvent) const override { return absl::OkStatus(); }
   absl::StatusOr<double> Milliseconds(GpuEvent from, GpuEvent to) const override {
     return std::chrono::duration<double, std::milli>(*static_cast<Clock::time_point*>(to) -
                                                      *static_cast<Clock::time_point*>(from))

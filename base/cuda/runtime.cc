@@ -75,6 +75,25 @@ GpuBuffer& GpuBuffer::operator=(GpuBuffer&& other) noexcept {
   return *this;
 }
 
+absl::StatusOr<PinnedBuffer> PinnedBuffer::Create(const CudaRuntime& runtime, size_t bytes) {
+  PinnedBuffer buffer;
+  ASSIGN_OR_RETURN(buffer.data_, runtime.AllocatePinned(bytes));
+  buffer.runtime_ = &runtime;
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+
+PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
+  std::swap(runtime_, other.runtime_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) runtime_->FreePinned(data_);
+}
+
 GpuBuffer::~GpuBuffer() {
   if (data_ != nullptr) runtime_->Free(device_, data_, bytes_);
 }

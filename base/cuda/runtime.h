@@ -62,6 +62,7 @@ class CudaRuntime {
   virtual void DestroyEvent(GpuEvent event) const = 0;
   virtual absl::Status Record(GpuEvent event, GpuStream stream) const = 0;
   virtual absl::Status WaitFor(GpuStream stream, GpuEvent event) const = 0;
+  virtual absl::Status WaitOnHost(GpuEvent event) const = 0;  // the calling thread waits
   virtual absl::StatusOr<double> Milliseconds(GpuEvent from, GpuEvent to) const = 0;
 
   // What is put into the stream in between is kept instead of done.
@@ -96,6 +97,23 @@ class GpuBuffer {
  private:
   const CudaRuntime* runtime_ = nullptr;
   int device_ = 0;
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Host memory that copies do not stage. Move-only; the runtime outlives it.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  static absl::StatusOr<PinnedBuffer> Create(const CudaRuntime& runtime, size_t bytes);
+  PinnedBuffer(PinnedBuffer&& other) noexcept { *this = std::move(other); }
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept;
+  ~PinnedBuffer();
+  std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  const CudaRuntime* runtime_ = nullptr;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
 };

@@ -135,6 +135,9 @@ class Cudart final : public CudaRuntime {
     return CudaStatus(cudaStreamWaitEvent(Of(stream), static_cast<cudaEvent_t>(event), 0),
                       "wait_for_event");
   }
+  absl::Status WaitOnHost(GpuEvent event) const override {
+    return CudaStatus(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "synchronize_event");
+  }
   absl::StatusOr<double> Milliseconds(GpuEvent from, GpuEvent to) const override {
     float out = 0;
     RETURN_IF_ERROR(

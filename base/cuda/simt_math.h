@@ -63,6 +63,7 @@ ASSAY_DEVICE float FloatOf(uint32_t bits) { return __uint_as_float(bits); }
 ASSAY_DEVICE float Fma(float a, float b, float c) { return fmaf(a, b, c); }
 ASSAY_DEVICE float Round(float v) { return rintf(v); }  // half to even
 ASSAY_DEVICE float Exp2(float v) { return exp2f(v); }
+ASSAY_DEVICE float Log2(float v) { return log2f(v); }
 // (sine, cosine) of an angle of any size; at most 2 units in the last place off.
 ASSAY_DEVICE Two SinCos(float angle) {
   Two turn;
@@ -228,6 +229,7 @@ ASSAY_DEVICE float FloatOf(uint32_t bits) { return std::bit_cast<float>(bits); }
 ASSAY_DEVICE float Fma(float a, float b, float c) { return fmaf(a, b, c); }
 ASSAY_DEVICE float Round(float v) { return rintf(v); }
 ASSAY_DEVICE float Exp2(float v) { return exp2f(v); }
+ASSAY_DEVICE float Log2(float v) { return log2f(v); }
 ASSAY_DEVICE Two SinCos(float angle) {
   const double exact = angle;
   return {static_cast<float>(sin(exact)), static_cast<float>(cos(exact))};

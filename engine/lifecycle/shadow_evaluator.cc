@@ -93,6 +93,11 @@ class WindowPass {
   std::span<const float> logits_;
 };
 
+// A GPU shows no operands of its layers.
+InputProfile* InputsOf(const Model& served, const ShadowEvaluator::Options& options) {
+  return served.device().kind() == DeviceKind::kCuda ? nullptr : options.inputs;
+}
+
 size_t ArgMax(std::span<const float> values) {
   return static_cast<size_t>(std::max_element(values.begin(), values.end()) - values.begin());
 }
@@ -131,7 +136,7 @@ absl::StatusOr<ShadowScore> ShadowEvaluator::ScoreDecoder(const Model& served,
   const Window window = WindowOf(request, options);
   const WindowPass::Work work{request, window, pool, pause};
   ASSIGN_OR_RETURN(const WindowPass actual,
-                   WindowPass::Run(served, kv_format, work, options.inputs));
+                   WindowPass::Run(served, kv_format, work, InputsOf(served, options)));
   ASSIGN_OR_RETURN(const WindowPass expected,
                    WindowPass::Run(*reference_, DType::kF32, work, nullptr));
   RETURN_IF_ERROR(checkpoint_->Unchanged());
@@ -169,11 +174,11 @@ absl::StatusOr<ShadowScore> ShadowEvaluator::ScoreEncoder(const Model& served,
   const ModelPass::Span span{
       .sequence = 0, .start = 0, .tokens = request.tokens, .token_types = request.token_types};
   ASSIGN_OR_RETURN(ModelPass actual_pass, ModelPass::Create(served, size, pool));
-  const LinearObserver observer =
-      options.inputs == nullptr ? LinearObserver() : options.inputs->observer();
-  ASSIGN_OR_RETURN(const std::span<const float> actual,
-                   actual_pass.Forward(std::span(&span, 1), true,
-                                       options.inputs == nullptr ? nullptr : &observer));
+  InputProfile* const inputs = InputsOf(served, options);
+  const LinearObserver observer = inputs == nullptr ? LinearObserver() : inputs->observer();
+  ASSIGN_OR_RETURN(
+      const std::span<const float> actual,
+      actual_pass.Forward(std::span(&span, 1), true, inputs == nullptr ? nullptr : &observer));
   RETURN_IF_ERROR(pause());
   ASSIGN_OR_RETURN(ModelPass expected_pass, ModelPass::Create(*reference_, size, pool));
   ASSIGN_OR_RETURN(const std::span<const float> expected,

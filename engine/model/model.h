@@ -78,6 +78,14 @@ struct LayerPart {
   MutableView stream;
 };
 
+// A row of logits of which the most likely token is all that is wanted: a model on a GPU finds it
+// there, and leaves the row's logits where they are.
+struct GreedyRow {
+  bool wanted = false;
+  int32_t token = -1;  // -1: look at the logits
+  float logprob = 0;   // natural logarithm, error below 1e-5
+};
+
 struct ForwardArgs {
   const ForwardBatch& batch;
   KvPool* kv = nullptr;  // decoders; same layers, heads and head_dim as the spec
@@ -87,6 +95,7 @@ struct ForwardArgs {
   // Decoders: [logit_rows, hidden], or empty. What the output head would be multiplied by is
   // written here, and the head is left out.
   MutableView head_input;
+  std::span<GreedyRow> greedy = {};  // decoders: [logit_rows] with token -1, or empty
 };
 
 class Model {

@@ -133,6 +133,7 @@ class GenerateLoop final : public GenerateEngine {
   std::vector<int32_t> tokens_, logit_rows_;
   std::vector<SequenceSpan> spans_;
   std::vector<Sequence*> sampling_;                    // one per row of logits
+  std::vector<GreedyRow> greedy_;                      // likewise
   std::vector<absl::StatusOr<SampledToken>> sampled_;  // likewise
   std::vector<SamplerScratch> sampler_scratch_;        // one per pool thread
   int num_ended_ = 0;                                  // since the last Publish
@@ -295,6 +296,7 @@ void GenerateLoop::BuildBatch(const StepPlan& plan) {
   logit_rows_.clear();
   spans_.clear();
   sampling_.clear();
+  greedy_.clear();
   for (const StepPlan::Rows& rows : plan.rows) {
     const Sequence& s = *rows.sequence;
     const int end = s.num_computed + rows.num_rows;
@@ -308,6 +310,7 @@ void GenerateLoop::BuildBatch(const StepPlan& plan) {
     if (!rows.sample) continue;
     logit_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
     sampling_.push_back(rows.sequence);
+    greedy_.push_back({.wanted = TakesTheMostLikely(s.sampling)});
   }
 }
 
@@ -318,7 +321,7 @@ absl::Status GenerateLoop::Forward() {
   out.shape = Shape{static_cast<int64_t>(logit_rows_.size()), vocab};
   const Arena::Scope scope(scratch_);
   ComputeContext context{host_.pool, scratch_};
-  return model_->Forward({.batch = batch, .kv = &kv_pool_, .out = out}, context);
+  return model_->Forward({.batch = batch, .kv = &kv_pool_, .out = out, .greedy = greedy_}, context);
 }
 
 void GenerateLoop::SampleAll() {
@@ -327,6 +330,11 @@ void GenerateLoop::SampleAll() {
   const auto sample = [&](int worker) {
     for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
       const Sequence& s = *sampling_[i];
+      if (greedy_[i].token >= 0) {
+        sampled_[i] = SampledToken{.token = greedy_[i].token,
+                                   .logprob = s.sampling.logprobs < 0 ? 0 : greedy_[i].logprob};
+        continue;
+      }
       sampled_[i] = SampleToken({.logits = {logits_.data<float>() + i * vocab, vocab},
                                  .params = s.sampling,
                                  .counts = s.counts,

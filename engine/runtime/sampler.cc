@@ -284,6 +284,10 @@ bool UsesPenalties(const SamplingParams& params) {
          params.frequency_penalty != 0;
 }
 
+bool TakesTheMostLikely(const SamplingParams& params) {
+  return params.temperature == 0 && params.logprobs <= 0 && !UsesPenalties(params);
+}
+
 void ApplyPenalties(const SamplingParams& params, const TokenCounts& counts,
                     std::span<float> logits) {
   for (const TokenCounts::Entry& e : counts.entries()) {

@@ -39,6 +39,8 @@ class TokenCounts {
 
 // True when `params` needs TokenCounts.
 bool UsesPenalties(const SamplingParams& params);
+// True when the most likely token, perhaps with its logprob, is all that is asked for.
+bool TakesTheMostLikely(const SamplingParams& params);
 
 struct SamplerInput {
   std::span<const float> logits;  // [vocab], not empty; not modified

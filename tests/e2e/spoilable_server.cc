@@ -14,9 +14,7 @@
 #include "absl/time/clock.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/model/checkpoint.h"
-#include "server/flags.h"
-#include "server/server.h"
-#include "server/signals.h"
+#include "tests/e2e/serve_with_hooks.h"
 
 namespace assay {
 namespace {
@@ -87,16 +85,8 @@ int Run(int argc, char** argv) {
   }
   const std::string path = argv[1];
   argv[1] = argv[0];
-  const Flags flags = ParseFlags(argc - 1, argv + 1);
-  if (flags.exit_code) return *flags.exit_code;
-  const absl::StatusOr<EffectiveConfig> effective = LoadConfig(flags.sources);
-  if (!effective.ok()) {
-    std::fprintf(stderr, "%s\n", std::string(effective.status().message()).c_str());
-    return 1;
-  }
   std::signal(SIGUSR1, Spoil);
   std::signal(SIGUSR2, Spoil);
-  const SignalWatcher signals;
   AdmissionHooks hooks;
   const char* hold = std::getenv("SPOILABLE_ADMISSION_SECONDS");
   const absl::Duration wait = absl::Seconds(hold == nullptr ? 0 : std::atoi(hold));
@@ -104,19 +94,7 @@ int Run(int argc, char** argv) {
     if (versions.load() > 0) absl::SleepFor(wait);  // as long as a larger model takes
     return Spoilable(path, std::move(proven));
   };
-  const auto server = Server::Start(effective->config, &hooks);
-  if (!server.ok()) {
-    std::fprintf(stderr, "%s\n", std::string(server.status().message()).c_str());
-    return 2;
-  }
-  bool announced = false;
-  while (!signals.WaitFor(announced ? absl::InfiniteDuration() : absl::Milliseconds(100))) {
-    if (announced || !(*server)->WaitForStartup(absl::Now())) continue;
-    (*server)->PrintReady();
-    announced = true;
-  }
-  (*server)->Drain();
-  return 0;
+  return ServeWithHooks(argc - 1, argv + 1, hooks);
 }
 
 }  // namespace

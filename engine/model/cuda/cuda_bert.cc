@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -76,6 +77,7 @@ class CudaBert final : public Model {
   absl::Status CheckArgs(const ForwardArgs& args) const;
   EncodeMemory MemoryFor(const EncodeSizes& sizes) const;
 
+  absl::Status Reserve(size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
   absl::Status Run(const Step& step) const;
   absl::Status Embed(const Step& step) const;
   absl::Status Attend(const Step& step, const Layer& layer) const;
@@ -106,6 +108,7 @@ class CudaBert final : public Model {
   GpuStream stream_ = nullptr;
   CudaBertWeights weights_;
   mutable Mutex steps_;
+  mutable PinnedBuffer pinned_ ABSL_GUARDED_BY(steps_);  // what goes up, then what comes down
 };
 
 absl::Status CudaBert::Load(const Checkpoint& checkpoint) {
@@ -163,14 +166,23 @@ absl::Status CudaBert::Forward(const ForwardArgs& args, ComputeContext& context)
                                             " capacity=", context.scratch.capacity()));
   const Step step = {sizes, at, memory, at.ScratchIn(memory), {.stream = stream_}};
   const CudaRuntime& runtime = device.runtime();
-  std::vector<int32_t> ints(EncodeLayout(sizes).end);
-  FillEncodeBatch(args.batch, spec_.position_offset, ints);
-  RETURN_IF_ERROR(device.Noted(
-      runtime.Upload(ints.data(), memory + at.ints, ints.size() * sizeof(int32_t), stream_)));
+  const size_t ints = EncodeLayout(sizes).end, up = ints * sizeof(int32_t);
+  const size_t down = args.out.bytes();
+  RETURN_IF_ERROR(Reserve(std::max(up, down)));
+  FillEncodeBatch(args.batch, spec_.position_offset,
+                  {reinterpret_cast<int32_t*>(pinned_.data()), ints});
+  RETURN_IF_ERROR(device.Noted(runtime.Upload(pinned_.data(), memory + at.ints, up, stream_)));
   RETURN_IF_ERROR(Run(step));
-  RETURN_IF_ERROR(
-      device.Noted(runtime.Download(memory + at.out, args.out.data, args.out.bytes(), stream_)));
-  return device.Noted(runtime.Synchronize(stream_));
+  RETURN_IF_ERROR(device.Noted(runtime.Download(memory + at.out, pinned_.data(), down, stream_)));
+  RETURN_IF_ERROR(device.Noted(runtime.Synchronize(stream_)));
+  std::memcpy(args.out.data, pinned_.data(), down);
+  return absl::OkStatus();
+}
+
+absl::Status CudaBert::Reserve(size_t bytes) const {
+  if (pinned_.bytes() >= bytes) return absl::OkStatus();
+  ASSIGN_OR_RETURN(pinned_, PinnedBuffer::Create(backend_.device.runtime(), 2 * bytes));
+  return absl::OkStatus();
 }
 
 absl::Status CudaBert::Run(const Step& step) const {

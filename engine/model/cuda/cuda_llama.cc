@@ -62,6 +62,10 @@ class CudaLlama final : public Model {
   StepWidths Widths() const;
   StepMemory MemoryFor(const CudaStepSizes& sizes) const;
 
+  absl::Status Reserve(size_t ints) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
+  absl::Status Fetch(const Step& step, const ForwardArgs& args) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
+  absl::Status FetchRows(const Step& step, MutableView out, size_t first, size_t rows) const;
   absl::Status Run(const Step& step) const;
   absl::Status Captured(const Step& step) const;
   absl::Status Attend(const Step& step, int layer) const;
@@ -98,6 +102,8 @@ class CudaLlama final : public Model {
   // Of one arena, one pool (where, how many blocks, of what) and one size each.
   using GraphKey = std::tuple<const std::byte*, const std::byte*, int, DType, CudaStepSizes>;
   mutable Mutex steps_;
+  mutable std::map<CudaStepSizes, StepMemory> plans_ ABSL_GUARDED_BY(steps_);
+  mutable PinnedBuffer pinned_ ABSL_GUARDED_BY(steps_);  // what goes up, then what comes down
   mutable Mutex mu_;
   mutable std::map<GraphKey, GpuGraph> graphs_ ABSL_GUARDED_BY(mu_);
 };
@@ -179,7 +185,9 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   MutexLock step_lock(steps_);  // one stream, one step at a time: a capture would take in another's
   RETURN_IF_ERROR(backend_.device.Use());
   const CudaStepSizes sizes = Bucketed(StepSizesOf(args.batch), options_.max_graph_rows);
-  const StepMemory at = MemoryFor(sizes);
+  auto plan = plans_.find(sizes);
+  if (plan == plans_.end()) plan = plans_.emplace(sizes, MemoryFor(sizes)).first;
+  const StepMemory& at = plan->second;
   const Arena::Scope scope(context.scratch);
   auto* const memory = context.scratch.TryAllocate<std::byte>(at.end);
   if (memory == nullptr)
@@ -187,17 +195,62 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
                                             " capacity=", context.scratch.capacity()));
   const Step step = {sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_}};
   const CudaRuntime& runtime = backend_.device.runtime();
-  std::vector<int32_t> ints(CudaBatchLayout(sizes).end);
-  FillCudaBatch(args.batch, sizes, ints);
+  const size_t count = CudaBatchLayout(sizes).end;
+  RETURN_IF_ERROR(Reserve(std::max(count, 2 * args.batch.logit_rows.size())));
+  auto* const ints = reinterpret_cast<int32_t*>(pinned_.data());
+  FillCudaBatch(args.batch, sizes, {ints, count});
   RETURN_IF_ERROR(backend_.device.Noted(
-      runtime.Upload(ints.data(), memory + at.ints, ints.size() * sizeof(int32_t), stream_)));
+      runtime.Upload(ints, memory + at.ints, count * sizeof(int32_t), stream_)));
   const bool graph = sizes.tiles == 0 && sizes.rows <= options_.max_graph_rows;
   RETURN_IF_ERROR(graph ? Captured(step) : Run(step));
-  const size_t logits = args.batch.logit_rows.size() * static_cast<size_t>(spec_.vocab);
-  if (logits > 0)
-    RETURN_IF_ERROR(backend_.device.Noted(
-        runtime.Download(memory + at.logits, args.out.data, logits * sizeof(float), stream_)));
-  return backend_.device.Noted(runtime.Synchronize(stream_));
+  return Fetch(step, args);
+}
+
+absl::Status CudaLlama::Reserve(size_t ints) const {
+  const size_t bytes = ints * sizeof(int32_t);
+  if (pinned_.bytes() >= bytes) return absl::OkStatus();
+  ASSIGN_OR_RETURN(pinned_, PinnedBuffer::Create(backend_.device.runtime(), 2 * bytes));
+  return absl::OkStatus();
+}
+
+// Logits of row `first` and those behind it, `rows` of them.
+absl::Status CudaLlama::FetchRows(const Step& step, MutableView out, size_t first,
+                                  size_t rows) const {
+  const size_t row = static_cast<size_t>(spec_.vocab) * sizeof(float);
+  return backend_.device.Noted(backend_.device.runtime().Download(
+      step.memory + step.at.logits + first * row, out.data + first * row, rows * row, stream_));
+}
+
+// What comes of a step. Of rows whose best token is enough, that alone: a row of logits is half a
+// megabyte.
+absl::Status CudaLlama::Fetch(const Step& step, const ForwardArgs& args) const {
+  const CudaRuntime& runtime = backend_.device.runtime();
+  const size_t rows = args.batch.logit_rows.size();
+  const auto wanted = [&](size_t row) { return !args.greedy.empty() && args.greedy[row].wanted; };
+  for (size_t first = 0; first < rows;) {
+    size_t end = first + 1;
+    while (end < rows && wanted(end) == wanted(first)) ++end;
+    if (!wanted(first)) RETURN_IF_ERROR(FetchRows(step, args.out, first, end - first));
+    first = end;
+  }
+  if (args.greedy.empty()) return backend_.device.Noted(runtime.Synchronize(stream_));
+  const auto stride = static_cast<size_t>(step.sizes.logit_rows);
+  RETURN_IF_ERROR(Reserve(2 * stride));
+  RETURN_IF_ERROR(backend_.device.Noted(runtime.Download(step.memory + step.at.best, pinned_.data(),
+                                                         2 * stride * sizeof(int32_t), stream_)));
+  RETURN_IF_ERROR(backend_.device.Noted(runtime.Synchronize(stream_)));
+  const auto* const tokens = reinterpret_cast<const int32_t*>(pinned_.data());
+  const auto* const logprobs = reinterpret_cast<const float*>(tokens + stride);
+  bool broken = false;
+  for (size_t row = 0; row < rows; ++row) {
+    if (!wanted(row)) continue;
+    args.greedy[row].token = tokens[row];
+    args.greedy[row].logprob = logprobs[row];
+    if (tokens[row] >= 0) continue;
+    broken = true;  // NaN: whoever samples sees for himself
+    RETURN_IF_ERROR(FetchRows(step, args.out, row, 1));
+  }
+  return broken ? backend_.device.Noted(runtime.Synchronize(stream_)) : absl::OkStatus();
 }
 
 // The first step of a size runs as it is (kernels load lazily), the second is captured.
@@ -407,7 +460,14 @@ absl::Status CudaLlama::Head(const Step& step) const {
                          .out = step.memory + step.at.normed,
                          .scales = step.In<float>(step.at.row_scales)};
   RETURN_IF_ERROR(Done(ops_.norm(args, step.context), "norm", rows));
-  return Product(step, *weights_.head, rows, step.In<float>(step.at.logits), false);
+  RETURN_IF_ERROR(Product(step, *weights_.head, rows, step.In<float>(step.at.logits), false));
+  auto* const best = step.In<int32_t>(step.at.best);
+  const GreedyArgs greedy = {.logits = step.In<float>(step.at.logits),
+                             .rows = rows,
+                             .vocab = spec_.vocab,
+                             .tokens = best,
+                             .logprobs = reinterpret_cast<float*>(best + rows)};
+  return Done(ops_.greedy(greedy, step.context), "greedy", rows);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -81,37 +82,9 @@ absl::Status CheckNamed(const Wanted& wanted, int count, const std::string& why_
   return absl::OkStatus();
 }
 
-}  // namespace
-
-const CudaWorld* DriverWorld() {
-  const CudaRuntime* const runtime = DriverCuda();
-  if (runtime == nullptr) return nullptr;
-  static const CudaWorld world = {*runtime, *DriverLinearKernels(), *DriverOpsKernels()};
-  return &world;
-}
-
-GpuBackend::GpuBackend(const CudaWorld& world, std::unique_ptr<CudaDevice> device)
-    : world_(world),
-      device_(std::move(device)),
-      half_(HalfFor(*device_)),
-      kernel_("cuda", {*device_, world_.linear, half_}) {}
-
-absl::StatusOr<std::unique_ptr<GpuBackend>> GpuBackend::Open(const CudaWorld& world, int index,
-                                                             std::string_view profile) {
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device,
-                   CudaDevice::Open(world.runtime, index, profile));
-  if (device->profile().compute < kOldest)
-    return absl::UnimplementedError(
-        absl::StrCat("compute capability 7.5 or newer is needed: sm_", device->profile().compute));
-  std::unique_ptr<GpuBackend> backend(new GpuBackend(world, std::move(device)));
-  RETURN_IF_ERROR(backend->TryKernel());
-  return backend;
-}
-
 // One row of codes, which has one right answer.
-absl::Status GpuBackend::TryKernel() const {
+absl::Status TryKernel(const CudaWorld& world, CudaDevice& device) {
   const std::array<float, 4> row = {-127, 1, 0, 64};
-  CudaDevice& device = *device_;
   RETURN_IF_ERROR(device.Use());
   ASSIGN_OR_RETURN(Buffer from, device.Allocate(sizeof(row)));
   ASSIGN_OR_RETURN(Buffer codes, device.Allocate(row.size()));
@@ -125,13 +98,49 @@ absl::Status GpuBackend::TryKernel() const {
                                  .from_stride = 4,
                                  .codes_stride = 4};
   RETURN_IF_ERROR(device.Noted(
-      CudaStatus(world_.linear.quantize_rows(args, {.stream = device.stream()}), "first kernel")));
+      CudaStatus(world.linear.quantize_rows(args, {.stream = device.stream()}), "first kernel")));
   std::array<int8_t, 4> got = {};
   RETURN_IF_ERROR(device.Download(codes, std::as_writable_bytes(std::span(got))));
   if (got == std::array<int8_t, 4>{-127, 1, 0, 64}) return absl::OkStatus();
   return absl::InternalError(absl::StrCat("the first kernel gave wrong numbers: ", got[0], " ",
                                           got[1], " ", got[2], " ", got[3],
                                           " instead of -127 1 0 64"));
+}
+
+}  // namespace
+
+const CudaWorld* DriverWorld() {
+  const CudaRuntime* const runtime = DriverCuda();
+  if (runtime == nullptr) return nullptr;
+  static const CudaWorld world = {*runtime, *DriverLinearKernels(), *DriverOpsKernels(),
+                                  /*has_cublas_lt=*/true};
+  return &world;
+}
+
+GpuBackend::GpuBackend(const CudaWorld& world, std::unique_ptr<CudaDevice> device,
+                       std::unique_ptr<LtProducts> lt)
+    : world_(world),
+      device_(std::move(device)),
+      lt_(std::move(lt)),
+      half_(HalfFor(*device_)),
+      kernel_("cuda", backend()) {}
+
+absl::StatusOr<std::unique_ptr<GpuBackend>> GpuBackend::Open(const CudaWorld& world, int index,
+                                                             std::string_view profile,
+                                                             const std::string& lt_directory) {
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device,
+                   CudaDevice::Open(world.runtime, index, profile));
+  if (device->profile().compute < kOldest)
+    return absl::UnimplementedError(
+        absl::StrCat("compute capability 7.5 or newer is needed: sm_", device->profile().compute));
+  RETURN_IF_ERROR(TryKernel(world, *device));
+  std::unique_ptr<LtProducts> lt;
+  if (world.has_cublas_lt) {
+    std::error_code ignored;  // a directory that cannot be made is said when a file cannot be
+    if (!lt_directory.empty()) std::filesystem::create_directories(lt_directory, ignored);
+    ASSIGN_OR_RETURN(lt, LtProducts::Open(*device, "", {.cache_directory = lt_directory}));
+  }
+  return std::unique_ptr<GpuBackend>(new GpuBackend(world, std::move(device), std::move(lt)));
 }
 
 absl::Status GpuBackend::Takes(const ModelSpec& spec) const {
@@ -143,6 +152,7 @@ absl::StatusOr<QuantizedLinear> GpuBackend::MakeLinear(const QuantizedTensor& w,
                                                        ActivationMode activation) const {
   if (w.scheme == nullptr) return absl::InvalidArgumentError("the weight has no scheme");
   RETURN_IF_ERROR(w.scheme->DecodeRows(w, 0, 0, {}));  // its tensors are those of the scheme
+  RETURN_IF_ERROR(device_->Use());
   return MakeCudaQuantizedLinear(kernel_, w, bias, activation);
 }
 
@@ -151,8 +161,8 @@ absl::StatusOr<std::unique_ptr<const Model>> GpuBackend::Build(const ModelFamily
                                                                const Checkpoint& checkpoint,
                                                                LinearMap linears) const {
   ASSIGN_OR_RETURN(const GpuFamily* const family, GpuFamilyOf(spec));
-  return family->build({*device_, world_.linear, half_}, world_.ops, spec, checkpoint,
-                       std::move(linears));
+  RETURN_IF_ERROR(device_->Use());
+  return family->build(backend(), world_.ops, spec, checkpoint, std::move(linears));
 }
 
 std::string GpuBackend::fingerprint() const {
@@ -183,7 +193,7 @@ absl::StatusOr<Gpus> Gpus::Open(const CudaWorld* world, const Options& options) 
     found.profile = {found.properties.compute(), found.properties.shared_bytes_per_block};
     if (wanted.all || wanted.Names(i)) {
       absl::StatusOr<std::unique_ptr<GpuBackend>> backend =
-          GpuBackend::Open(*world, i, options.profile);
+          GpuBackend::Open(*world, i, options.profile, options.lt_directory);
       if (!backend.ok() && (!wanted.all || absl::IsInvalidArgument(backend.status())))
         return Annotate(backend.status(), found.name);
       if (backend.ok()) {

@@ -16,6 +16,7 @@ struct CudaWorld {
   const CudaRuntime& runtime;
   const CudaLinearKernels& linear;
   const CudaOpsKernels& ops;
+  bool has_cublas_lt = false;  // to be looked for: CublasLt::Load
 };
 // nullptr: this binary was built without a CUDA toolkit.
 const CudaWorld* DriverWorld();
@@ -24,8 +25,11 @@ class GpuBackend final : public ModelBackend {
  public:
   // Status codes of CudaDevice::Open; Unimplemented: older than compute capability 7.5; whatever
   // the first kernel says: a binary without code for this architecture finds out here.
+  // `lt_directory`: of the choices among cuBLASLt's algorithms; made where it is missing; empty:
+  // they are timed anew.
   static absl::StatusOr<std::unique_ptr<GpuBackend>> Open(const CudaWorld& world, int index,
-                                                          std::string_view profile);
+                                                          std::string_view profile,
+                                                          const std::string& lt_directory);
 
   CudaDevice& device() const override { return *device_; }
   absl::Status Takes(const ModelSpec& spec) const override;
@@ -43,14 +47,17 @@ class GpuBackend final : public ModelBackend {
   std::string fingerprint() const override;  // GPU, profile, driver and runtime
   absl::Status health() const override { return device_->health(); }
   Half half() const { return half_; }
+  bool has_cublas_lt() const { return lt_ != nullptr; }
 
  private:
-  GpuBackend(const CudaWorld& world, std::unique_ptr<CudaDevice> device);
-  absl::Status TryKernel() const;
+  GpuBackend(const CudaWorld& world, std::unique_ptr<CudaDevice> device,
+             std::unique_ptr<LtProducts> lt);
+  CudaBackend backend() const { return {*device_, world_.linear, half_, lt_.get()}; }
 
   const CudaWorld world_;
   const std::unique_ptr<CudaDevice> device_;
-  const Half half_;  // bf16 from compute capability 8.0 on
+  const std::unique_ptr<LtProducts> lt_;  // null: own kernels alone
+  const Half half_;                       // bf16 from compute capability 8.0 on
   const CudaLinearKernel kernel_;
 };
 
@@ -61,6 +68,7 @@ class Gpus {
     std::string devices = "auto";
     // Plays a weaker device ("sm86"): ParseCudaProfile. Empty: what each is.
     std::string profile;
+    std::string lt_directory;  // GpuBackend::Open
   };
   struct Found {
     std::string name;  // "cuda:0"

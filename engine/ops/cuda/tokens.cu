@@ -18,6 +18,21 @@ ASSAY_DEVICE Candidate Better(Candidate a, Candidate b) {
   return a.token < b.token ? a : b;
 }
 
+// sum exp(logit - top) over a row, by every thread; the same order of sums always.
+ASSAY_DEVICE float SumOfExp(const float* logits, int vocab, float top) {
+  constexpr float kLog2E = 1.44269504f;
+  ASSAY_SHARED(float, sum_of_warp, kWarp);
+  float sum = 0;
+  for (int token = ThreadIndex(); token < vocab; token += kThreads)
+    sum += Exp2((logits[token] - top) * kLog2E);
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += ShuffleXor(sum, mask);
+  if (ThreadIndex() % kWarp == 0) sum_of_warp[ThreadIndex() / kWarp] = sum;
+  SyncThreads();
+  float all = 0;
+  for (int warp = 0; warp < kThreads / kWarp; ++warp) all += sum_of_warp[warp];
+  return all;
+}
+
 ASSAY_KERNEL(kThreads) GreedyKernel(GreedyArgs a) {
   ASSAY_SHARED(Candidate, best_of_warp, kWarp);
   const float infinity = FloatOf(0x7f800000u);
@@ -35,15 +50,17 @@ ASSAY_KERNEL(kThreads) GreedyKernel(GreedyArgs a) {
   if (Ballot(broken) != 0) best.token = -2;
   if (ThreadIndex() % kWarp == 0) best_of_warp[ThreadIndex() / kWarp] = best;
   SyncThreads();
-  if (ThreadIndex() != 0) return;
+  best = {0, -1};
+  bool whole = true;
   for (int warp = 0; warp < kThreads / kWarp; ++warp) {
-    if (best_of_warp[warp].token == -2) {
-      a.tokens[BlockX()] = -1;
-      return;
-    }
+    whole &= best_of_warp[warp].token != -2;
     best = Better(best, best_of_warp[warp]);
   }
-  a.tokens[BlockX()] = best.token;
+  if (!whole) best.token = -1;
+  if (ThreadIndex() == 0) a.tokens[BlockX()] = best.token;
+  if (a.logprobs == nullptr) return;
+  const float sum = SumOfExp(logits, a.vocab, best.logit);
+  if (ThreadIndex() == 0) a.logprobs[BlockX()] = best.token < 0 ? 0 : -Log2(sum) * 0.693147181f;
 }
 
 }  // namespace

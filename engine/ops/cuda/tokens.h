@@ -12,6 +12,7 @@ struct GreedyArgs {
   const float* logits = nullptr;
   int rows = 0, vocab = 0;
   int32_t* tokens = nullptr;  // [rows]
+  float* logprobs = nullptr;  // [rows], natural logarithms; null: not wanted
 };
 ASSAY_LAUNCHER(int Greedy(const GreedyArgs& args, const LaunchContext& context))
 

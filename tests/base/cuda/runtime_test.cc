@@ -137,6 +137,20 @@ TEST_P(CudaRuntimeTest, ADeviceOwnsItsMemory) {
   EXPECT_FALSE(CudaDevice::Open(*runtime_, 99).ok());
 }
 
+// Through the ring: three slots' worth and an end that is no multiple of anything, twice.
+TEST_P(CudaRuntimeTest, LongUploadsArriveWhole) {
+  ASSERT_OK_AND_ASSIGN(const auto device, CudaDevice::Open(*runtime_, 0));
+  std::vector<std::byte> from((size_t{40} << 20) + 13), to(from.size());
+  ASSERT_OK_AND_ASSIGN(Buffer buffer, device->Allocate(from.size()));
+  for (uint32_t seed : {1u, 2u}) {
+    for (size_t i = 0; i < from.size(); ++i)
+      from[i] = static_cast<std::byte>((i * 2654435761u + seed) >> 16);
+    ASSERT_OK(device->Upload(from, buffer));
+    ASSERT_OK(device->Download(buffer, to));
+    EXPECT_TRUE(to == from);
+  }
+}
+
 TEST(CudaDeviceTest, PlaysWeakerDevices) {
   ASSERT_OK_AND_ASSIGN(const auto device, CudaDevice::Open(EmulatedCuda(), 0, "sm86"));
   EXPECT_EQ(device->profile().compute, 86);

@@ -35,6 +35,10 @@ rules:
 
 class GpuAdmissionTest : public AdmissionFixture {
  protected:
+  static AdmissionOptions WithPolicy(AdmissionOptions options = {}) {
+    options.policy = Policy::Parse(kPolicy, "test").value();
+    return options;
+  }
   void Open(int devices, const Gpus::Options& options = {}) {
     pipeline_.reset();
     world_.emplace(CudaWorld{EmulatedCuda(devices), EmulatedLinearKernels(), EmulatedOpsKernels()});
@@ -44,10 +48,8 @@ class GpuAdmissionTest : public AdmissionFixture {
   }
   // The emulator computes some hundred tokens a second: what is not about the proof has one of 16
   // tokens, too short for the check of decode steps.
-  void StartOnGpus(AdmissionOptions options = {}, AdmissionHooks hooks = {}, int window = 16) {
-    auto policy = Policy::Parse(kPolicy, "test");
-    ASSERT_OK(policy);
-    options.policy = *std::move(policy);
+  void StartOnGpus(AdmissionOptions options = WithPolicy(), AdmissionHooks hooks = {},
+                   int window = 16) {
     options.gpus = gpus_.get();
     options.engine.max_context = 64;
     options.engine.max_step_tokens = 32;
@@ -75,13 +77,13 @@ class GpuAdmissionTest : public AdmissionFixture {
 
 TEST_F(GpuAdmissionTest, ProvesAndServesOnTheGpu) {
   Open(1, {.devices = "none"});
-  StartOnGpus({}, {}, 40);
+  StartOnGpus(WithPolicy(), {}, 40);
   const AdmissionProgress host =
       Admit({.name = "stories", .path = Stories260k(), .scheme = "int8_channel"});
   ASSERT_OK(host.status);
   EXPECT_EQ(host.report->decision.device, "cpu");
   Open(1);
-  StartOnGpus({}, {}, 40);
+  StartOnGpus(WithPolicy(), {}, 40);
   const AdmissionProgress end = AdmitStories();
   ASSERT_OK(end.status);
   EXPECT_EQ(end.report->decision.device, "cuda:0");
@@ -182,13 +184,40 @@ TEST_F(GpuAdmissionTest, WhatAGpuCannotRunTheHostDoes) {
                                 HasSubstr("no products for scheme mxfp4")));
 }
 
+// The built-in rules, on devices that play their GPUs.
+TEST_F(GpuAdmissionTest, TheBuiltInRulesFindKernels) {
+  struct Case {
+    const char *profile, *rule, *recipe, *scheme;
+  };
+  for (const Case& c : {Case{"sm90", "hopper", "fp8", "fp8_e4m3"},
+                        Case{"sm86", "ampere_consumer", "int4", "int4_group"},
+                        Case{"sm80", "ampere_datacenter", "int8_smooth", "int8_channel"},
+                        Case{"sm75", "turing", "int8_smooth", "int8_channel"}}) {
+    SCOPED_TRACE(c.profile);
+    Open(1, {.profile = c.profile});
+    AdmissionOptions options;
+    options.policy = Policy::Default();
+    StartOnGpus(options);
+    const AdmissionProgress end =
+        Admit({.name = "stories", .path = Stories260k(), .budget = Budget{1, 0, 10, 0, 0}});
+    ASSERT_OK(end.status);
+    EXPECT_EQ(end.report->decision.device, "cuda:0") << Trace(end);
+    EXPECT_EQ(end.report->decision.rule, c.rule);
+    EXPECT_EQ(end.report->decision.recipe.name, c.recipe);
+    EXPECT_EQ(end.report->layers[1].scheme, c.scheme);
+    EXPECT_EQ(end.report->fallback_fraction, 0);
+    ASSERT_OK(registry_.Unload("stories", 0));
+    registry_.WaitForRetirements();
+  }
+}
+
 TEST_F(GpuAdmissionTest, SabotagedCodesAreRejectedThereToo) {
   Open(1);
   AdmissionHooks hooks;
   hooks.after_quantize = [](const LinearSlot& slot, QuantizedTensor& tensor) {
     if (slot.name == "model.layers.1.mlp.down_proj") tensor.scales.data<float>()[3] *= 4;
   };
-  StartOnGpus({}, hooks);
+  StartOnGpus(WithPolicy(), hooks);
   const AdmissionProgress end = AdmitStories();
   EXPECT_THAT(end.status, StatusIs(StatusCode::kFailedPrecondition, HasSubstr("down_proj")));
   EXPECT_EQ(gpus_->all()[0].backend->device().allocated_bytes(), 0u);
@@ -208,16 +237,16 @@ TEST_F(GpuAdmissionTest, ALostDeviceIsPassedOver) {
 
 TEST_F(GpuAdmissionTest, CertificatesOfAnotherDeviceDoNotCount) {
   Open(1);
-  StartOnGpus(Cached());
+  StartOnGpus(WithPolicy(Cached()));
   ASSERT_OK(AdmitStories().status);
-  StartOnGpus(Cached());
+  StartOnGpus(WithPolicy(Cached()));
   const AdmissionProgress again = AdmitStories();
   ASSERT_OK(again.status);
   EXPECT_TRUE(again.report->certificate_hit);
   registry_.Unload("stories", 0).IgnoreError();
   registry_.WaitForRetirements();
   Open(1, {.profile = "sm86"});
-  StartOnGpus(Cached());
+  StartOnGpus(WithPolicy(Cached()));
   const AdmissionProgress other = AdmitStories();
   ASSERT_OK(other.status);
   EXPECT_TRUE(other.report->artifact_cache_hit);

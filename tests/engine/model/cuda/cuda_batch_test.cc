@@ -141,6 +141,7 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
       {at.q, 2u * 4 * 64},
       {at.attended, 2u * 4 * 64},
       {at.logits, 4u * 8 * 512},
+      {at.best, 8u * 8},
       {at.attention_partial, 4u * 4 * 8 * 2 * 10},
       {at.expanded, 100},
       {at.padded, 70},

@@ -68,7 +68,7 @@ class CudaBertFixture : public testing::Test {
   void SetUp() override { Open("sm75"); }
   // sm75: 16 bit are f16; sm86: bf16.
   void Open(const char* profile) {
-    auto backend = GpuBackend::Open(world_, 0, profile);
+    auto backend = GpuBackend::Open(world_, 0, profile, /*lt_directory=*/"");
     ASSERT_OK(backend);
     backend_ = *std::move(backend);
   }

@@ -173,6 +173,30 @@ TEST_F(CudaLlamaTest, ReproducesTheGoldenTokensThroughTheEngine) {
   }
 }
 
+// The token that the device picks, and its logprob, are those that the host's sampler finds in the
+// logits; both in one batch, some rows of which leave the device and some do not.
+TEST_F(CudaLlamaTest, TheDevicePicksWhatTheHostWould) {
+  const auto engine = Start(Build("int8_channel"));
+  StreamRecorder recorder;
+  for (const int alternatives : {0, 1, 0, -1}) {
+    GenerateRequest request{.prompt = goldens_[2].prompt};
+    request.sampling.max_tokens = 12;
+    request.sampling.ignore_eos = true;
+    request.sampling.logprobs = alternatives;
+    ASSERT_OK(engine->Submit(std::move(request), recorder.NewSink()));
+  }
+  const auto streams = recorder.WaitForAll();
+  const auto& host = streams[1];
+  ASSERT_EQ(host.events.size(), 12u);
+  for (const size_t device : {0, 2, 3}) {
+    EXPECT_EQ(streams[device].tokens, host.tokens);
+    for (size_t i = 0; i < host.events.size(); ++i) {
+      const float expected = device == 3 ? 0 : host.events[i].logprob;
+      EXPECT_NEAR(streams[device].events[i].logprob, expected, 2e-5) << i;  // 1e-5 each
+    }
+  }
+}
+
 struct Case {
   const char* scheme;
   ActivationMode activation;
@@ -331,6 +355,13 @@ TEST_F(CudaLlamaTest, EightBitKeysAndValuesStayClose) {
   const auto coded = Logits(*model, tokens, 4, 1);
   const double kl = MeanKl(exact, coded, 512);
   EXPECT_LT(kl, 0.02);
+  // 3 bits of mantissa instead of 7: 16 times the error of the largest, less of others. That scales
+  // and codes are used as they are written is decode_attention_test's.
+  kv_format_ = DType::kF8E4M3;
+  const double floating = MeanKl(exact, Logits(*model, tokens, 4, 8), 512);
+  EXPECT_LT(floating, 0.1);
+  EXPECT_GT(floating, kl);
+  kv_format_ = DType::kI8;
   EXPECT_GT(kl, 1e-9);  // they are in use
   ASSERT_OK_AND_ASSIGN(const auto cpu, BuildUniform(*checkpoint_, "bf16", {.kernel = "reference"}));
   EXPECT_LT(MeanKl(Logits(*cpu, tokens, 4, 1), coded, 512), 0.002);  // the CPU's codes are the same

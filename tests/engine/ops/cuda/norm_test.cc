@@ -252,10 +252,34 @@ TEST_P(RowOpsTest, TheGreedyChoiceIsTheFirstOfTheLargest) {
   logits[5 * kVocab + 640] = -1e30f;
   DeviceArray<float> in(logits);
   DeviceArray<int32_t> tokens(6);
-  ASSERT_EQ(emulated::Greedy(
-                {.logits = in.data(), .rows = 6, .vocab = kVocab, .tokens = tokens.data()}, {}),
+  DeviceArray<float> logprobs(6);
+  ASSERT_EQ(emulated::Greedy({.logits = in.data(),
+                              .rows = 6,
+                              .vocab = kVocab,
+                              .tokens = tokens.data(),
+                              .logprobs = logprobs.data()},
+                             {}),
             0);
   EXPECT_THAT(tokens.values(), ElementsAre(333, 999, -1, -1, -1, 640));
+  // Row 0: three of 50 share it all, the others are e^-46 each. Row 5: the only one.
+  EXPECT_NEAR(logprobs.values()[0], -std::log(3.0), 1e-6);
+  EXPECT_NEAR(logprobs.values()[1], 0, 1e-6);
+  EXPECT_NEAR(logprobs.values()[5], 0, 1e-6);
+  std::vector<float> plain = RandomNormal(kVocab, 14);
+  DeviceArray<float> one(plain);
+  ASSERT_EQ(emulated::Greedy({.logits = one.data(),
+                              .rows = 1,
+                              .vocab = kVocab,
+                              .tokens = tokens.data(),
+                              .logprobs = logprobs.data()},
+                             {}),
+            0);
+  const float top = *std::max_element(plain.begin(), plain.end());
+  double sum = 0;
+  for (const float logit : plain) sum += std::exp(static_cast<double>(logit) - top);
+  // 4 additions of a thread, 5 in a warp, 8 of warps, exp2 within 2 ulp of arguments up to 10:
+  // about 20 roundings of 2^-24 each in the sum.
+  EXPECT_NEAR(logprobs.values()[0], -std::log(sum), 3e-6);
 }
 
 TEST(NormTest, RefusesWidthsItCannotLoad) {
