@@ -1,20 +1,20 @@
-// Memory of the emulated device (base/cuda/emulator.h), for tests of kernels.
+// Memory that kernels and the test see alike (cuda_world.h), for tests of kernels.
 #pragma once
 #include <algorithm>
 #include <utility>
 #include <vector>
 
-#include "base/cuda/emulator.h"
+#include "tests/support/cuda_world.h"
 
-namespace assay::emulated {
+namespace assay::ASSAY_WORLD {
 
-// An array that ends at an inaccessible page, give or take its rounding up to 256 bytes. What is
-// not written is NaN.
+// What is not written is NaN. In the emulator it ends at an inaccessible page, give or take its
+// rounding up to 256 bytes.
 template <typename T>
 class DeviceArray {
  public:
   explicit DeviceArray(size_t count)
-      : data_(static_cast<T*>(AllocateDevice(Reserved(count)))), count_(count) {}
+      : data_(static_cast<T*>(AllocateInWorld(Reserved(count)))), count_(count) {}
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
     std::copy(values.begin(), values.end(), data_);
   }
@@ -26,7 +26,7 @@ class DeviceArray {
     return *this;
   }
   ~DeviceArray() {
-    if (data_ != nullptr) FreeDevice(data_, Reserved(count_));
+    if (data_ != nullptr) FreeInWorld(data_, Reserved(count_));
   }
   T* data() const { return data_; }
   size_t size() const { return count_; }
@@ -40,4 +40,4 @@ class DeviceArray {
   size_t count_;
 };
 
-}  // namespace assay::emulated
+}  // namespace assay::ASSAY_WORLD

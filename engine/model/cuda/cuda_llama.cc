@@ -193,7 +193,8 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   if (memory == nullptr)
     return absl::InternalError(absl::StrCat("scratch is too small: bytes=", at.end,
                                             " capacity=", context.scratch.capacity()));
-  const Step step = {sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_}};
+  const Step step = {
+      sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_, .pdl = options_.pdl}};
   const CudaRuntime& runtime = backend_.device.runtime();
   const size_t count = CudaBatchLayout(sizes).end;
   RETURN_IF_ERROR(Reserve(std::max(count, 2 * args.batch.logit_rows.size())));

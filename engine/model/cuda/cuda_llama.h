@@ -18,6 +18,7 @@ namespace assay {
 struct CudaModelOptions {
   int max_graph_rows = 256;  // steps of up to so many decode rows are captured; 0: none
   int decode_splits = 8;     // blocks that share a row's positions in attention
+  bool pdl = false;          // kernels begin before the one in front of them ends (simt.h)
 };
 
 // Unimplemented: names what the KV cache cannot be there.

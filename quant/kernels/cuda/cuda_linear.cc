@@ -164,13 +164,39 @@ absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Create(const CudaB
     ASSIGN_OR_RETURN(linear->zeros_, OnDevice(device, w.zeros));
   }
   ASSIGN_OR_RETURN(linear->bias_, OnDevice(device, bias));
-  linear->weight_.codes = linear->codes_.data();
-  linear->weight_.scales = linear->scales_.data();
-  linear->weight_.zeros = linear->zeros_.data();
-  linear->bytes_ = linear->codes_.bytes() + linear->scales_.bytes() + linear->zeros_.bytes() +
-                   linear->bias_.bytes();
+  linear->Point();
   RETURN_IF_ERROR(linear->FindLtProducts(activation));
   return std::unique_ptr<const CudaLinear>(std::move(linear));
+}
+
+absl::StatusOr<std::unique_ptr<const CudaLinear>> CudaLinear::Adopt(const CudaBackend& backend,
+                                                                    const LinearProblem& problem,
+                                                                    Parts parts) {
+  RETURN_IF_ERROR(CudaLinearRefuses(*problem.scheme, problem.shape, problem.activation, backend));
+  std::unique_ptr<CudaLinear> linear(new CudaLinear(backend));
+  StoredWeight& weight = linear->weight_;
+  ASSIGN_OR_RETURN(weight, StorageOf(*problem.scheme, problem.shape));
+  const size_t wanted = static_cast<size_t>(weight.n) * weight.k * StorageBits(weight.storage) / 8;
+  if (linear->IsPlain() || PaddedK(weight.k) != weight.k || parts.codes.bytes() != wanted)
+    return absl::InvalidArgumentError(
+        absl::StrCat("a weight on a device has codes of 4 or 8 bits and k of 32s: scheme=",
+                     std::string(problem.scheme->name()), " shape=", ToString(problem.shape),
+                     " bytes=", parts.codes.bytes(), " expected=", wanted));
+  linear->width_ = weight.k;
+  linear->s8_ = problem.activation == ActivationMode::kA8Token;
+  linear->codes_ = std::move(parts.codes);
+  linear->scales_ = std::move(parts.scales);
+  linear->zeros_ = std::move(parts.zeros);
+  linear->Point();
+  RETURN_IF_ERROR(linear->FindLtProducts(problem.activation));
+  return std::unique_ptr<const CudaLinear>(std::move(linear));
+}
+
+void CudaLinear::Point() {
+  weight_.codes = codes_.data();
+  weight_.scales = scales_.data();
+  weight_.zeros = zeros_.data();
+  bytes_ = codes_.bytes() + scales_.bytes() + zeros_.bytes() + bias_.bytes();
 }
 
 RowForm CudaLinear::input(int rows) const {

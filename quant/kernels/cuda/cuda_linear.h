@@ -71,6 +71,14 @@ class CudaLinear final : public PackedWeight {
                                                                   const QuantizedTensor& w,
                                                                   const Tensor& bias,
                                                                   ActivationMode activation);
+  // Of a weight that lies on the device already, as its scheme draws it: what was quantized there.
+  // InvalidArgument: buffers of another size, 16-bit weights, or k that is no multiple of 32.
+  struct Parts {
+    Buffer codes, scales, zeros;  // zeros empty: symmetric
+  };
+  static absl::StatusOr<std::unique_ptr<const CudaLinear>> Adopt(const CudaBackend& backend,
+                                                                 const LinearProblem& problem,
+                                                                 Parts parts);
   size_t bytes() const override { return bytes_; }  // of device memory
   // What Run wants of x, by the number of rows.
   RowForm input(int rows) const;
@@ -84,6 +92,7 @@ class CudaLinear final : public PackedWeight {
 
  private:
   explicit CudaLinear(const CudaBackend& backend) : backend_(backend) {}
+  void Point();  // weight_ at the buffers
   absl::Status FindLtProducts(ActivationMode activation);
   absl::Status RunPadded(const CudaLinearArgs& args) const;
   absl::Status RunS8(const CudaLinearArgs& args) const;

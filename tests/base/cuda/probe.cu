@@ -92,6 +92,15 @@ ASSAY_KERNEL(96) ReduceKernel(const float* x, float* sums, float* most, int coun
   }
 }
 
+ASSAY_KERNEL(128) SinCosKernel(const float* angles, float* sines, float* cosines, int count) {
+  for (int i = BlockX() * ThreadsOfBlock() + ThreadIndex(); i < count;
+       i += GridX() * ThreadsOfBlock()) {
+    const Two turn = SinCos(angles[i]);
+    sines[i] = turn.low;
+    cosines[i] = turn.high;
+  }
+}
+
 ASSAY_KERNEL(64) MistakeKernel(Mistake mistake, float* x) {
   switch (mistake) {
     case Mistake::kBarrierInOneBranch:
@@ -131,6 +140,11 @@ int ProbeCopy(const float* x, float* y, int count, bool wait, const LaunchContex
 int ProbeReduce(const float* x, float* sums, float* most, int rows, int count,
                 const LaunchContext& context) {
   return Launch({.x = rows, .threads = 96}, context, ReduceKernel, x, sums, most, count);
+}
+int ProbeSinCos(const float* angles, float* sines, float* cosines, int count,
+                const LaunchContext& context) {
+  return Launch({.x = (count + 127) / 128, .threads = 128}, context, SinCosKernel, angles, sines,
+                cosines, count);
 }
 int ProbeMistake(Mistake mistake, float* x, const LaunchContext& context) {
   return Launch({.threads = 64}, context, MistakeKernel, mistake, x);

@@ -1,4 +1,4 @@
-// Both ends of an encoder, in the emulator. What is only added is compared bit for bit; sums of
+// Both ends of an encoder. What is only added is compared bit for bit; sums of
 // products with f64: of k terms in f32, in any order, k 2^-24 of the sum of their magnitudes.
 #include "engine/ops/cuda/encoder.h"
 
@@ -13,15 +13,15 @@
 namespace assay {
 namespace {
 
-using emulated::DeviceArray;
 using emulated::Order;
 using ::testing::FloatNear;
 using ::testing::Pointwise;
+using world::DeviceArray;
 
 class EncoderEndsTest : public testing::TestWithParam<Order> {
  protected:
-  EncoderEndsTest() { emulated::set_order(GetParam()); }
-  ~EncoderEndsTest() override { emulated::set_order(Order::kAscending); }
+  EncoderEndsTest() { SetWorldOrder(GetParam()); }
+  ~EncoderEndsTest() override { SetWorldOrder(Order::kAscending); }
 };
 INSTANTIATE_TEST_SUITE_P(Orders, EncoderEndsTest,
                          testing::Values(Order::kAscending, Order::kDescending, Order::kShuffled));
@@ -41,14 +41,14 @@ TEST_P(EncoderEndsTest, EmbedAddsTypesAndPositionsAndLeavesPaddingZero) {
                     .rows = 3,
                     .width = kWidth,
                     .stream = out.data()};
-  ASSERT_EQ(emulated::Embed(args, {}), 0);
+  ASSERT_EQ(world::Embed(args, {}), 0);
   for (size_t i = 0; i < kWidth; ++i) {
     EXPECT_EQ(out.values()[i], words[i] + types[kWidth + i] + places[3 * kWidth + i]);
     EXPECT_EQ(out.values()[kWidth + i], words[kStride + i] + types[i] + places[i]);
     EXPECT_EQ(out.values()[2 * kWidth + i], 0);
   }
   args.type_table = nullptr;
-  ASSERT_EQ(emulated::Embed(args, {}), 0);
+  ASSERT_EQ(world::Embed(args, {}), 0);
   EXPECT_EQ(out.values()[0], words[0] + places[3 * kWidth]);
 }
 
@@ -59,15 +59,15 @@ class PoolCase {
   std::vector<float> Run(bool first, bool normalize) const {
     DeviceArray<float> out(lengths_.size() * kWidth), in(stream_);
     DeviceArray<int32_t> first_rows(first_rows_), lengths(lengths_);
-    EXPECT_EQ(emulated::Pool({.stream = in.data(),
-                              .first_rows = first_rows.data(),
-                              .lengths = lengths.data(),
-                              .first = first,
-                              .normalize = normalize,
-                              .sequences = static_cast<int>(lengths_.size()),
-                              .width = kWidth,
-                              .out = out.data()},
-                             {}),
+    EXPECT_EQ(world::Pool({.stream = in.data(),
+                           .first_rows = first_rows.data(),
+                           .lengths = lengths.data(),
+                           .first = first,
+                           .normalize = normalize,
+                           .sequences = static_cast<int>(lengths_.size()),
+                           .width = kWidth,
+                           .out = out.data()},
+                          {}),
               0);
     return out.values();
   }
@@ -119,14 +119,14 @@ TEST_P(EncoderEndsTest, NormalizedVectorsHaveLengthOne) {
 TEST(EncoderEndsZeroTest, NormalizingZerosGivesZeros) {
   DeviceArray<float> in(std::vector<float>(8, 0.0f)), out(8);
   DeviceArray<int32_t> first(std::vector<int32_t>{0}), length(std::vector<int32_t>{1});
-  ASSERT_EQ(emulated::Pool({.stream = in.data(),
-                            .first_rows = first.data(),
-                            .lengths = length.data(),
-                            .normalize = true,
-                            .sequences = 1,
-                            .width = 8,
-                            .out = out.data()},
-                           {}),
+  ASSERT_EQ(world::Pool({.stream = in.data(),
+                         .first_rows = first.data(),
+                         .lengths = length.data(),
+                         .normalize = true,
+                         .sequences = 1,
+                         .width = 8,
+                         .out = out.data()},
+                        {}),
             0);
   EXPECT_EQ(out.values(), std::vector<float>(8, 0.0f));
 }
@@ -147,7 +147,7 @@ TEST_P(EncoderEndsTest, DenseRowsDoNotDependOnTheirNumber) {
                     .k = kK,
                     .gate = Gate::kTanh,
                     .y = y.data()};
-  ASSERT_EQ(emulated::Dense(args, {}), 0);
+  ASSERT_EQ(world::Dense(args, {}), 0);
   std::vector<float> expected;
   for (const int32_t row : picked) {
     for (size_t n = 0; n < kN; ++n) {
@@ -162,13 +162,13 @@ TEST_P(EncoderEndsTest, DenseRowsDoNotDependOnTheirNumber) {
   args.rows = 1;
   args.pick = last.data();
   args.y = alone.data();
-  ASSERT_EQ(emulated::Dense(args, {}), 0);
+  ASSERT_EQ(world::Dense(args, {}), 0);
   const std::vector<float> both = y.values();
   EXPECT_EQ(alone.values(), std::vector<float>(both.begin() + kN, both.end()));
   args.pick = nullptr;  // row 0 itself
   DeviceArray<float> again(kN);
   args.y = again.data();
-  ASSERT_EQ(emulated::Dense(args, {}), 0);
+  ASSERT_EQ(world::Dense(args, {}), 0);
   EXPECT_EQ(again.values(), alone.values());
 }
 

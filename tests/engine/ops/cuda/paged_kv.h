@@ -1,5 +1,5 @@
-// A paged KV pool on the emulated device whose pages are shuffled and whose unused
-// bytes are NaN, with what attention over it should give, in f64.
+// A paged KV pool on a device (tests/support/cuda_world.h) whose pages are shuffled and whose
+// unused bytes are NaN, with what attention over it should give, in f64.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@
 #include "engine/ops/kv_row.h"
 #include "tests/support/device_array.h"
 
-namespace assay::emulated {
+namespace assay::ASSAY_WORLD {
 
 inline uint16_t ToHalf(Half type, float v) {
   return type == Half::kF16 ? F32ToF16(v) : F32ToBf16(v);
@@ -233,4 +233,4 @@ inline double Misses(const uint16_t* y, const Expected& expected, Half type) {
   return worst;
 }
 
-}  // namespace assay::emulated
+}  // namespace assay::ASSAY_WORLD

@@ -11,7 +11,7 @@
 #include "tests/quant/kernels/cuda/device_weight.h"
 #include "tests/support/scheme_testing.h"
 
-namespace assay::emulated {
+namespace assay::ASSAY_WORLD {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -31,9 +31,9 @@ Blocks Quantized(const std::vector<T>& x, int rows, int k) {
                                    .scales = scales.data(),
                                    .rows = rows,
                                    .k = k,
-                                   .t = std::is_same_v<T, F16> ? Half::kF16 : Half::kBf16};
+                                   .t = kHalfOf<T>};
   EXPECT_EQ(QuantizeBlocksRefuses(args), nullptr);
-  EXPECT_EQ(QuantizeBlocks(args, {}), 0);
+  EXPECT_EQ(Ran(QuantizeBlocks(args, {})), 0);
   return {codes.values(), scales.values()};
 }
 
@@ -62,11 +62,10 @@ void ExpectRowsAreRepresented(const std::vector<T>& x, int rows, int k) {
 
 class BlocksTest : public testing::TestWithParam<Order> {
  protected:
-  void SetUp() override { set_order(GetParam()); }
-  ~BlocksTest() override { set_order(Order::kAscending); }
+  void SetUp() override { SetWorldOrder(GetParam()); }
+  ~BlocksTest() override { SetWorldOrder(Order::kAscending); }
 };
-INSTANTIATE_TEST_SUITE_P(Orders, BlocksTest,
-                         testing::Values(Order::kAscending, Order::kDescending, Order::kShuffled));
+INSTANTIATE_TEST_SUITE_P(Orders, BlocksTest, testing::ValuesIn(WorldOrders()));
 
 TEST_P(BlocksTest, RowsAreWhatTheModeMakesOfThem) {
   for (const int k : {8, 96, 128, 136, 400}) {
@@ -97,7 +96,8 @@ Blocks OfWeight(const DeviceWeight& w) {
   const DeviceArray<uint8_t> codes(n * k);
   const DeviceArray<float> scales(static_cast<size_t>(E4M3Blocks(w.stored.k)) * n);
   EXPECT_EQ(BlocksOfWeightRefuses(w.stored), nullptr);
-  EXPECT_EQ(BlocksOfWeight({.w = w.stored, .codes = codes.data(), .scales = scales.data()}, {}), 0);
+  EXPECT_EQ(
+      Ran(BlocksOfWeight({.w = w.stored, .codes = codes.data(), .scales = scales.data()}, {})), 0);
   if (w.stored.storage != Storage::kE4M3) return {codes.values(), scales.values()};
   for (const uint8_t untouched : codes.values()) EXPECT_EQ(untouched, 0xff);
   const auto* const own = w.host.codes.data<uint8_t>();
@@ -142,4 +142,4 @@ TEST(BlocksRefusalTest, SaysWhyNot) {
 }
 
 }  // namespace
-}  // namespace assay::emulated
+}  // namespace assay::ASSAY_WORLD

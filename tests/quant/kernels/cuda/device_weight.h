@@ -1,4 +1,4 @@
-// Weights in the emulated device's memory (base/cuda/emulator.h).
+// Weights in a device's memory (tests/support/cuda_world.h).
 #pragma once
 #include <cstring>
 #include <vector>
@@ -11,7 +11,7 @@
 #include "tests/support/device_array.h"
 #include "tests/support/random_tensor.h"
 
-namespace assay::emulated {
+namespace assay::ASSAY_WORLD {
 
 inline DeviceArray<std::byte> BytesOnDevice(const Tensor& tensor) {
   DeviceArray<std::byte> out(tensor.bytes());
@@ -77,6 +77,11 @@ inline DeviceWeight MakeWeight(std::string_view spelling, int n, int k, uint64_t
   return w;
 }
 
+template <typename T>
+constexpr Half kHalfOf = Half::kF16;
+template <>
+inline constexpr Half kHalfOf<Bf16> = Half::kBf16;
+
 // count numbers in T, N(0, 1).
 template <typename T>
 std::vector<T> RandomOf(size_t count, uint64_t seed) {
@@ -86,4 +91,4 @@ std::vector<T> RandomOf(size_t count, uint64_t seed) {
   return out;
 }
 
-}  // namespace assay::emulated
+}  // namespace assay::ASSAY_WORLD

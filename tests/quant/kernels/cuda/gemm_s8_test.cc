@@ -9,7 +9,7 @@
 
 #include "tests/quant/kernels/cuda/device_weight.h"
 
-namespace assay::emulated {
+namespace assay::ASSAY_WORLD {
 namespace {
 
 struct Problem {
@@ -54,7 +54,7 @@ std::vector<float> Multiplied(const Problem& p, const Operands& in) {
   args.accumulate = p.accumulate;
   args.side = p.side;
   EXPECT_EQ(GemmS8Refuses(args), nullptr);
-  EXPECT_EQ(GemmS8(args, {}), 0);
+  EXPECT_EQ(Ran(GemmS8(args, {})), 0);
   std::vector<float> out(count);
   for (size_t i = 0; i < count; ++i) out[i] = p.y_is_t ? Bf16ToF32(y_in_t[i]) : y[i];
   return out;
@@ -80,15 +80,14 @@ std::vector<float> Expected(const Problem& p, const Operands& in) {
 
 class GemmS8Test : public testing::TestWithParam<Order> {
  protected:
-  GemmS8Test() { set_order(GetParam()); }
-  ~GemmS8Test() override { set_order(Order::kAscending); }
+  GemmS8Test() { SetWorldOrder(GetParam()); }
+  ~GemmS8Test() override { SetWorldOrder(Order::kAscending); }
   static void ExpectExact(const Problem& p) {
     const Operands in(p);
     EXPECT_EQ(Multiplied(p, in), Expected(p, in)) << p.m << " " << p.n << " " << p.k;
   }
 };
-INSTANTIATE_TEST_SUITE_P(Orders, GemmS8Test,
-                         testing::Values(Order::kAscending, Order::kDescending, Order::kShuffled));
+INSTANTIATE_TEST_SUITE_P(Orders, GemmS8Test, testing::ValuesIn(WorldOrders()));
 
 TEST_P(GemmS8Test, IsExactOnOddShapes) {
   ExpectExact({.m = 1, .n = 1, .k = 16});
@@ -147,4 +146,4 @@ TEST(GemmS8RefusalTest, SaysWhyNot) {
 }
 
 }  // namespace
-}  // namespace assay::emulated
+}  // namespace assay::ASSAY_WORLD

@@ -15,7 +15,7 @@
 #include "tests/quant/kernels/cuda/device_weight.h"
 #include "tests/support/scheme_testing.h"
 
-namespace assay::emulated {
+namespace assay::ASSAY_WORLD {
 namespace {
 
 template <typename T>
@@ -56,15 +56,15 @@ class SkinnyRun {
     SkinnyArgs args = {.x = x.data(), .w = w_.stored, .m = m};
     args.x_stride = static_cast<int>(x_stride);
     args.y_stride = static_cast<int>(y_stride);
-    args.t = std::is_same_v<T, F16> ? Half::kF16 : Half::kBf16;
+    args.t = kHalfOf<T>;
     args.bias = p_.bias ? bias.data() : nullptr;
     args.y = p_.y_is_t ? static_cast<void*>(y_in_t.data()) : y.data();
     args.y_is_t = p_.y_is_t;
     args.accumulate = p_.accumulate;
     args.workspace = workspace.data();
     args.counters = counters.data();
-    EXPECT_EQ(SkinnyRefuses(args, 80), nullptr);
-    EXPECT_EQ(Skinny(args, {}), 0);
+    EXPECT_EQ(SkinnyRefuses(args, WorldCompute()), nullptr);
+    EXPECT_EQ(Ran(Skinny(args, {})), 0);
     EXPECT_THAT(counters.values(), testing::Each(0));
     std::vector<double> out;
     for (size_t i = 0; i < m * y_stride; ++i) {
@@ -136,14 +136,14 @@ const std::vector<std::string>& Spellings() {
 
 class SkinnyFormatTest : public testing::TestWithParam<std::string> {
  protected:
-  ~SkinnyFormatTest() override { set_order(Order::kAscending); }
+  ~SkinnyFormatTest() override { SetWorldOrder(Order::kAscending); }
 };
 INSTANTIATE_TEST_SUITE_P(Schemes, SkinnyFormatTest, testing::ValuesIn(Spellings()),
                          [](const auto& info) { return TestName(info.param); });
 
 TEST_P(SkinnyFormatTest, MultipliesInF16) {
-  for (const Order order : {Order::kAscending, Order::kDescending, Order::kShuffled}) {
-    set_order(order);
+  for (const Order order : WorldOrders()) {
+    SetWorldOrder(order);
     const Problem p = {.spelling = GetParam(), .m = 5, .n = 71, .k = 416, .bias = true};
     const SkinnyRun<F16> run(p);
     EXPECT_LE(run.Error(run.Run(p.m)), 1);
@@ -151,6 +151,7 @@ TEST_P(SkinnyFormatTest, MultipliesInF16) {
 }
 
 TEST_P(SkinnyFormatTest, MultipliesInBf16) {
+  if (!WorldTakes(Half::kBf16)) GTEST_SKIP() << kNoBf16;
   const bool bytes = GetParam().find("int8") == 0 || GetParam().find("fp8") == 0;
   const int k = bytes ? 176 : 160;  // the smallest steps that rows of 16-byte loads can make
   const Problem p = {.spelling = GetParam(), .m = 19, .n = 66, .k = k, .accumulate = true};
@@ -162,7 +163,7 @@ TEST_P(SkinnyFormatTest, SharesKBetweenBlocks) {
   const Problem p = {
       .spelling = GetParam(), .m = 3, .n = 9, .k = 1312, .bias = true, .y_is_t = true};
   ASSERT_GT(SkinnySplits(p.n, p.k), 1);
-  set_order(Order::kShuffled);
+  SetWorldOrder(Order::kShuffled);
   const SkinnyRun<F16> run(p);
   EXPECT_LE(run.Error(run.Run(p.m)), 1);
 }
@@ -200,7 +201,7 @@ TEST(SkinnyTest, WidensEveryCode) {
       ASSERT_TRUE(w.host.scheme->DecodeRows(w.host, 0, 256, w.decoded).ok());
       EXPECT_LE(run.Error(run.Run(1)), 1) << spelling;
     };
-    widen(in_bf16);
+    if (WorldTakes(Half::kBf16)) widen(in_bf16);
     widen(in_f16);
   }
 }
@@ -212,6 +213,7 @@ TEST(SkinnyTest, KeepsToRowsWithinOthers) {
 }
 
 TEST(SkinnyTest, FindsTheScaleOfEachBlockOfRows) {
+  if (!WorldTakes(Half::kBf16)) GTEST_SKIP() << kNoBf16;
   const Problem p = {.spelling = "fp8_e4m3:block", .m = 2, .n = 200, .k = 272};
   const SkinnyRun<Bf16> run(p);
   EXPECT_LE(run.Error(run.Run(p.m)), 1);
@@ -248,4 +250,4 @@ TEST(SkinnyTest, SaysWhyNot) {
 }
 
 }  // namespace
-}  // namespace assay::emulated
+}  // namespace assay::ASSAY_WORLD

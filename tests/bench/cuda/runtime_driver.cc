@@ -1,0 +1,7 @@
+#include "tests/bench/cuda/kernels_state.h"
+
+namespace assay {
+
+const CudaRuntime* BenchRuntime() { return DriverCuda(); }
+
+}  // namespace assay
