@@ -352,13 +352,13 @@ absl::StatusOr<std::unique_ptr<EncodeEngine>> EncodeEngine::Start(
   RETURN_IF_ERROR(CheckOptions(spec, options));
   const int context =
       options.max_context > 0 ? std::min(options.max_context, spec.max_context) : spec.max_context;
-  Device& device = CpuDevice();
-  ASSIGN_OR_RETURN(Arena scratch,
-                   Arena::Create(device, model->scratch_bytes(options.max_batch_tokens,
-                                                              options.max_sequences, context)));
+  ASSIGN_OR_RETURN(
+      Arena scratch,
+      Arena::Create(model->device(), model->scratch_bytes(options.max_batch_tokens,
+                                                          options.max_sequences, context)));
   ASSIGN_OR_RETURN(
       Tensor out,
-      Tensor::Create(device, Shape{options.max_sequences, OutputWidth(spec)}, DType::kF32));
+      Tensor::Create(CpuDevice(), Shape{options.max_sequences, OutputWidth(spec)}, DType::kF32));
   auto engine = std::make_unique<EncodeLoop>(EncodeLoop::Parts{.model = std::move(model),
                                                                .options = options,
                                                                .max_context = context,

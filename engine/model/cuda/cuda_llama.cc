@@ -10,6 +10,7 @@
 #include "base/mutex.h"
 #include "engine/model/cuda/cuda_batch.h"
 #include "engine/model/cuda/cuda_llama_weights.h"
+#include "engine/model/cuda/cuda_weights.h"
 #include "engine/model/cuda/step_memory.h"
 #include "engine/model/families/forward_parts.h"
 #include "engine/model/families/llama_spec.h"
@@ -18,8 +19,6 @@ namespace assay {
 namespace {
 
 using Layer = CudaLlamaWeights::Layer;
-
-const float* Floats(const Buffer& buffer) { return reinterpret_cast<const float*>(buffer.data()); }
 
 class CudaLlama final : public Model {
  public:
@@ -136,15 +135,11 @@ StepWidths CudaLlama::Widths() const {
 
 StepMemory CudaLlama::MemoryFor(const CudaStepSizes& sizes) const {
   StepMemory at(Widths(), sizes);
-  const auto add = [&](const CudaLinear& linear, int rows) {
-    at.Need({linear.expanded_bytes(rows), linear.padded_bytes(rows), linear.partial_floats(rows),
-             linear.counters(rows), linear.workspace_bytes(rows)});
-  };
   for (const Layer& layer : weights_.layers) {
     for (const CudaLinear* linear : {layer.qkv, layer.o, layer.gate_up, layer.down})
-      add(*linear, sizes.rows);
+      at.Need(*linear, sizes.rows);
   }
-  add(*weights_.head, sizes.logit_rows);
+  at.Need(*weights_.head, sizes.logit_rows);
   at.Close();
   return at;
 }

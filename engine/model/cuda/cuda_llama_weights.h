@@ -9,7 +9,7 @@
 namespace assay {
 
 // Unimplemented: names what of such a model kernels on a GPU do not compute.
-absl::Status CudaTakes(const ModelSpec& spec);
+absl::Status CudaTakesLlama(const ModelSpec& spec);
 
 struct CudaLlamaWeights {
   struct Layer {

@@ -8,12 +8,43 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "engine/model/cuda/cuda_bert.h"
+#include "engine/model/cuda/cuda_bert_weights.h"
 #include "engine/model/cuda/cuda_llama_weights.h"
 
 namespace assay {
 namespace {
 
 constexpr int kOldest = 75;  // compute capability: the first with INT8 tensor cores
+
+// Families that GPUs compute: what of them, and how they are built. Others are the CPU's.
+struct GpuFamily {
+  std::string_view name;  // ModelSpec::family
+  absl::Status (*takes)(const ModelSpec& spec);
+  absl::StatusOr<std::unique_ptr<const Model>> (*build)(const CudaBackend& backend,
+                                                        const CudaOpsKernels& ops,
+                                                        const ModelSpec& spec,
+                                                        const Checkpoint& checkpoint,
+                                                        LinearMap linears);
+};
+constexpr std::array kFamilies = {
+    GpuFamily{"llama", CudaTakesLlama,
+              [](const CudaBackend& backend, const CudaOpsKernels& ops, const ModelSpec& spec,
+                 const Checkpoint& checkpoint, LinearMap linears) {
+                return BuildCudaLlama(backend, ops, spec, checkpoint, std::move(linears), {});
+              }},
+    GpuFamily{"bert", CudaTakesBert, BuildCudaBert},
+};
+
+absl::StatusOr<const GpuFamily*> GpuFamilyOf(const ModelSpec& spec) {
+  std::string known;
+  for (const GpuFamily& family : kFamilies) {
+    if (family.name == spec.family) return &family;
+    absl::StrAppend(&known, known.empty() ? "" : ", ", std::string(family.name));
+  }
+  return absl::UnimplementedError(absl::StrCat(
+      "no family that is served on a GPU: family=", spec.family, " supported=", known));
+}
 
 Half HalfFor(const CudaDevice& device) {
   return device.profile().compute >= 80 ? Half::kBf16 : Half::kF16;
@@ -112,7 +143,10 @@ absl::StatusOr<std::unique_ptr<GpuBackend>> GpuBackend::Open(const CudaWorld& wo
   return std::unique_ptr<GpuBackend>(new GpuBackend(world, std::move(device), std::move(lt)));
 }
 
-absl::Status GpuBackend::Takes(const ModelSpec& spec) const { return CudaTakes(spec); }
+absl::Status GpuBackend::Takes(const ModelSpec& spec) const {
+  ASSIGN_OR_RETURN(const GpuFamily* const family, GpuFamilyOf(spec));
+  return family->takes(spec);
+}
 
 absl::Status GpuBackend::Supports(const QuantScheme& scheme, const Shape& shape,
                                   ActivationMode activation) const {
@@ -134,9 +168,9 @@ absl::StatusOr<std::unique_ptr<const Model>> GpuBackend::Build(const ModelFamily
                                                                const ModelSpec& spec,
                                                                const Checkpoint& checkpoint,
                                                                LinearMap linears) const {
-  RETURN_IF_ERROR(Takes(spec));
+  ASSIGN_OR_RETURN(const GpuFamily* const family, GpuFamilyOf(spec));
   RETURN_IF_ERROR(device_->Use());
-  return BuildCudaLlama(backend(), world_.ops, spec, checkpoint, std::move(linears), {});
+  return family->build(backend(), world_.ops, spec, checkpoint, std::move(linears));
 }
 
 std::string GpuBackend::fingerprint() const {

@@ -7,19 +7,17 @@
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
 #include "engine/model/families/bert_spec.h"
+#include "engine/model/families/bert_tables.h"
 #include "engine/model/families/families.h"
 #include "engine/model/families/forward_parts.h"
 
 namespace assay {
 namespace {
 
-struct Norm {
-  Tensor gain, bias;  // [hidden]
-  size_t bytes() const { return gain.bytes() + bias.bytes(); }
-};
+using Norm = BertTables::Norm;
 struct Layer {
   BoundLinear qkv, attention_output, intermediate, output;
-  Norm attention_norm, output_norm;
+  const BertTables::Layer* norms = nullptr;
 };
 
 class BertModel final : public Model {
@@ -45,10 +43,8 @@ class BertModel final : public Model {
         head_activation_(*FindActivation(NamesOf(spec_).head_activation)) {}
 
   absl::Status BindLinears();
-  absl::Status ReadTables(const Checkpoint& checkpoint);
   absl::Status ReadHead(const Checkpoint& checkpoint);
 
-  absl::Status CheckEncoderBatch(const ForwardArgs& args) const;
   absl::Status CheckPart(const LayerPart& part) const;  // its linears are there
   void EmbedPositions(const Pass& pass, MutableView x) const;
   absl::Status Attend(const Pass& pass, const Layer& layer, MutableView x, MutableView sum) const;
@@ -56,8 +52,8 @@ class BertModel final : public Model {
   void Pool(const Pass& pass, TensorView x) const;
   absl::Status Classify(const Pass& pass, TensorView x) const;
 
-  int64_t out_width() const {
-    return spec_.task == ModelTask::kClassify ? spec_.num_labels : spec_.hidden;
+  void LayerNorm(const Pass& pass, const Norm& norm, MutableView x) const {
+    ops_.LayerNorm(x, norm.gain.view(), norm.bias.view(), spec_.norm_eps, x, pass.context);
   }
 
   const ModelSpec spec_;
@@ -66,9 +62,7 @@ class BertModel final : public Model {
   const Ops& ops_;
   const Activation activation_, head_activation_;
   BoundLinear words_;
-  Tensor positions_;  // [position_offset + max_context, hidden]
-  Tensor types_;      // [type_vocab, hidden], or empty
-  Norm embedding_norm_;
+  BertTables tables_;
   std::vector<Layer> layers_;
   std::vector<QuantizedLinear> head_;  // f32: {dense, out}, or empty
 };
@@ -82,48 +76,6 @@ absl::Status BertModel::BindLinears() {
          {&layer.qkv, &layer.attention_output, &layer.intermediate, &layer.output}) {
       ASSIGN_OR_RETURN(*to, Bind(*slot++, linears_));
     }
-  }
-  return absl::OkStatus();
-}
-
-// Checkpoints converted from TensorFlow call gain and bias gamma and beta.
-absl::StatusOr<Norm> ReadNorm(const Checkpoint& checkpoint, const std::string& name,
-                              int64_t hidden) {
-  const bool old = checkpoint.Find(name + ".gamma").ok();
-  Norm norm;
-  ASSIGN_OR_RETURN(norm.gain,
-                   ReadTensor(checkpoint, name + (old ? ".gamma" : ".weight"), {hidden}));
-  ASSIGN_OR_RETURN(norm.bias, ReadTensor(checkpoint, name + (old ? ".beta" : ".bias"), {hidden}));
-  return norm;
-}
-
-absl::Status BertModel::ReadTables(const Checkpoint& checkpoint) {
-  const std::string embeddings = spec_.tensor_prefix + "embeddings.";
-  // Only the positions that requests can have: sentence-transformers may use fewer than there are.
-  const std::string name = embeddings + "position_embeddings.weight";
-  const int64_t used = int64_t{spec_.position_offset} + spec_.max_context;
-  ASSIGN_OR_RETURN(const CheckpointTensor* table, checkpoint.Find(name));
-  if (table->shape.rank != 2 || table->shape[0] < used || table->shape[1] != spec_.hidden) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tensor ", name, " has another shape: shape=", ToString(table->shape),
-                     " expected=at least ", ToString(Shape{used, spec_.hidden})));
-  }
-  ASSIGN_OR_RETURN(positions_, Tensor::Create(CpuDevice(), {used, spec_.hidden}, DType::kF32));
-  RETURN_IF_ERROR(checkpoint.ReadRows(
-      name, 0, used, {positions_.data<float>(), static_cast<size_t>(used * spec_.hidden)}));
-  if (spec_.type_vocab > 0) {
-    ASSIGN_OR_RETURN(types_, ReadTensor(checkpoint, embeddings + "token_type_embeddings.weight",
-                                        {spec_.type_vocab, spec_.hidden}));
-  }
-  ASSIGN_OR_RETURN(embedding_norm_, ReadNorm(checkpoint, embeddings + "LayerNorm", spec_.hidden));
-  const EncoderNames& names = NamesOf(spec_);
-  for (int i = 0; i < spec_.layers; ++i) {
-    const std::string prefix = EncoderLayerPrefix(spec_, i);
-    const auto read = [&](std::string_view norm) {
-      return ReadNorm(checkpoint, prefix + std::string(norm), spec_.hidden);
-    };
-    ASSIGN_OR_RETURN(layers_[i].attention_norm, read(names.attention_norm));
-    ASSIGN_OR_RETURN(layers_[i].output_norm, read(names.output_norm));
   }
   return absl::OkStatus();
 }
@@ -143,31 +95,11 @@ absl::StatusOr<std::unique_ptr<const Model>> BertModel::Build(const ModelSpec& s
   ASSIGN_OR_RETURN(const Ops* ops, OpsFor(CpuDevice()));
   std::unique_ptr<BertModel> model(new BertModel(spec, std::move(linears), *ops));
   RETURN_IF_ERROR(model->BindLinears());
-  RETURN_IF_ERROR(model->ReadTables(checkpoint));
+  ASSIGN_OR_RETURN(model->tables_, BertTables::Read(spec, checkpoint));
+  for (size_t i = 0; i < model->layers_.size(); ++i)
+    model->layers_[i].norms = &model->tables_.layers[i];
   RETURN_IF_ERROR(model->ReadHead(checkpoint));
   return std::unique_ptr<const Model>(std::move(model));
-}
-
-absl::Status BertModel::CheckEncoderBatch(const ForwardArgs& args) const {
-  RETURN_IF_ERROR(CheckBatch(spec_, args.batch));
-  const ForwardBatch& batch = args.batch;
-  for (const SequenceSpan& s : batch.sequences) {
-    if (s.start_position == 0) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "an encoder sees whole sequences: start_position=", s.start_position, " expected=0"));
-  }
-  if (!batch.token_types.empty() && batch.token_types.size() != batch.tokens.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("token types must be one per token: types=", batch.token_types.size(),
-                     " tokens=", batch.tokens.size()));
-  }
-  const int known = std::max(1, spec_.type_vocab);  // without a table, 0 stands for "none"
-  for (const int32_t type : batch.token_types) {
-    if (type >= 0 && type < known) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("token type out of range: type=", type, " types=", known));
-  }
-  return CheckOut(args.out, static_cast<int64_t>(batch.sequences.size()), out_width());
 }
 
 absl::Status BertModel::CheckPart(const LayerPart& part) const {
@@ -181,7 +113,7 @@ absl::Status BertModel::CheckPart(const LayerPart& part) const {
 }
 
 absl::Status BertModel::Forward(const ForwardArgs& args, ComputeContext& context) const {
-  RETURN_IF_ERROR(CheckEncoderBatch(args));
+  RETURN_IF_ERROR(CheckEncoderBatch(spec_, args));
   ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
   RETURN_IF_ERROR(CheckPart(part));
   const auto rows = static_cast<int64_t>(args.batch.tokens.size());
@@ -195,8 +127,7 @@ absl::Status BertModel::Forward(const ForwardArgs& args, ComputeContext& context
   const auto embed = [&] {
     pass.Embed(*words_.linear, args.batch.tokens, x);
     EmbedPositions(pass, x);
-    ops_.LayerNorm(x, embedding_norm_.gain.view(), embedding_norm_.bias.view(), spec_.norm_eps, x,
-                   context);
+    LayerNorm(pass, tables_.embedding_norm, x);
   };
   RETURN_IF_ERROR(RunLayers(part, x, embed, [&](int i) {
     RETURN_IF_ERROR(Attend(pass, layers_[i], x, product));
@@ -216,13 +147,13 @@ void BertModel::EmbedPositions(const Pass& pass, MutableView x) const {
     for (int64_t i = 0; i < s.num_rows; ++i) {
       const int64_t row = s.first_row + i;
       float* to = x.as<float>() + row * d;
-      const float* position = positions_.data<float>() + (spec_.position_offset + i) * d;
-      if (types_.empty()) {
+      const float* position = tables_.positions.data<float>() + (spec_.position_offset + i) * d;
+      if (tables_.types.empty()) {
         for (int64_t c = 0; c < d; ++c) to[c] += position[c];
         continue;
       }
       const int32_t id = batch.token_types.empty() ? 0 : batch.token_types[row];
-      const float* type = types_.data<float>() + id * d;
+      const float* type = tables_.types.data<float>() + id * d;
       for (int64_t c = 0; c < d; ++c) to[c] = to[c] + type[c] + position[c];
     }
   }
@@ -248,8 +179,7 @@ absl::Status BertModel::Attend(const Pass& pass, const Layer& layer, MutableView
   ops_.SelfAttention(attention, {q + spec_.hidden, stride}, {q + int64_t{2} * spec_.hidden, stride},
                      pass.args.batch, pass.context);
   RETURN_IF_ERROR(pass.LinearAdd(layer.attention_output, attended, x, product));
-  ops_.LayerNorm(x, layer.attention_norm.gain.view(), layer.attention_norm.bias.view(),
-                 spec_.norm_eps, x, pass.context);
+  LayerNorm(pass, layer.norms->attention_norm, x);
   return absl::OkStatus();
 }
 
@@ -263,8 +193,7 @@ absl::Status BertModel::Mlp(const Pass& pass, const Layer& layer, MutableView x,
   RETURN_IF_ERROR(pass.Linear(layer.intermediate, x, inner));
   ops_.Activate(activation_, inner, pass.context);
   RETURN_IF_ERROR(pass.LinearAdd(layer.output, inner, x, product));
-  ops_.LayerNorm(x, layer.output_norm.gain.view(), layer.output_norm.bias.view(), spec_.norm_eps, x,
-                 pass.context);
+  LayerNorm(pass, layer.norms->output_norm, x);
   return absl::OkStatus();
 }
 
@@ -336,11 +265,7 @@ size_t BertModel::scratch_bytes(int64_t rows, int64_t, int64_t context_tokens) c
 }
 
 size_t BertModel::other_weight_bytes() const {
-  size_t bytes = positions_.bytes() + embedding_norm_.bytes();
-  if (!types_.empty()) bytes += types_.bytes();
-  for (const Layer& layer : layers_) {
-    bytes += layer.attention_norm.bytes() + layer.output_norm.bytes();
-  }
+  size_t bytes = tables_.bytes();
   for (const QuantizedLinear& linear : head_) bytes += linear.bytes();
   return bytes;
 }

@@ -93,6 +93,28 @@ absl::Status CheckOut(const MutableView& out, int64_t rows, int64_t columns) {
                    ": out=", std::string(Name(out.dtype)), " ", ToString(out.shape)));
 }
 
+absl::Status CheckEncoderBatch(const ModelSpec& spec, const ForwardArgs& args) {
+  RETURN_IF_ERROR(CheckBatch(spec, args.batch));
+  const ForwardBatch& batch = args.batch;
+  for (const SequenceSpan& s : batch.sequences) {
+    if (s.start_position == 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "an encoder sees whole sequences: start_position=", s.start_position, " expected=0"));
+  }
+  if (!batch.token_types.empty() && batch.token_types.size() != batch.tokens.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("token types must be one per token: types=", batch.token_types.size(),
+                     " tokens=", batch.tokens.size()));
+  }
+  const int known = std::max(1, spec.type_vocab);  // without a table, 0 stands for "none"
+  for (const int32_t type : batch.token_types) {
+    if (type >= 0 && type < known) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("token type out of range: type=", type, " types=", known));
+  }
+  return CheckOut(args.out, static_cast<int64_t>(batch.sequences.size()), EncoderColumns(spec));
+}
+
 absl::StatusOr<LayerPart> PartOf(const ModelSpec& spec, const ForwardArgs& args) {
   if (args.part == nullptr) return LayerPart{0, spec.layers, {}};
   const LayerPart& part = *args.part;

@@ -20,6 +20,14 @@ absl::Status CheckKv(const ModelSpec& spec, const ForwardArgs& args, const Layer
 // InvalidArgument: `out` is not f32 [rows, columns].
 absl::Status CheckOut(const MutableView& out, int64_t rows, int64_t columns);
 
+// Encoders: columns of their output.
+inline int64_t EncoderColumns(const ModelSpec& spec) {
+  return spec.task == ModelTask::kClassify ? spec.num_labels : spec.hidden;
+}
+// CheckBatch, and InvalidArgument: a sequence that does not begin at position 0, token types that
+// are not one per row or outside [0, type_vocab), an output of another shape.
+absl::Status CheckEncoderBatch(const ModelSpec& spec, const ForwardArgs& args);
+
 // args.part, or all of the stack. InvalidArgument: layers outside of it, or a stream that is not
 // f32 [rows, hidden].
 absl::StatusOr<LayerPart> PartOf(const ModelSpec& spec, const ForwardArgs& args);

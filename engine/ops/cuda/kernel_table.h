@@ -1,6 +1,8 @@
 // What models do on a device besides linear layers, of one world: the driver's or the emulator's.
 #pragma once
 #include "engine/ops/cuda/decode_attention.h"
+#include "engine/ops/cuda/encoder.h"
+#include "engine/ops/cuda/encoder_attention.h"
 #include "engine/ops/cuda/norm.h"
 #include "engine/ops/cuda/prefill_attention.h"
 #include "engine/ops/cuda/rope.h"
@@ -11,17 +13,21 @@ namespace assay {
 struct CudaOpsKernels {
   decltype(&cuda::Norm) norm;
   decltype(&cuda::Activate) activate;
-  decltype(&cuda::Embed) embed;
   decltype(&cuda::Greedy) greedy;
   decltype(&cuda::RopeAppend) rope_append;
   decltype(&cuda::DecodeAttention) decode_attention;
   decltype(&cuda::PrefillAttention) prefill_attention;
+  decltype(&cuda::Embed) embed;
+  decltype(&cuda::EncoderAttention) encoder_attention;
+  decltype(&cuda::Pool) pool;
+  decltype(&cuda::Dense) dense;
 };
-#define ASSAY_CUDA_OPS_KERNELS(world)                                                        \
-  {                                                                                          \
-    .norm = world::Norm, .activate = world::Activate, .embed = world::Embed,                 \
-    .greedy = world::Greedy, .rope_append = world::RopeAppend,                               \
-    .decode_attention = world::DecodeAttention, .prefill_attention = world::PrefillAttention \
+#define ASSAY_CUDA_OPS_KERNELS(world)                                                         \
+  {                                                                                           \
+    .norm = world::Norm, .activate = world::Activate, .greedy = world::Greedy,                \
+    .rope_append = world::RopeAppend, .decode_attention = world::DecodeAttention,             \
+    .prefill_attention = world::PrefillAttention, .embed = world::Embed,                      \
+    .encoder_attention = world::EncoderAttention, .pool = world::Pool, .dense = world::Dense, \
   }
 
 // nullptr: built without a CUDA toolkit.

@@ -1,5 +1,6 @@
 // A block per row. The row is read again for the second and third pass: it is in the block's L1 by
 // then.
+#include "engine/ops/cuda/gate.h"
 #include "engine/ops/cuda/norm.h"
 #include "engine/ops/cuda/row_writer.h"
 
@@ -77,20 +78,6 @@ ASSAY_KERNEL(kThreads) NormKernel(NormArgs a) {
       Store16(stream + at, {BitsOf(v[0]), BitsOf(v[1]), BitsOf(v[2]), BitsOf(v[3])});
   }
   PdlTrigger();
-}
-
-ASSAY_DEVICE float Through(Gate gate, float x) {
-  switch (gate) {
-    case Gate::kSilu:
-      return x / (1.0f + expf(-x));
-    case Gate::kGelu:
-      return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case Gate::kGeluTanh:
-      return 0.5f * x * (1.0f + tanhf(0.79788456f * Fma(0.044715f * x * x, x, x)));
-    case Gate::kRelu:
-      return x > 0 ? x : 0.0f;
-  }
-  return 0;
 }
 
 ASSAY_DEVICE void Gated(const GateArgs& a, const float* x, int at, float (&v)[4]) {

@@ -31,12 +31,12 @@ inline const char* NormRefuses(int width) {
 }
 ASSAY_LAUNCHER(int Norm(const NormArgs& args, const LaunchContext& context))
 
-// out[row] = gate(x[row, :width]) * x[row, width:], in `form`. gate is silu or (tanh-)gelu; x is
-// f32 [rows, 2 width]. Without `gated`: out = gate(x), x [rows, width].
-enum class Gate { kSilu, kGelu, kGeluTanh, kRelu };
+// out[row] = gate(x[row, :width]) * x[row, width:], in `form`; x is f32 [rows, 2 width]. Without
+// `gated`: out = gate(x), x [rows, width]. kNone: x itself, in another form.
+enum class Gate { kNone, kSilu, kGelu, kGeluTanh, kRelu, kTanh };
 struct GateArgs {
   const float* x = nullptr;
-  int rows = 0, width = 0;
+  int rows = 0, width = 0;  // width: a multiple of 4
   bool gated = true;
   Gate gate = Gate::kSilu;
   RowForm form = RowForm::kHalf;

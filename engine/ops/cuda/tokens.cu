@@ -6,32 +6,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-ASSAY_DEVICE void AddRow(const float* table, int row, int width, int at, float (&v)[4]) {
-  const Quad q = Load16(table + static_cast<size_t>(row) * width + at);
-  v[0] += FloatOf(q.x);
-  v[1] += FloatOf(q.y);
-  v[2] += FloatOf(q.z);
-  v[3] += FloatOf(q.w);
-}
-
-ASSAY_KERNEL(kThreads) EmbedKernel(EmbedArgs a) {
-  const int row = BlockX();
-  PdlWait();
-  const int token = a.tokens[row];
-  const bool there = token >= 0 && token < a.vocab;
-  for (int at = 4 * ThreadIndex(); at < a.width; at += 4 * kThreads) {
-    float v[4] = {0, 0, 0, 0};
-    if (there) {
-      AddRow(a.table, token, a.width, at, v);
-      if (a.positions != nullptr) AddRow(a.position_table, a.positions[row], a.width, at, v);
-      if (a.types != nullptr) AddRow(a.type_table, a.types[row], a.width, at, v);
-    }
-    Store16(a.stream + static_cast<size_t>(row) * a.width + at,
-            {BitsOf(v[0]), BitsOf(v[1]), BitsOf(v[2]), BitsOf(v[3])});
-  }
-  PdlTrigger();
-}
-
 struct Candidate {
   float logit;
   int32_t token;  // -1: none yet
@@ -90,11 +64,6 @@ ASSAY_KERNEL(kThreads) GreedyKernel(GreedyArgs a) {
 }
 
 }  // namespace
-
-int Embed(const EmbedArgs& args, const LaunchContext& context) {
-  if (args.rows == 0) return 0;
-  return Launch({.x = args.rows, .threads = kThreads}, context, EmbedKernel, args);
-}
 
 int Greedy(const GreedyArgs& args, const LaunchContext& context) {
   if (args.rows == 0) return 0;

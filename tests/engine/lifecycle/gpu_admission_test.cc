@@ -2,6 +2,7 @@
 // all but the silicon.
 #include "absl/strings/str_join.h"
 #include "engine/model/cuda/gpus.h"
+#include "engine/model/families/forward_parts.h"
 #include "tests/engine/lifecycle/admission_fixture.h"
 
 namespace assay {
@@ -10,6 +11,7 @@ namespace {
 using absl::StatusCode;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 // One GPU rule, one for the CPU: 8-bit weights on both.
 constexpr char kPolicy[] = R"(version: 1
@@ -51,7 +53,8 @@ class GpuAdmissionTest : public AdmissionFixture {
     options.gpus = gpus_.get();
     options.engine.max_context = 64;
     options.engine.max_step_tokens = 32;
-    hooks.evaluation = EvaluationSize{.documents = window == 16 ? 1 : 2, .window = window};
+    hooks.evaluation = EvaluationSize{
+        .documents = window == 16 ? 1 : 2, .window = window, .sentences = 6, .sentence_tokens = 12};
     Start(std::move(options), std::move(hooks));
   }
   std::string Trace(const AdmissionProgress& end) {
@@ -107,6 +110,33 @@ TEST_F(GpuAdmissionTest, ProvesAndServesOnTheGpu) {
                                            tokens.set_value(count);
                                        }));
   EXPECT_EQ(tokens.get_future().get(), 4);
+}
+
+TEST_F(GpuAdmissionTest, EncodersAndClassifiersToo) {
+  Open(2);
+  StartOnGpus();
+  for (const char* name : {"bert_mean", "roberta_classifier"}) {
+    SCOPED_TRACE(name);
+    const AdmissionProgress end = Admit({.path = GoldenPath(std::string("models/") + name)});
+    ASSERT_OK(end.status);
+    EXPECT_NE(end.report->decision.device, "cpu");
+    EXPECT_THAT(Trace(end), AllOf(HasSubstr("memory of cuda:"), Not(HasSubstr("keys and values"))));
+    for (const LayerReport& layer : end.report->layers) EXPECT_EQ(layer.kernel, "cuda");
+    EXPECT_GT(end.report->verification.cosine.mean, 0.99);
+    EXPECT_LT(end.report->verification.cosine.mean, 1 - 1e-9);  // 8 bits are not f32
+    ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire(name));
+    EXPECT_EQ(servable->model->device().name(), end.report->decision.device);
+    std::promise<EncodeResult> result;
+    ASSERT_OK(servable->encode->Submit(
+        {.tokens = {1, 2, 3}}, [&](EncodeResult&& value) { result.set_value(std::move(value)); }));
+    const EncodeResult got = result.get_future().get();
+    ASSERT_OK(got.status);
+    EXPECT_EQ(got.values.size(), static_cast<size_t>(EncoderColumns(servable->model->spec())));
+  }
+  for (const char* name : {"bert_mean", "roberta_classifier"}) ASSERT_OK(registry_.Unload(name, 0));
+  registry_.WaitForRetirements();
+  for (const Gpus::Found& gpu : gpus_->all())
+    EXPECT_EQ(gpu.backend->device().allocated_bytes(), 0u);
 }
 
 TEST_F(GpuAdmissionTest, MemoryOnTheGpuIsGivenBack) {

@@ -1,4 +1,4 @@
-// Norms, gates, embedding and the greedy choice on the device. Reference: the same
+// Norms, gates and the greedy choice on the device. Reference: the same
 // formulas in f64. Bound of a norm: sums of `width` squares in f32 in any order, (log2(width) + 6)
 // 2^-24 relative, then four roundings; 1e-5 of the largest element is ample for widths up to 4096.
 // Codes: those that the CPU's quantizers give for the f32 form, bit for bit.
@@ -193,6 +193,8 @@ TEST_P(RowOpsTest, ABrokenRowStaysVisible) {
 
 double Through(Gate gate, double x) {
   switch (gate) {
+    case Gate::kNone:
+      return x;
     case Gate::kSilu:
       return x / (1 + std::exp(-x));
     case Gate::kGelu:
@@ -201,6 +203,8 @@ double Through(Gate gate, double x) {
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
     case Gate::kRelu:
       return std::max(x, 0.0);
+    case Gate::kTanh:
+      return std::tanh(x);
   }
   return 0;
 }
@@ -208,7 +212,8 @@ double Through(Gate gate, double x) {
 TEST_P(RowOpsTest, GatesMultiplyOrStandAlone) {
   constexpr int kRows = 3, kWidth = 260;
   const std::vector<float> x = RandomNormal(kRows * 2 * kWidth, 9, 2.0f);
-  for (const Gate gate : {Gate::kSilu, Gate::kGelu, Gate::kGeluTanh, Gate::kRelu}) {
+  for (const Gate gate :
+       {Gate::kNone, Gate::kSilu, Gate::kGelu, Gate::kGeluTanh, Gate::kRelu, Gate::kTanh}) {
     for (const bool gated : {true, false}) {
       DeviceArray<float> in(x), out(kRows * kWidth);
       GateArgs args = {.x = in.data(),
@@ -232,36 +237,6 @@ TEST_P(RowOpsTest, GatesMultiplyOrStandAlone) {
       EXPECT_THAT(out.values(), Pointwise(FloatNear(1.6e-5f), expected));
       ExpectForms(args, Activate, kRows, kWidth, out.values());
     }
-  }
-}
-
-TEST_P(RowOpsTest, EmbedsTokensAndLeavesPaddingZero) {
-  constexpr int kWidth = 12, kVocab = 7;
-  const std::vector<float> table = RandomNormal(kVocab * kWidth, 10);
-  const std::vector<float> places = RandomNormal(4 * kWidth, 11),
-                           types = RandomNormal(2 * kWidth, 12);
-  DeviceArray<float> tables(table), place(places), type(types), out(4 * kWidth);
-  DeviceArray<int32_t> tokens(std::vector<int32_t>{6, 0, -1, 7});
-  DeviceArray<int32_t> at(std::vector<int32_t>{3, 0, 0, 0}), kind(std::vector<int32_t>{1, 0, 0, 0});
-  EmbedArgs args = {.tokens = tokens.data(),
-                    .table = tables.data(),
-                    .rows = 4,
-                    .width = kWidth,
-                    .vocab = kVocab,
-                    .stream = out.data()};
-  ASSERT_EQ(Ran(world::Embed(args, {})), 0);
-  std::vector<float> expected(table.begin() + 6 * kWidth, table.end());
-  expected.insert(expected.end(), table.begin(), table.begin() + kWidth);
-  expected.resize(4 * kWidth, 0.0f);
-  EXPECT_EQ(out.values(), expected);
-  args.positions = at.data();
-  args.position_table = place.data();
-  args.types = kind.data();
-  args.type_table = type.data();
-  ASSERT_EQ(Ran(world::Embed(args, {})), 0);
-  for (size_t i = 0; i < kWidth; ++i) {
-    EXPECT_EQ(out.values()[i], table[6 * kWidth + i] + places[3 * kWidth + i] + types[kWidth + i]);
-    EXPECT_EQ(out.values()[2 * kWidth + i], 0);
   }
 }
 
