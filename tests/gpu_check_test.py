@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "bench" / "cuda")]
 
 import gpu_bundle  # noqa: E402
+import gpu_server  # noqa: E402
 import harness  # noqa: E402
 
 
@@ -58,6 +59,21 @@ def test_notices_what_a_build_took_from_the_machine():
     text = "a.o:\n    /usr/include/absl/base/config.h\n    /x/gpu-carry/usr/include/absl/base/log.h\n    /usr/include/stdio.h\n" \
            "  LINK = -Wl,-rpath,/x/usr/lib  /x/gpu-carry/usr/lib/libfmt.so  /usr/lib/x86_64-linux-gnu/libspdlog.so -ldl\n"
     assert gpu_bundle.foreign_in(text) == ["/usr/include/absl/base/config.h", "/usr/lib/x86_64-linux-gnu/libspdlog.so"]
+
+
+@pytest.mark.parametrize("soname, travels", [("libgrpc++.so.1.51", True), ("libcrypto.so.3", True), ("libstdc++.so.6", True),
+                                             ("libc.so.6", False), ("libm.so.6", False), ("linux-vdso.so.1", False)])
+def test_a_server_brings_its_libraries_but_for_the_c_library(soname, travels):
+    assert (gpu_server.OF_THE_C_LIBRARY.match(soname) is None) == travels
+
+
+def test_libraries_are_those_that_the_linker_would_load():
+    assert not [name for name in gpu_server.libraries_of(sys.executable) if name.startswith(("libc.", "ld-linux"))]
+
+
+def test_a_server_that_was_not_built_is_named(tmp_path):
+    with pytest.raises(gpu_server.ServerError, match="not built: .*assay-server"):
+        gpu_server.collect(tmp_path / "to", tmp_path, tmp_path / "model")
 
 
 def test_operands_outgrow_the_cache_three_times():

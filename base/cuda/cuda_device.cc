@@ -108,6 +108,7 @@ absl::Status CudaDevice::Upload(std::span<const std::byte> from, Buffer& to) {
 
 absl::Status CudaDevice::UploadStreamed(std::span<const std::byte> from, std::byte* to) {
   const MutexLock lock(state_->ring_mutex);
+  RETURN_IF_ERROR(runtime_.Use(index_));
   for (size_t done = 0, turn = 0; done < from.size(); ++turn) {
     Slot& slot = state_->ring[turn % 2];
     if (slot.sent == nullptr) {

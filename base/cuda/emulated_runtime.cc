@@ -20,7 +20,8 @@ class Emulated final : public CudaRuntime {
   explicit Emulated(int devices) : devices_(devices) {}
   absl::StatusOr<int> CountDevices() const override { return devices_; }
   absl::StatusOr<CudaProperties> Properties(int device) const override {
-    RETURN_IF_ERROR(Check(device, "properties"));
+    if (device < 0 || device >= devices_)
+      return CudaStatus(101, absl::StrCat("properties device=", device));
     CudaProperties to;
     to.name = "emulated";
     to.compute_major = 9;
@@ -35,11 +36,7 @@ class Emulated final : public CudaRuntime {
     RETURN_IF_ERROR(Check(device, "memory_info"));
     return kMemoryBytes - Used(device);
   }
-  absl::Status Use(int device) const override {
-    RETURN_IF_ERROR(Check(device, "set_device"));
-    emulated::SetDevice(device);
-    return absl::OkStatus();
-  }
+  absl::Status Use(int device) const override { return Check(device, "set_device"); }
 
   absl::StatusOr<std::byte*> Allocate(int device, size_t bytes) const override {
     RETURN_IF_ERROR(Check(device, "allocate"));
@@ -112,8 +109,10 @@ class Emulated final : public CudaRuntime {
  private:
   static constexpr size_t kMemoryBytes = size_t{1} << 30;
   absl::Status Check(int device, const char* op) const {
-    if (device >= 0 && device < devices_) return absl::OkStatus();
-    return CudaStatus(101, absl::StrCat(op, " device=", device));
+    if (device < 0 || device >= devices_)
+      return CudaStatus(101, absl::StrCat(op, " device=", device));
+    emulated::SetDevice(device);  // as the driver's side does
+    return absl::OkStatus();
   }
   std::atomic<size_t>& Used(int device) const { return used_[static_cast<size_t>(device)]; }
 

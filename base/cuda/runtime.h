@@ -37,7 +37,9 @@ class CudaRuntime {
   virtual absl::StatusOr<int> CountDevices() const = 0;  // at least 1
   virtual absl::StatusOr<CudaProperties> Properties(int device) const = 0;
   virtual absl::StatusOr<size_t> FreeBytes(int device) const = 0;
-  // Makes it the calling thread's device: a thread launches into streams of that one alone.
+  // Makes it the calling thread's device: a thread launches into streams of that one alone. All
+  // that takes a `device` does so, too, and leaves it at that: a device that nobody names is not
+  // touched.
   virtual absl::Status Use(int device) const = 0;
 
   // 256-byte aligned, not zeroed.

@@ -6,23 +6,6 @@
 namespace assay {
 namespace {
 
-// Makes a device the calling thread's for a while.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    cudaGetDevice(&before_);
-    error_ = cudaSetDevice(device);
-  }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-  cudaError_t error() const { return error_; }
-
- private:
-  int before_ = 0;
-  cudaError_t error_ = cudaSuccess;
-};
-
 cudaStream_t Of(GpuStream stream) { return static_cast<cudaStream_t>(stream); }
 
 class Cudart final : public CudaRuntime {
@@ -53,9 +36,8 @@ class Cudart final : public CudaRuntime {
   }
 
   absl::StatusOr<size_t> FreeBytes(int device) const override {
-    const OnDevice on(device);
     size_t free = 0, total = 0;
-    RETURN_IF_ERROR(CudaStatus(on.error(), "set_device"));
+    RETURN_IF_ERROR(Use(device));
     RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free, &total), "memory_info"));
     return free;
   }
@@ -65,8 +47,7 @@ class Cudart final : public CudaRuntime {
   }
 
   absl::StatusOr<std::byte*> Allocate(int device, size_t bytes) const override {
-    const OnDevice on(device);
-    RETURN_IF_ERROR(CudaStatus(on.error(), "set_device"));
+    RETURN_IF_ERROR(Use(device));
     void* memory = nullptr;
     const cudaError_t error = cudaMalloc(&memory, bytes);
     if (error != cudaSuccess) {
@@ -78,7 +59,7 @@ class Cudart final : public CudaRuntime {
     return static_cast<std::byte*>(memory);
   }
   void Free(int device, std::byte* memory, size_t) const override {
-    const OnDevice on(device);
+    cudaSetDevice(device);
     cudaFree(memory);
   }
   absl::StatusOr<std::byte*> AllocatePinned(size_t bytes) const override {
@@ -90,8 +71,7 @@ class Cudart final : public CudaRuntime {
   void FreePinned(std::byte* memory) const override { cudaFreeHost(memory); }
 
   absl::StatusOr<GpuStream> CreateStream(int device, bool urgent) const override {
-    const OnDevice on(device);
-    RETURN_IF_ERROR(CudaStatus(on.error(), "set_device"));
+    RETURN_IF_ERROR(Use(device));
     int least = 0, greatest = 0;
     RETURN_IF_ERROR(
         CudaStatus(cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream_priorities"));
@@ -119,8 +99,7 @@ class Cudart final : public CudaRuntime {
   }
 
   absl::StatusOr<GpuEvent> CreateEvent(int device) const override {
-    const OnDevice on(device);
-    RETURN_IF_ERROR(CudaStatus(on.error(), "set_device"));
+    RETURN_IF_ERROR(Use(device));
     cudaEvent_t event = nullptr;
     RETURN_IF_ERROR(CudaStatus(cudaEventCreate(&event), "create_event"));
     return static_cast<GpuEvent>(event);

@@ -197,7 +197,7 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
       sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_, .pdl = options_.pdl}};
   const CudaRuntime& runtime = backend_.device.runtime();
   const size_t count = CudaBatchLayout(sizes).end;
-  RETURN_IF_ERROR(Reserve(std::max(count, 2 * args.batch.logit_rows.size())));
+  RETURN_IF_ERROR(Reserve(std::max(count, 2 * static_cast<size_t>(sizes.logit_rows))));
   auto* const ints = reinterpret_cast<int32_t*>(pinned_.data());
   FillCudaBatch(args.batch, sizes, {ints, count});
   RETURN_IF_ERROR(backend_.device.Noted(
@@ -236,7 +236,6 @@ absl::Status CudaLlama::Fetch(const Step& step, const ForwardArgs& args) const {
   }
   if (args.greedy.empty()) return backend_.device.Noted(runtime.Synchronize(stream_));
   const auto stride = static_cast<size_t>(step.sizes.logit_rows);
-  RETURN_IF_ERROR(Reserve(2 * stride));
   RETURN_IF_ERROR(backend_.device.Noted(runtime.Download(step.memory + step.at.best, pinned_.data(),
                                                          2 * stride * sizeof(int32_t), stream_)));
   RETURN_IF_ERROR(backend_.device.Noted(runtime.Synchronize(stream_)));
