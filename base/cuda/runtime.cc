@@ -31,15 +31,21 @@ constexpr std::array kErrors = {
     ErrorName{400, absl::StatusCode::kInternal, false, "a stream of another device"},
     ErrorName{209, absl::StatusCode::kInternal, false, "no kernel for this architecture"},
     ErrorName{214, absl::StatusCode::kInternal, true, "uncorrectable ECC error"},
+    ErrorName{220, absl::StatusCode::kInternal, true, "uncorrectable NVLink error"},
+    ErrorName{226, absl::StatusCode::kInternal, true, "contained memory error"},
     ErrorName{700, absl::StatusCode::kInternal, true, "illegal address"},
     ErrorName{701, absl::StatusCode::kInternal, false, "launch out of resources"},
     ErrorName{702, absl::StatusCode::kInternal, true, "launch timed out"},
+    ErrorName{709, absl::StatusCode::kInternal, true, "context is destroyed"},
     ErrorName{710, absl::StatusCode::kInternal, true, "assertion of a kernel failed"},
+    ErrorName{714, absl::StatusCode::kInternal, true, "hardware stack error"},
     ErrorName{715, absl::StatusCode::kInternal, true, "illegal instruction"},
     ErrorName{716, absl::StatusCode::kInternal, true, "misaligned address"},
     ErrorName{717, absl::StatusCode::kInternal, true, "invalid address space"},
     ErrorName{718, absl::StatusCode::kInternal, true, "invalid program counter"},
     ErrorName{719, absl::StatusCode::kInternal, true, "launch failure"},
+    ErrorName{911, absl::StatusCode::kInternal, true, "error of an external device"},
+    ErrorName{999, absl::StatusCode::kInternal, true, "unknown error"},
 };
 
 }  // namespace

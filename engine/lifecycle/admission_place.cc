@@ -80,11 +80,13 @@ absl::Status ChooseRecipe(Admission& a) {
 }
 
 // Whether another model lives on the device: each has one of its own.
-std::string Tenant(const Admission& a, const Device& device) {
+std::string Tenant(const Admission& a, const std::string& device) {
   for (const VersionInfo& version : a.host.registry.List()) {
-    if (version.name == a.request.name) continue;
-    const auto servable = a.host.registry.Acquire(version.name, version.version);
-    if (servable.ok() && &(*servable)->model->device() == &device) return version.name;
+    const bool there =
+        version.state == VersionState::kServing || version.state == VersionState::kDraining;
+    if (version.name != a.request.name && there && version.report != nullptr &&
+        version.report->decision.device == device)
+      return version.name;
   }
   return "";
 }
@@ -99,7 +101,7 @@ HardwareInfo HardwareFor(const Admission& a) {
     if (!unusable.empty()) continue;
     if (const absl::Status takes = found.backend->Takes(a.spec); !takes.ok()) {
       unusable = std::string(takes.message());
-    } else if (const std::string tenant = Tenant(a, found.backend->device()); !tenant.empty()) {
+    } else if (const std::string tenant = Tenant(a, found.name); !tenant.empty()) {
       unusable = absl::StrCat("it serves ", tenant, ", and a GPU serves one model");
     }
   }

@@ -214,7 +214,8 @@ absl::Status WarmStage(Admission& a) {
   for (int bucket = 1; bucket <= sequences; bucket *= 2, ++steps) {
     std::vector<ModelPass::Span> spans;  // one decode step, or one batch of the shortest texts
     spans.reserve(static_cast<size_t>(bucket));
-    for (int i = 0; i < bucket; ++i) spans.push_back({i, 0, std::span(tokens).first(1)});
+    for (int i = 0; i < bucket; ++i)
+      spans.push_back({i, 0, std::span(tokens).first(1), OnGpu(a) ? 0 : INT32_MAX});
     RETURN_IF_ERROR(pass.Forward(spans).status());
     RETURN_IF_ERROR(a.progress(static_cast<double>(bucket) / (2 * sequences),
                                absl::StrCat("batch of ", bucket)));

@@ -148,9 +148,13 @@ absl::Status MeasureSlices(Admission& a) {
   const bool phases = std::any_of(a.plan.begin(), a.plan.end(), [](const auto& slot) {
     return slot.second.activation == ActivationMode::kA8Mix;
   });
-  if (phases && a.spec.task == ModelTask::kGenerate) {
+  // A GPU has other kernels for decode steps, and multiplies few rows otherwise than many.
+  if ((phases || OnGpu(a)) && a.spec.task == ModelTask::kGenerate) {
+    constexpr int kRowsOfAStep = 64;
     RETURN_IF_ERROR(MeasureSlice(a, *a.verifier, a.evaluation.name + ", every row a decode step",
-                                 {.decode_path = false, .decode_phase = true}));
+                                 {.decode_path = false,
+                                  .decode_phase = true,
+                                  .chunk_rows = OnGpu(a) ? kRowsOfAStep : kChunkRows}));
   }
   if (a.long_context.documents.empty()) return absl::OkStatus();
   return MeasureSlice(a, *a.long_verifier, a.long_context.name, {.decode_path = false});

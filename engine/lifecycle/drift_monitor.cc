@@ -380,14 +380,16 @@ std::string DriftMonitor::Prompts(std::string_view model, int64_t version) const
 
 void DriftMonitor::Record(Subject& subject, const ServedRequest& request, const ShadowScore& score,
                           double cpu_seconds) {
-  const bool replayed = score.replay_difference <= kReplayTolerance;
+  const bool on_gpu = subject.report.decision.device.rfind("cuda", 0) == 0;
+  const double tolerance = on_gpu ? kReplayToleranceOnGpu : kReplayTolerance;
+  const bool replayed = score.replay_difference <= tolerance;
   std::vector<Event> news;
   std::optional<DriftStatus> violated;
   DriftStatus compared;
   {
     MutexLock lock(mu_);
     DriftStatus& status = subject.status;
-    const bool replayed_before = status.replay_difference <= kReplayTolerance;
+    const bool replayed_before = status.replay_difference <= tolerance;
     const DriftState before = subject.test->state();
     const DriftState after = subject.test->Add(replayed ? score.clipped : 1);
     const bool match = replayed && score.loss <= kMismatch * status.limit;
@@ -415,7 +417,7 @@ void DriftMonitor::Record(Subject& subject, const ServedRequest& request, const 
       tell(LogLevel::kWarning,
            absl::StrFormat("an answer is not what the model computes now: log probabilities differ "
                            "by up to %.3g, at most %.3g expected",
-                           score.replay_difference, kReplayTolerance));
+                           score.replay_difference, tolerance));
     }
     if (after != before) {
       tell(after == DriftState::kOk ? LogLevel::kInfo : LogLevel::kWarning,

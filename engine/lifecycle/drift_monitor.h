@@ -59,6 +59,8 @@ class DriftMonitor {
   static constexpr double kClip = 20;
   // Answers differ from what the model computes now by at most this log probability.
   static constexpr double kReplayTolerance = 0.01;
+  // A GPU computed the prompt in steps of other sizes, with weights and sums rounded elsewhere.
+  static constexpr double kReplayToleranceOnGpu = 0.5;
   // A request counts as a mismatch above so many times the limit.
   static constexpr double kMismatch = 4;
 

@@ -13,6 +13,8 @@ namespace assay {
 namespace {
 
 constexpr int kChunkRows = 128;  // of one pass
+// On a GPU, which multiplies more rows in another way: most of what was served came of few.
+constexpr int kChunkRowsOnGpu = 64;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Position p predicts token p + 1; the last token's prediction is not known to be right or wrong.
@@ -29,9 +31,10 @@ uint64_t Spread(uint64_t seed) {
 }
 
 // The answer, or a part of it as long as allowed; what room is left goes to the prompt's end.
-Window WindowOf(const ServedRequest& request, const ShadowEvaluator::Options& options) {
+Window WindowOf(const ServedRequest& request, const ShadowEvaluator::Options& options,
+                int chunk_rows) {
   const int last = static_cast<int>(request.tokens.size()) - 1;
-  const int most = std::clamp(options.max_positions, 1, kChunkRows);
+  const int most = std::clamp(options.max_positions, 1, chunk_rows);
   const int first_answer = std::max(0, request.num_prompt - 1);
   if (last - first_answer <= most) return {std::max(0, last - most), last};
   const auto places = static_cast<uint64_t>(last - first_answer - most) + 1;
@@ -47,13 +50,14 @@ class WindowPass {
     const Window& window;
     ThreadPool& pool;
     const ShadowEvaluator::Pause& pause;
+    int chunk_rows;
   };
   // `inputs` may be null.
   static absl::StatusOr<WindowPass> Run(const Model& model, const KvFormat& kv_format,
                                         const Work& work, InputProfile* inputs) {
     const ServedRequest& request = work.request;
     const Window& window = work.window;
-    const int rows = std::min(kChunkRows, window.end);
+    const int rows = std::min(work.chunk_rows, window.end);
     ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(model,
                                                        {.sequences = 1,
                                                         .context = window.end,
@@ -72,8 +76,8 @@ class WindowPass {
               .subspan(static_cast<size_t>(start), static_cast<size_t>(end - start)),
           request.num_prompt};
     };
-    for (int start = 0; start < window.begin; start += kChunkRows) {
-      const ModelPass::Span before = span(start, std::min(start + kChunkRows, window.begin));
+    for (int start = 0; start < window.begin; start += work.chunk_rows) {
+      const ModelPass::Span before = span(start, std::min(start + work.chunk_rows, window.begin));
       RETURN_IF_ERROR(result.pass_.Forward(std::span(&before, 1), /*logits=*/false, seen).status());
       RETURN_IF_ERROR(work.pause());
     }
@@ -133,8 +137,9 @@ absl::StatusOr<ShadowScore> ShadowEvaluator::ScoreDecoder(const Model& served,
     return absl::InvalidArgumentError(
         absl::StrCat("nothing to predict: tokens=", request.tokens.size()));
   }
-  const Window window = WindowOf(request, options);
-  const WindowPass::Work work{request, window, pool, pause};
+  const int chunk_rows = served.device().kind() == DeviceKind::kCuda ? kChunkRowsOnGpu : kChunkRows;
+  const Window window = WindowOf(request, options, chunk_rows);
+  const WindowPass::Work work{request, window, pool, pause, chunk_rows};
   ASSIGN_OR_RETURN(const WindowPass actual,
                    WindowPass::Run(served, kv_format, work, InputsOf(served, options)));
   ASSIGN_OR_RETURN(const WindowPass expected,

@@ -40,6 +40,7 @@ class Verifier {
     int tokens = 1 << 20;                      // of each document (encoders: all of it)
     bool decode_path = true;                   // left out when the comparison stopped early
     bool decode_phase = false;                 // decoders: rows are computed as decode steps are
+    int chunk_rows = kChunkRows;               // decoders: of one pass, at most kChunkRows
     const LinearObserver* observer = nullptr;  // of two documents; encoders: of the first pass
     std::optional<EarlyStop> early;
   };

@@ -11,6 +11,7 @@
 #include "engine/model/cuda/cuda_batch.h"
 #include "engine/model/cuda/cuda_llama_weights.h"
 #include "engine/model/cuda/cuda_weights.h"
+#include "engine/model/cuda/step_graphs.h"
 #include "engine/model/cuda/step_memory.h"
 #include "engine/model/families/forward_parts.h"
 #include "engine/model/families/llama_spec.h"
@@ -67,7 +68,7 @@ class CudaLlama final : public Model {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
   absl::Status FetchRows(const Step& step, MutableView out, size_t first, size_t rows) const;
   absl::Status Run(const Step& step) const;
-  absl::Status Captured(const Step& step) const;
+  absl::Status Captured(const Step& step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
   absl::Status Attend(const Step& step, int layer) const;
   // Of one layer: what it attends to, and where that goes.
   struct Heads {
@@ -97,21 +98,18 @@ class CudaLlama final : public Model {
   const LinearMap linears_;
   const CudaModelOptions options_;
   const float scale_;  // of attention scores
+  // Kernels for older devices do not wait for the one before.
+  const bool pdl_ = options_.pdl && backend_.device.profile().compute >= 90;
   GpuStream stream_ = nullptr;
   CudaLlamaWeights weights_;
-  // Of one arena, one pool (where, how many blocks, of what) and one size each.
-  using GraphKey = std::tuple<const std::byte*, const std::byte*, int, DType, CudaStepSizes>;
   mutable Mutex steps_;
   mutable std::map<CudaStepSizes, StepMemory> plans_ ABSL_GUARDED_BY(steps_);
   mutable PinnedBuffer pinned_ ABSL_GUARDED_BY(steps_);  // what goes up, then what comes down
-  mutable Mutex mu_;
-  mutable std::map<GraphKey, GpuGraph> graphs_ ABSL_GUARDED_BY(mu_);
+  mutable StepGraphs graphs_ ABSL_GUARDED_BY(steps_){backend_.device};
 };
 
 CudaLlama::~CudaLlama() {
   const CudaRuntime& runtime = backend_.device.runtime();
-  MutexLock lock(mu_);
-  for (const auto& [key, graph] : graphs_) runtime.DestroyGraph(graph);
   if (stream_ != nullptr) runtime.DestroyStream(stream_);
 }
 
@@ -167,6 +165,10 @@ size_t CudaLlama::scratch_bytes(int64_t rows, int64_t logit_rows, int64_t contex
 
 absl::Status CudaLlama::CheckArgs(const ForwardArgs& args) const {
   RETURN_IF_ERROR(CheckBatch(spec_, args.batch));
+  constexpr size_t kMostRows = 65535;  // of a grid's third side
+  if (args.batch.tokens.size() > kMostRows)
+    return absl::InvalidArgumentError(absl::StrCat("a step on a GPU has at most ", kMostRows,
+                                                   " rows: rows=", args.batch.tokens.size()));
   if (args.observer != nullptr || args.part != nullptr || args.head_input.data != nullptr)
     return absl::UnimplementedError("a model on a GPU runs as a whole and shows no operands");
   ASSIGN_OR_RETURN(const LayerPart part, PartOf(spec_, args));
@@ -194,7 +196,7 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
     return absl::InternalError(absl::StrCat("scratch is too small: bytes=", at.end,
                                             " capacity=", context.scratch.capacity()));
   const Step step = {
-      sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_, .pdl = options_.pdl}};
+      sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_, .pdl = pdl_}};
   const CudaRuntime& runtime = backend_.device.runtime();
   const size_t count = CudaBatchLayout(sizes).end;
   RETURN_IF_ERROR(Reserve(std::max(count, 2 * static_cast<size_t>(sizes.logit_rows))));
@@ -253,32 +255,10 @@ absl::Status CudaLlama::Fetch(const Step& step, const ForwardArgs& args) const {
   return broken ? backend_.device.Noted(runtime.Synchronize(stream_)) : absl::OkStatus();
 }
 
-// The first step of a size runs as it is (kernels load lazily), the second is captured.
 absl::Status CudaLlama::Captured(const Step& step) const {
-  const CudaRuntime& runtime = backend_.device.runtime();
-  const GraphKey key(step.memory, step.kv.storage(), step.kv.num_blocks(), step.kv.layout().dtype,
-                     step.sizes);
-  bool first = false;
-  GpuGraph graph = nullptr;
-  {
-    MutexLock lock(mu_);
-    const auto [entry, added] = graphs_.try_emplace(key, nullptr);
-    first = added;
-    graph = entry->second;
-  }
-  if (first) return Run(step);
-  if (graph == nullptr) {
-    RETURN_IF_ERROR(runtime.BeginCapture(stream_));
-    const absl::Status run = Run(step);
-    ASSIGN_OR_RETURN(graph, runtime.EndCapture(stream_));
-    if (!run.ok()) {
-      runtime.DestroyGraph(graph);
-      return run;
-    }
-    MutexLock lock(mu_);
-    graphs_[key] = graph;
-  }
-  return backend_.device.Noted(runtime.Launch(graph, stream_));
+  const StepGraphs::Key key(step.memory, step.kv.storage(), step.kv.num_blocks(),
+                            step.kv.layout().dtype, step.sizes);
+  return graphs_.Run(key, stream_, [&] { return Run(step); });
 }
 
 DeviceBatch CudaLlama::Step::Batch() const {
@@ -310,7 +290,10 @@ KvLayer CudaLlama::LayerOf(KvPool& kv, int layer) const {
 absl::Status CudaLlama::Run(const Step& step) const {
   const CudaRuntime& runtime = backend_.device.runtime();
   const int rows = step.sizes.rows;
-  RETURN_IF_ERROR(runtime.Fill(step.memory + step.at.counters, 0, step.at.counter_bytes, stream_));
+  if (step.at.counter_bytes > 0) {
+    RETURN_IF_ERROR(backend_.device.Noted(
+        runtime.Fill(step.memory + step.at.counters, 0, step.at.counter_bytes, stream_)));
+  }
   const ExpandArgs embed = {.w = weights_.embedding->weight(),
                             .out = step.memory + step.at.stream,
                             .rows = rows,

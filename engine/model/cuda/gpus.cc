@@ -145,6 +145,14 @@ absl::StatusOr<std::unique_ptr<GpuBackend>> GpuBackend::Open(const CudaWorld& wo
 
 absl::Status GpuBackend::Takes(const ModelSpec& spec) const {
   ASSIGN_OR_RETURN(const GpuFamily* const family, GpuFamilyOf(spec));
+  // A block of decode attention has keys and values of 64 positions twice in shared memory.
+  constexpr size_t kSharedOfWideHeads = size_t{72} << 10;
+  constexpr int kWideHead = 128;
+  if (spec.head_dim > kWideHead && device_->profile().shared_bytes_per_block < kSharedOfWideHeads)
+    return absl::UnimplementedError(
+        absl::StrCat("heads above ", kWideHead, " need ", kSharedOfWideHeads,
+                     " bytes of shared memory: head_dim=", spec.head_dim,
+                     " bytes=", device_->profile().shared_bytes_per_block));
   return family->takes(spec);
 }
 

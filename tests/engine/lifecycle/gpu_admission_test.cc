@@ -211,6 +211,41 @@ TEST_F(GpuAdmissionTest, TheBuiltInRulesFindKernels) {
   }
 }
 
+// Rows of 4-bit weights are multiplied by one kernel in steps of up to 64 and by another in longer
+// ones, and decode steps have an attention of their own: the gate looks at both.
+TEST_F(GpuAdmissionTest, DecodeStepsAreProvenToo) {
+  const auto admit = [&] {
+    AdmissionHooks hooks;
+    AdmissionOptions options;
+    options.policy = Policy::Default();
+    StartOnGpus(options, hooks, 80);
+    return Admit({.name = "stories", .path = Stories260k(), .budget = Budget{1, 0, 10, 0, 0}});
+  };
+  Open(1, {.profile = "sm86"});
+  const AdmissionProgress good = admit();
+  ASSERT_OK(good.status);
+  EXPECT_EQ(good.report->decision.recipe.name, "int4");
+  EXPECT_GT(good.report->verification.decode_positions, 0);
+  EXPECT_LT(good.report->verification.decode_kl_max, 0.05);
+  ASSERT_EQ(good.report->slices.size(), 1u);
+  EXPECT_THAT(good.report->slices[0].name, HasSubstr("every row a decode step"));
+  // Few rows are closer to the reference: weights are not rounded a second time.
+  EXPECT_NEAR(good.report->slices[0].result.mean_kl.mean / good.report->verification.mean_kl.mean,
+              1, 0.25);
+  ASSERT_OK(registry_.Unload("stories", 0));
+  registry_.WaitForRetirements();
+
+  CudaOpsKernels broken = EmulatedOpsKernels();
+  broken.decode_attention = [](const DecodeAttentionArgs&, const LaunchContext&) { return 1; };
+  pipeline_.reset();
+  const CudaWorld world = {EmulatedCuda(1), EmulatedLinearKernels(), broken};
+  ASSERT_OK_AND_ASSIGN(Gpus gpus, Gpus::Open(&world, {.profile = "sm86"}));
+  gpus_ = std::make_unique<Gpus>(std::move(gpus));
+  EXPECT_THAT(admit().status, StatusIs(StatusCode::kInternal, HasSubstr("decode_attention")));
+  pipeline_.reset();
+  gpus_.reset();
+}
+
 // Its weights would be rounded on the way.
 TEST_F(GpuAdmissionTest, F32StaysOnTheHost) {
   Open(1);
