@@ -38,6 +38,7 @@ RungReport DescribeRung(const Admission& a, const absl::Status& status) {
 
 void TakeRung(Admission& a) {
   PolicyDecision& decision = a.report.decision;
+  if (a.rung.has_value() && *a.rung >= Rungs(a)) a.rung = 0;  // another device's rule, shorter
   if (!a.rung.has_value()) {
     a.rung = 0;
     if (Rungs(a) > 1) {

@@ -280,6 +280,24 @@ TEST_F(GpuAdmissionTest, ALostDeviceIsPassedOver) {
   EXPECT_THAT(Trace(end), HasSubstr("illegal address"));
 }
 
+// Between two recipes of a ladder: the rule that matches then has no second one.
+TEST_F(GpuAdmissionTest, ADeviceLostOnTheWayEndsOnTheHost) {
+  Open(1);
+  std::string policy = kPolicy;
+  policy.replace(policy.find("recipe: gpu,"), 12, "recipe: [gpu, host],");
+  AdmissionOptions options;
+  options.policy = Policy::Parse(policy, "test").value();
+  AdmissionHooks hooks;
+  hooks.after_quantize = [this](const LinearSlot&, QuantizedTensor&) {
+    gpus_->all()[0].backend->device().Noted(CudaStatus(700, "norm rows=4")).IgnoreError();
+  };
+  StartOnGpus(options, hooks);
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->decision.device, "cpu");
+  EXPECT_EQ(end.report->decision.recipe.name, "host");
+}
+
 TEST_F(GpuAdmissionTest, CertificatesOfAnotherDeviceDoNotCount) {
   Open(1);
   StartOnGpus(WithPolicy(Cached()));
