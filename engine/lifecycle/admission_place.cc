@@ -1,14 +1,11 @@
-// Profile, first part: which recipe a model gets, on which device, and whether it fits there.
+// Profile, first part: which recipe a model gets, and on which device.
 #include <fnmatch.h>
 
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/ladder.h"
-#include "engine/lifecycle/memory_model.h"
-#include "engine/runtime/kv_cache.h"
 #include "quant/policy/recipe_list.h"
 
 namespace assay {
@@ -147,53 +144,13 @@ absl::Status Refusal(const Admission& a) {
   return absl::OkStatus();
 }
 
-MemoryEstimate MemoryOf(const Admission& a) {
-  EngineOptions engine = a.host.options.engine;
-  engine.kv_format = KvFormatOf(a.recipe());
-  return EstimateMemory({.spec = a.spec,
-                         .slots = a.slots,
-                         .plan = a.plan,
-                         .other_bytes = OtherElements(a) * 4,
-                         .engine = engine,
-                         .on_gpu = OnGpu(a),
-                         .serves = !a.request.dry_run,
-                         .calibrated = NeedsCalibration(a),
-                         .long_context = HasIntegerKv(a.recipe()),
-                         .evaluation = a.host.hooks.evaluation.value_or(EvaluationSize{})});
-}
-
-uint64_t AvailableBytes(const AdmissionOptions& options) {
-  const uint64_t free = CpuDevice().free_bytes();
-  if (options.memory_limit_bytes == 0) return free;
-  const uint64_t used = CpuDevice().allocated_bytes();
-  return std::min(free, options.memory_limit_bytes - std::min(options.memory_limit_bytes, used));
-}
-
-absl::Status RejectSize(Admission& a, const std::string& reason) {
-  a.report.verdict = "rejected";
-  a.report.reason = reason;
-  return absl::ResourceExhaustedError(reason);
-}
-
-// Sizes of the engine that do not depend on the plan.
-GpuMemoryInputs GpuInputs(const Admission& a) {
-  const EngineOptions& engine = a.host.options.engine;
-  const auto& device = static_cast<const CudaDevice&>(a.backend->device());
-  GpuMemoryInputs in = {.free = device.free_bytes(),
-                        .total = device.properties().memory_bytes,
-                        .wanted_kv = a.host.options.gpu_kv_bytes};
-  if (a.spec.task != ModelTask::kGenerate) return in;
-  const KvPool::Layout layout = {.layers = a.spec.layers,
-                                 .kv_heads = a.spec.kv_heads,
-                                 .head_dim = a.spec.head_dim,
-                                 .dtype = a.recipe().kv_dtype,
-                                 .on_gpu = true};
-  in.token_bytes = layout.block_bytes() / KvPool::kBlockTokens;
-  const int context = engine.max_context > 0 ? std::min(engine.max_context, a.spec.max_context)
-                                             : a.spec.max_context;
-  in.context_tokens = KvCache::BlocksFor(context) * int64_t{KvCache::kBlockTokens};
-  in.useful_tokens = in.context_tokens * std::min(engine.max_sequences, engine.max_step_tokens);
-  return in;
+// Whether a version of the same model is on a GPU: its next one does not fall to the CPU unseen.
+bool ServesOnAGpu(const Admission& a) {
+  const std::vector<VersionInfo> versions = a.host.registry.List();
+  return std::any_of(versions.begin(), versions.end(), [&](const VersionInfo& version) {
+    return version.name == a.request.name && version.state == VersionState::kServing &&
+           version.report != nullptr && version.report->decision.device != "cpu";
+  });
 }
 
 }  // namespace
@@ -215,9 +172,16 @@ uint64_t OtherElements(const Admission& a) {
   return total;
 }
 
+absl::Status RejectSize(Admission& a, const std::string& reason) {
+  a.report.verdict = "rejected";
+  a.report.reason = reason;
+  return absl::ResourceExhaustedError(reason);
+}
+
 absl::Status PlaceModel(Admission& a) {
   HardwareInfo& hardware = a.report.hardware;
   hardware = HardwareFor(a);
+  std::string no_room;
   for (;;) {
     RETURN_IF_ERROR(ChooseRecipe(a));
     const std::string& device = a.report.decision.device;
@@ -226,67 +190,18 @@ absl::Status PlaceModel(Admission& a) {
     std::vector<std::string>& keep = a.recipe().keep;
     keep.insert(keep.end(), a.request.keep.begin(), a.request.keep.end());
     a.plan = MakePlan(a.recipe(), a.slots, a.spec.tied_head);
-    const absl::Status refusal = Refusal(a);
+    if (gpu == nullptr && !no_room.empty() && ServesOnAGpu(a))
+      return RejectSize(a, absl::StrCat(no_room, "; ", a.request.name,
+                                        " serves on a GPU, so its next version does not go to the "
+                                        "CPU: unload it first, or lower gpu.kv_cache"));
+    absl::Status refusal = Refusal(a);
+    if (refusal.ok() && gpu != nullptr) refusal = FitsGpu(a);
     if (refusal.ok()) return absl::OkStatus();
+    if (absl::IsResourceExhausted(refusal))
+      no_room = absl::StrCat(device, ": ", std::string(refusal.message()));
     hardware.gpus[static_cast<size_t>(gpu - a.host.options.gpus->all().data())].unusable =
         std::string(refusal.message());
   }
-}
-
-namespace {
-
-// Before a weight is read: as they will lie there. Scratch is known once the model is built.
-absl::Status CheckFitsGpu(Admission& a, const MemoryEstimate& estimate) {
-  const auto plan = [&] {
-    GpuMemoryInputs in = GpuInputs(a);
-    in.weights = estimate.weights;
-    return PlanGpuMemory(in);
-  };
-  absl::StatusOr<GpuMemory> fits = plan();
-  while (!fits.ok() && a.host.registry.RetirePrevious("its memory is needed by an admission"))
-    fits = plan();
-  return fits.ok() ? absl::OkStatus() : RejectSize(a, std::string(fits.status().message()));
-}
-
-}  // namespace
-
-absl::Status CheckFits(Admission& a) {
-  const MemoryEstimate estimate = MemoryOf(a);
-  a.report.estimated_peak_bytes = estimate.peak;
-  uint64_t available = AvailableBytes(a.host.options);
-  // What is only kept for a rollback makes room.
-  while (a.report.estimated_peak_bytes > available &&
-         a.host.registry.RetirePrevious("its memory is needed by an admission")) {
-    available = AvailableBytes(a.host.options);
-  }
-  if (a.report.estimated_peak_bytes <= available) {
-    return OnGpu(a) ? CheckFitsGpu(a, estimate) : absl::OkStatus();
-  }
-  const std::string reason = absl::StrFormat(
-      "does not fit: the admission needs up to %.1f MB, while it is at %s (weights %.1f MB as %s, "
-      "engine %.1f MB), %.1f MB are available",
-      estimate.peak / 1e6, estimate.moment, estimate.weights / 1e6, a.recipe().scheme,
-      estimate.engine / 1e6, available / 1e6);
-  return RejectSize(a, reason);
-}
-
-absl::Status PlanGpu(Admission& a) {
-  const EngineOptions& engine = a.host.options.engine;
-  GpuMemoryInputs in = GpuInputs(a);
-  in.weights = a.candidate->other_weight_bytes();
-  for (const auto& [name, linear] : a.linears) in.weights += linear->bytes();
-  in.free += in.weights;  // they lie there already
-  const bool decoder = a.spec.task == ModelTask::kGenerate;
-  const int64_t rows = decoder ? engine.max_step_tokens : engine.max_batch_tokens;
-  in.scratch = a.candidate->scratch_bytes(
-      rows, decoder ? std::min(engine.max_sequences, engine.max_step_tokens) : engine.max_sequences,
-      in.context_tokens);
-  const absl::StatusOr<GpuMemory> plan = PlanGpuMemory(in);
-  if (!plan.ok()) return RejectSize(a, std::string(plan.status().message()));
-  a.gpu_memory = *plan;
-  a.report.decision.trace.push_back(
-      absl::StrCat("memory of ", a.report.decision.device, ": ", a.gpu_memory.ToString()));
-  return absl::OkStatus();
 }
 
 }  // namespace assay

@@ -188,6 +188,51 @@ void DescribeLayers(Admission& a) {
       linear_layers == 0 ? 0 : static_cast<double>(fallbacks) / linear_layers;
 }
 
+namespace {
+
+// Decode steps, or batches of the shortest texts, of 1, 2, 4, ... sequences. Returns how many.
+absl::StatusOr<int> WarmBuckets(Admission& a, int sequences) {
+  ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(*a.candidate,
+                                                     {.sequences = sequences,
+                                                      .context = 1,
+                                                      .rows = sequences,
+                                                      .out_rows = sequences,
+                                                      // Rows in 16 bit have nothing to warm.
+                                                      .kv_format = a.recipe().kv_dtype},
+                                                     a.host.pool));
+  a.SamplePeak();
+  const int32_t token = 0;
+  int steps = 0;
+  for (int bucket = 1; bucket <= sequences; bucket *= 2, ++steps) {
+    std::vector<ModelPass::Span> spans;
+    spans.reserve(static_cast<size_t>(bucket));
+    for (int i = 0; i < bucket; ++i)
+      spans.push_back({i, 0, std::span(&token, 1), OnGpu(a) ? 0 : INT32_MAX});
+    RETURN_IF_ERROR(pass.Forward(spans).status());
+    RETURN_IF_ERROR(a.progress(static_cast<double>(bucket) / (2 * sequences),
+                               absl::StrCat("batch of ", bucket)));
+  }
+  return steps;
+}
+
+// One sequence of as many tokens.
+absl::Status WarmChunk(Admission& a, int tokens) {
+  ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(*a.candidate,
+                                                     {.sequences = 1,
+                                                      .context = tokens,
+                                                      .rows = tokens,
+                                                      .out_rows = 1,
+                                                      .kv_format = a.recipe().kv_dtype},
+                                                     a.host.pool));
+  a.SamplePeak();
+  const std::vector<int32_t> prompt(static_cast<size_t>(tokens), 0);
+  const ModelPass::Span prefill{0, 0, prompt};
+  const bool decoder = a.spec.task == ModelTask::kGenerate;
+  return pass.Forward(std::span(&prefill, 1), /*logits=*/!decoder).status();
+}
+
+}  // namespace
+
 absl::Status WarmStage(Admission& a) {
   a.long_verifier.reset();
   a.verifier.reset();  // the reference has done its work; the engine gets its memory
@@ -200,29 +245,8 @@ absl::Status WarmStage(Admission& a) {
   const int step = std::min(decoder ? engine.max_step_tokens : engine.max_batch_tokens,
                             std::max(a.spec.max_context, 1));
   const int chunk = std::min(step, 256);
-  ASSIGN_OR_RETURN(ModelPass pass, ModelPass::Create(*a.candidate,
-                                                     {.sequences = sequences,
-                                                      .context = chunk,
-                                                      .rows = std::max(chunk, sequences),
-                                                      .out_rows = sequences,
-                                                      // Rows in 16 bit have nothing to warm.
-                                                      .kv_format = a.recipe().kv_dtype},
-                                                     a.host.pool));
-  a.SamplePeak();
-  const std::vector<int32_t> tokens(static_cast<size_t>(chunk), 0);
-  int steps = 0;
-  for (int bucket = 1; bucket <= sequences; bucket *= 2, ++steps) {
-    std::vector<ModelPass::Span> spans;  // one decode step, or one batch of the shortest texts
-    spans.reserve(static_cast<size_t>(bucket));
-    for (int i = 0; i < bucket; ++i)
-      spans.push_back({i, 0, std::span(tokens).first(1), OnGpu(a) ? 0 : INT32_MAX});
-    RETURN_IF_ERROR(pass.Forward(spans).status());
-    RETURN_IF_ERROR(a.progress(static_cast<double>(bucket) / (2 * sequences),
-                               absl::StrCat("batch of ", bucket)));
-  }
-  const ModelPass::Span prefill{0, 0, tokens};
-  RETURN_IF_ERROR(pass.Forward(std::span(&prefill, 1), /*logits=*/!decoder).status());
-  a.SamplePeak();
+  ASSIGN_OR_RETURN(const int steps, WarmBuckets(a, sequences));
+  RETURN_IF_ERROR(WarmChunk(a, chunk));
   a.note = absl::StrCat(steps, " batch sizes up to ", sequences, ", one chunk of ", chunk);
   return absl::OkStatus();
 }

@@ -140,9 +140,16 @@ inline bool HasIntegerKv(const Recipe& recipe) {
 }
 inline bool OnGpu(const Admission& a) { return a.backend->device().kind() == DeviceKind::kCuda; }
 // The policy's choice of recipe and device, unless the request brings its own recipe. A GPU that
-// cannot run what was chosen is passed over, with the reason in the trace.
+// cannot run what was chosen, or has no room, is passed over, with the reason in the trace.
+// ResourceExhausted (rejected): an earlier version serves on a GPU, and none has room for this one.
 absl::Status PlaceModel(Admission& admission);
-// ResourceExhausted (rejected): it does not fit into the memory of the host, or of the GPU.
+// The admission ends here: there is no memory.
+absl::Status RejectSize(Admission& admission, const std::string& reason);
+// admission_memory.cc
+// ResourceExhausted: the GPU of the chosen backend has no room. Frees versions there that are only
+// kept for a rollback.
+absl::Status FitsGpu(const Admission& admission);
+// ResourceExhausted (rejected): it does not fit into the memory of the host.
 absl::Status CheckFits(Admission& admission);
 // Once the candidate is built: what is left for keys and values. ResourceExhausted (rejected).
 absl::Status PlanGpu(Admission& admission);

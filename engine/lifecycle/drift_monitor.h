@@ -67,6 +67,7 @@ class DriftMonitor {
   DriftMonitor(const DriftOptions& options, const ModelRegistry& registry, Metrics& metrics,
                EventLog& events, const Clock& clock);
   ~DriftMonitor();
+  const DriftOptions& options() const { return options_; }
   // Called on the monitor's thread when a version becomes VIOLATED. Set before the first Watch.
   void OnViolated(std::function<void(const DriftStatus&)> callback) {
     on_violated_ = std::move(callback);

@@ -12,6 +12,16 @@ namespace {
 
 size_t Rungs(const Admission& a) { return a.report.decision.ladder.rungs.size(); }
 
+// Where it is measured: kernels differ.
+std::string DeviceOf(const Admission& a) {
+  const HardwareInfo& hardware = a.report.hardware;
+  for (size_t i = 0; i < hardware.gpus.size(); ++i) {
+    if (a.report.decision.device != absl::StrCat("cuda:", i)) continue;
+    return absl::StrCat(hardware.gpus[i].name, " sm_", hardware.gpus[i].compute_capability);
+  }
+  return hardware.cpu_isa;
+}
+
 // What the outcome depends on. Texts by name only: a remembered rung is where the climb begins, its
 // certificate proves it.
 std::string KeyOf(const Admission& a) {
@@ -20,7 +30,7 @@ std::string KeyOf(const Admission& a) {
   return Sha256Hex(absl::StrCat(
       a.report.source_hash, "\n", rungs.dump(), "\n", ToJson(a.report.decision.budget).dump(), "\n",
       a.host.options.evaluation_path, "\n", a.host.options.calibration_path, "\n",
-      a.request.calibration, "\n", a.report.hardware.cpu_isa, "\n", ASSAY_VERSION));
+      a.request.calibration, "\n", DeviceOf(a), "\n", ASSAY_VERSION));
 }
 
 RungReport DescribeRung(const Admission& a, const absl::Status& status) {

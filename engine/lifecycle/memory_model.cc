@@ -272,8 +272,11 @@ class MemoryModel {
     const int step = std::min(decoder() ? o.max_step_tokens : o.max_batch_tokens,
                               std::max(spec_.max_context, 1));
     const int chunk = std::min(step, kWarmRows);
-    return Pass(served_, std::max(chunk, sequences), sequences) + Out(sequences) +
-           Kv(o.kv_format.dtype, spec_.layers, chunk, sequences);
+    // Two passes, one after the other.
+    return std::max(
+        Pass(served_, sequences, sequences) + Out(sequences) +
+            Kv(o.kv_format.dtype, spec_.layers, 1, sequences),
+        Pass(served_, chunk, 1) + Out(1) + Kv(o.kv_format.dtype, spec_.layers, chunk, 1));
   }
 
   const MemoryInputs& in_;

@@ -54,11 +54,16 @@ absl::StatusOr<std::shared_ptr<SlotTrial>> MakeTrial(const SearchInputs& inputs,
       continue;
     }
     PlanOption option{.fallback = scheme->is_floating()};
-    ASSIGN_OR_RETURN(QuantizedLinear linear,
-                     Encode(inputs, slot, candidate, weight.view(), &option.bytes));
-    scratch = std::max(scratch, linear.scratch_bytes(kRows));
+    absl::StatusOr<QuantizedLinear> linear =
+        Encode(inputs, slot, candidate, weight.view(), &option.bytes);
+    if (absl::IsUnimplemented(linear.status())) {  // by the device
+      refusals.emplace_back(absl::StrCat(candidate.scheme, ": ", linear.status().message()));
+      continue;
+    }
+    RETURN_IF_ERROR(linear.status());
+    scratch = std::max(scratch, linear->scratch_bytes(kRows));
     trial->candidates.push_back(candidate);
-    trial->linears.push_back(std::move(linear));
+    trial->linears.push_back(*std::move(linear));
     trial->options.push_back(option);
   }
   if (trial->linears.empty()) {

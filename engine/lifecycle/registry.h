@@ -130,9 +130,9 @@ class ModelRegistry {
   // Drains the previous versions whose window is over. A thread of the registry does it in time;
   // tests, whose clock it cannot wait for, do it themselves.
   void RetireExpired() ABSL_LOCKS_EXCLUDED(mu_);
-  // Frees the previous version, of any model, whose window ends first, and waits for that. False:
-  // there is none.
-  bool RetirePrevious(std::string_view reason) ABSL_LOCKS_EXCLUDED(mu_);
+  // Frees the previous version, of any model on `device` (Device::name), whose window ends
+  // first, and waits for that. False: there is none.
+  bool RetirePrevious(std::string_view device, std::string_view reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Drains and frees one version (0 = all). `freed` is called when that is done, also of versions
   // that drained already: on the thread that retires the last of them, or here when there is

@@ -218,17 +218,22 @@ void ModelRegistry::RetireExpired() {
   Settle(changes);
 }
 
-bool ModelRegistry::RetirePrevious(std::string_view reason) {
+bool ModelRegistry::RetirePrevious(std::string_view device, std::string_view reason) {
   Changes changes;
   const auto freed = std::make_shared<std::promise<void>>();
   {
     MutexLock lock(mu_);
-    const auto first =
-        std::min_element(labels_.begin(), labels_.end(), [](const auto& a, const auto& b) {
-          return a.second.previous_until < b.second.previous_until;
-        });
-    if (first == labels_.end() || first->second.previous == 0) return false;
-    Entry& entry = EntryOf(first->first, first->second.previous);
+    std::pair<std::string, int64_t> first;
+    absl::Time ends = absl::InfiniteFuture();
+    for (const auto& [name, labels] : labels_) {
+      if (labels.previous == 0 || labels.previous_until > ends) continue;
+      const Servable& previous = *EntryOf(name, labels.previous).servable;
+      if (previous.model->device().name() != device) continue;
+      first = {name, labels.previous};
+      ends = labels.previous_until;
+    }
+    if (first.second == 0) return false;
+    Entry& entry = EntryOf(first.first, first.second);
     BeginDrain(entry, std::string(reason), std::string(reason), changes);
     entry.unloads.push_back(std::shared_ptr<void>(nullptr, [freed](void*) { freed->set_value(); }));
   }

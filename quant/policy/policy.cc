@@ -187,25 +187,20 @@ Match MatchGpu(const Policy::Rule& rule, const HardwareInfo& hardware, uint64_t 
   if (const std::string mismatch = HostMismatch(rule, hardware); !mismatch.empty()) {
     return {"", mismatch};
   }
-  std::string first_mismatch, would;
+  std::string first_mismatch, would, passed_over;
   for (size_t i = 0; i < hardware.gpus.size(); ++i) {
     const GpuInfo& gpu = hardware.gpus[i];
     const std::string mismatch = GpuMismatch(rule, gpu, model_bytes_f32);
     if (first_mismatch.empty()) first_mismatch = absl::StrCat(gpu.name, ": ", mismatch);
     if (!mismatch.empty()) continue;
-    if (!gpu.unusable.empty()) {
-      const std::string why = absl::StrCat("cuda:", i, " cannot be used: ", gpu.unusable);
-      if (would.empty()) {
-        would =
-            absl::StrCat("would select ", Describe(rule.ladder), " on ", gpu.name, ", but ", why);
-      } else {
-        absl::StrAppend(&would, "; ", why);
-      }
-      continue;
-    }
-    return {absl::StrCat("cuda:", i), gpu.name};
+    if (gpu.unusable.empty())
+      return {absl::StrCat("cuda:", i), absl::StrCat(gpu.name, passed_over)};
+    absl::StrAppend(&passed_over, "; cuda:", i, " cannot be used: ", gpu.unusable);
+    if (would.empty())
+      would = absl::StrCat("would select ", Describe(rule.ladder), " on ", gpu.name, ", but ");
   }
-  return {"", would.empty() ? first_mismatch : would};
+  if (would.empty()) return {"", first_mismatch};
+  return {"", absl::StrCat(would, passed_over.substr(2))};
 }
 
 std::string Describe(const HardwareInfo& hardware) {

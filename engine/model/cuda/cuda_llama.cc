@@ -60,7 +60,6 @@ class CudaLlama final : public Model {
     DeviceBatch Batch() const;
   };
   absl::Status CheckArgs(const ForwardArgs& args) const;
-  StepWidths Widths() const;
   StepMemory MemoryFor(const CudaStepSizes& sizes) const;
 
   absl::Status Reserve(size_t ints) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
@@ -120,19 +119,8 @@ absl::Status CudaLlama::Load(const Checkpoint& checkpoint) {
   return absl::OkStatus();
 }
 
-StepWidths CudaLlama::Widths() const {
-  return {.hidden = spec_.hidden,
-          .q = spec_.heads * spec_.head_dim,
-          .kv = spec_.kv_heads * spec_.head_dim,
-          .ffn = spec_.ffn,
-          .vocab = spec_.vocab,
-          .heads = spec_.heads,
-          .kv_heads = spec_.kv_heads,
-          .splits = options_.decode_splits};
-}
-
 StepMemory CudaLlama::MemoryFor(const CudaStepSizes& sizes) const {
-  StepMemory at(Widths(), sizes);
+  StepMemory at(LlamaWidths(spec_, options_), sizes);
   for (const Layer& layer : weights_.layers) {
     for (const CudaLinear* linear : {layer.qkv, layer.o, layer.gate_up, layer.down})
       at.Need(*linear, sizes.rows);

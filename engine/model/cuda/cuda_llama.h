@@ -9,6 +9,7 @@
 #pragma once
 #include <memory>
 
+#include "engine/model/cuda/step_memory.h"
 #include "engine/model/model.h"
 #include "engine/ops/cuda/kernel_table.h"
 #include "quant/kernels/cuda/cuda_linear.h"
@@ -20,6 +21,17 @@ struct CudaModelOptions {
   int decode_splits = 8;     // blocks that share a row's positions in attention
   bool pdl = false;          // kernels begin before the one in front of them ends (simt.h)
 };
+
+inline StepWidths LlamaWidths(const ModelSpec& spec, const CudaModelOptions& options) {
+  return {.hidden = spec.hidden,
+          .q = spec.heads * spec.head_dim,
+          .kv = spec.kv_heads * spec.head_dim,
+          .ffn = spec.ffn,
+          .vocab = spec.vocab,
+          .heads = spec.heads,
+          .kv_heads = spec.kv_heads,
+          .splits = options.decode_splits};
+}
 
 // Unimplemented: names what the KV cache cannot be there.
 absl::Status CudaTakesKv(const KvFormat& format);

@@ -2,6 +2,7 @@
 // all but the silicon.
 #include "absl/strings/str_join.h"
 #include "engine/model/cuda/gpus.h"
+#include "engine/model/cuda/scratch_bound.h"
 #include "engine/model/families/forward_parts.h"
 #include "tests/engine/lifecycle/admission_fixture.h"
 
@@ -51,7 +52,7 @@ class GpuAdmissionTest : public AdmissionFixture {
   void StartOnGpus(AdmissionOptions options = WithPolicy(), AdmissionHooks hooks = {},
                    int window = 16) {
     options.gpus = gpus_.get();
-    options.engine.max_context = 64;
+    options.engine.max_context = max_context_;
     options.engine.max_step_tokens = 32;
     hooks.evaluation = EvaluationSize{
         .documents = window == 16 ? 1 : 2, .window = window, .sentences = 6, .sentence_tokens = 12};
@@ -64,6 +65,26 @@ class GpuAdmissionTest : public AdmissionFixture {
     return (*registry_.Acquire(name))->model->device();
   }
 
+  // All of a device's memory but so much.
+  static Buffer Occupy(CudaDevice& device, uint64_t left) {
+    return device.Allocate(device.free_bytes() - left).value();
+  }
+  // Before a weight is there, no less than the model says then; and no idle fear.
+  void ExpectScratchBound(const std::string& name) {
+    const std::shared_ptr<Servable> servable = registry_.Acquire(name).value();
+    const Model& model = *servable->model;
+    for (const int64_t rows : {1, 7, 33, 300, 2048}) {
+      for (const int64_t out_rows : {int64_t{1}, std::min<int64_t>(rows, 64)}) {
+        const uint64_t needed = model.scratch_bytes(rows, out_rows, 512);
+        const uint64_t bound = ScratchBound(model.spec(), model.slots(), {rows, out_rows, 512});
+        EXPECT_GE(bound, needed) << name << " rows=" << rows << " out_rows=" << out_rows;
+        // cuBLASLt's workspace is not there in the emulator; each weight in 16 bit, and x padded.
+        EXPECT_LE(bound, 3 * needed + (uint64_t{33} << 20)) << name << " rows=" << rows;
+      }
+    }
+  }
+
+  int max_context_ = 64;
   std::optional<CudaWorld> world_;
   std::unique_ptr<Gpus> gpus_;
   // Before the devices: what lives there.
@@ -126,6 +147,7 @@ TEST_F(GpuAdmissionTest, EncodersAndClassifiersToo) {
     EXPECT_LT(end.report->verification.cosine.mean, 1 - 1e-9);  // 8 bits are not f32
     ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire(name));
     EXPECT_EQ(servable->model->device().name(), end.report->decision.device);
+    ExpectScratchBound(name);
     std::promise<EncodeResult> result;
     ASSERT_OK(servable->encode->Submit(
         {.tokens = {1, 2, 3}}, [&](EncodeResult&& value) { result.set_value(std::move(value)); }));
@@ -206,6 +228,7 @@ TEST_F(GpuAdmissionTest, TheBuiltInRulesFindKernels) {
     EXPECT_EQ(end.report->decision.recipe.name, c.recipe);
     EXPECT_EQ(end.report->layers[1].scheme, c.scheme);
     EXPECT_EQ(end.report->fallback_fraction, 0);
+    ExpectScratchBound("stories");
     ASSERT_OK(registry_.Unload("stories", 0));
     registry_.WaitForRetirements();
   }
@@ -244,6 +267,68 @@ TEST_F(GpuAdmissionTest, DecodeStepsAreProvenToo) {
   EXPECT_THAT(admit().status, StatusIs(StatusCode::kInternal, HasSubstr("decode_attention")));
   pipeline_.reset();
   gpus_.reset();
+}
+
+// 588 MB are the reserve of an emulated device of 1 GiB.
+TEST_F(GpuAdmissionTest, ADeviceWithoutRoomIsPassedOver) {
+  Open(2);
+  StartOnGpus();
+  const Buffer first = Occupy(gpus_->all()[0].backend->device(), 590'000'000);
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->decision.device, "cuda:1");
+  EXPECT_THAT(Trace(end), HasSubstr("cuda:0 cannot be used: does not fit on the GPU"));
+  ASSERT_OK(registry_.Unload("stories", 0));
+  registry_.WaitForRetirements();
+  const Buffer second = Occupy(gpus_->all()[1].backend->device(), 590'000'000);
+  const AdmissionProgress host = AdmitStories();
+  ASSERT_OK(host.status);
+  EXPECT_EQ(host.report->decision.device, "cpu");
+  EXPECT_THAT(Trace(host), HasSubstr("cuda:1 cannot be used: does not fit on the GPU"));
+}
+
+// Served ten times slower from then on, and nobody had asked for it.
+TEST_F(GpuAdmissionTest, ANextVersionWithoutRoomDoesNotGoToTheHost) {
+  Open(1);
+  StartOnGpus();
+  ASSERT_OK(AdmitStories().status);
+  const Buffer rest = Occupy(gpus_->all()[0].backend->device(), 590'000'000);
+  const AdmissionProgress next = AdmitStories();
+  EXPECT_THAT(next.status, StatusIs(StatusCode::kResourceExhausted,
+                                    AllOf(HasSubstr("cuda:0: does not fit on the GPU"),
+                                          HasSubstr("unload it first"))));
+  EXPECT_EQ(registry_.Find("stories", 1)->state, VersionState::kServing);
+  EXPECT_EQ(registry_.Find("stories", 2)->state, VersionState::kRejected);
+}
+
+TEST_F(GpuAdmissionTest, ASmallCacheClipsTheContext) {
+  Open(1);
+  max_context_ = 0;
+  AdmissionOptions options = WithPolicy();
+  // 5 layers x 4 heads x 16 (of 8, as products want them) x (keys and values) x 2 bytes = 1280
+  // bytes a token: 40 of them and a half.
+  options.gpu_kv_bytes = 1280 * 40 + 640;
+  StartOnGpus(options);
+  const AdmissionProgress end = AdmitStories();
+  ASSERT_OK(end.status);
+  EXPECT_THAT(Trace(end), HasSubstr("sequences are clipped to 32 tokens"));  // whole blocks of 16
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<Servable> servable, registry_.Acquire("stories"));
+  EXPECT_THAT(servable->generate->Submit({.prompt = {1, 2, 3}, .sampling = {.max_tokens = 30}},
+                                         [](TokenEvent&&) {}),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("context=32")));
+}
+
+// What the device has no product for is left out of the choice.
+TEST_F(GpuAdmissionTest, ASearchTakesWhatTheDeviceComputes) {
+  Open(1);
+  StartOnGpus();
+  AdmissionRequest request = {.name = "stories", .path = Stories260k()};
+  request.search.candidates = {"mxfp4", "int8_channel"};
+  request.search.max_loss = 0.05;
+  const AdmissionProgress end = Admit(request);
+  ASSERT_OK(end.status);
+  EXPECT_EQ(end.report->decision.device, "cuda:0");
+  for (const LayerReport& layer : end.report->layers) EXPECT_NE(layer.scheme, "mxfp4");
 }
 
 // Its weights would be rounded on the way.

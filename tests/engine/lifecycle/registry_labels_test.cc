@@ -228,12 +228,12 @@ TEST_F(LabelsTest, MemoryIsTakenFromThePreviousVersionWhoseWindowEndsFirst) {
   clock_.Advance(absl::Seconds(1));
   registry_.Publish(NewServable("a", 1));
   registry_.Publish(NewServable("a", 2));
-  EXPECT_TRUE(registry_.RetirePrevious("memory"));
+  EXPECT_TRUE(registry_.RetirePrevious("cpu", "memory"));
   EXPECT_EQ(registry_.Find("b", 1)->state, VersionState::kRetired);
   EXPECT_EQ(registry_.Labels("a")->previous, 1);
-  EXPECT_TRUE(registry_.RetirePrevious("memory"));
+  EXPECT_TRUE(registry_.RetirePrevious("cpu", "memory"));
   EXPECT_EQ(registry_.Find("a", 1)->reason, "memory");
-  EXPECT_FALSE(registry_.RetirePrevious("memory"));
+  EXPECT_FALSE(registry_.RetirePrevious("cpu", "memory"));
   EXPECT_EQ(registry_.HighestServing("a"), 2);
 }
 
