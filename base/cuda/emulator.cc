@@ -23,7 +23,8 @@ namespace assay::emulated {
 namespace {
 
 constexpr int kLanes = 32, kMaxThreads = 1024;
-constexpr size_t kStackBytes = 256 << 10, kSlotBytes = 64, kMaxShared = 228 << 10;
+constexpr size_t kStackBytes = 256 << 10, kSlotBytes = 64, kMaxShared = 227 << 10;
+constexpr int kMostOfYAndZ = 65535;  // blocks of a grid
 
 struct Copy {
   void* to;
@@ -64,7 +65,7 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   std::byte* shared_end = nullptr;  // an inaccessible page begins here
   std::byte *dynamic_shared = nullptr, *static_shared = nullptr;
-  size_t static_used = 0;
+  size_t static_used = 0, most_shared = kMaxShared;
   std::map<const void*, std::pair<size_t, size_t>> pieces;  // tag -> offset, bytes
   Order order = Order::kAscending;
   std::mt19937 random{1};
@@ -212,7 +213,10 @@ void Run(const LaunchShape& shape, const std::function<void()>& thread) {
   m.body = &thread;
   if (shape.threads <= 0 || shape.threads > kMaxThreads || shape.threads % kLanes != 0)
     Die("threads of a block: a multiple of 32, at most 1024");
-  if (shape.shared_bytes > kMaxShared) Die("more shared memory than a multiprocessor has");
+  if (shape.grid.x < 1 || shape.grid.y < 1 || shape.grid.z < 1 || shape.grid.y > kMostOfYAndZ ||
+      shape.grid.z > kMostOfYAndZ)
+    Die("a grid has at least one block, and at most 65535 in y and z");
+  if (shape.shared_bytes > m.most_shared) Die("more shared memory than a block of the device has");
   while (m.fibers.size() < static_cast<size_t>(shape.threads))
     m.fibers.push_back(std::make_unique<Fiber>());
   if (m.shared_end == nullptr) {
@@ -263,6 +267,8 @@ std::byte* SharedPiece(const void* tag, size_t bytes) {
   const auto [piece, added] = m.pieces.try_emplace(tag, m.static_used, bytes);
   if (added) m.static_used += (bytes + 127) / 128 * 128;
   if (m.static_used > (48 << 10)) Die("static shared memory is at most 48 KiB");
+  if (m.static_used + m.shape.shared_bytes > m.most_shared)
+    Die("more shared memory than a block of the device has");
   if (piece->second.second != bytes) Die("one piece of shared memory has two sizes");
   return m.static_shared + piece->second.first;
 }
@@ -309,6 +315,8 @@ void set_order(Order order, uint32_t seed) {
   The().order = order;
   The().random.seed(seed);
 }
+
+void set_most_shared(size_t bytes) { The().most_shared = std::min(bytes, kMaxShared); }
 
 void Launch(const LaunchShape& shape, std::function<void()> thread) {
   Enqueue([shape, thread = std::move(thread)] { Run(shape, thread); });

@@ -10,7 +10,8 @@
 //     barrier changes results;
 //   - warp operations need all 32 lanes, vector accesses their alignment, barriers every thread:
 //     otherwise the process ends with the place and the state of the threads;
-//   - device allocations end at an inaccessible page.
+//   - device allocations end at an inaccessible page;
+//   - grids and shared memory that a device does not have end the process.
 // What it does not have: time, races between blocks, the memory model, denormals flushed by
 // approximate functions.
 //
@@ -54,6 +55,10 @@ void CopyAsyncWait(int groups_left);
 enum class Order { kAscending, kDescending, kShuffled };
 // Of the fibers of a warp and the warps of a block, in the launches that follow.
 void set_order(Order order, uint32_t seed = 1);
+
+// Static and dynamic shared memory of a block in the launches that follow: 227 KiB at first, that
+// of 9.0; at most that.
+void set_most_shared(size_t bytes);
 
 struct LaunchShape {
   Shape3 grid;

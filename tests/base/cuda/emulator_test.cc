@@ -53,6 +53,19 @@ TEST(EmulatorMistakesTest, EndTheProcess) {
   FreeDevice(x, 32 * sizeof(float));
 }
 
+TEST(EmulatorMistakesTest, LaunchesThatNoDeviceTakesEndTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto launch = [](const LaunchShape& shape) { Launch(shape, [] {}); };
+  launch({.grid = {2, 1, 1}, .threads = 32, .shared_bytes = 64 << 10});
+  EXPECT_DEATH(launch({.grid = {1, 65536, 1}, .threads = 32}), "at most 65535");
+  EXPECT_DEATH(launch({.grid = {0, 1, 1}, .threads = 32}), "at least one block");
+  EXPECT_DEATH(launch({.threads = 32, .shared_bytes = 228 << 10}), "more shared memory");
+  set_most_shared(64 << 10);  // that of 7.5
+  launch({.threads = 32, .shared_bytes = 64 << 10});
+  EXPECT_DEATH(launch({.threads = 32, .shared_bytes = (64 << 10) + 1}), "more shared memory");
+  set_most_shared(SIZE_MAX);
+}
+
 TEST(EmulatorMemoryTest, IsNaNAndAligned) {
   for (const size_t bytes : {size_t{4}, size_t{1000}, size_t{1 << 20}}) {
     auto* const memory = static_cast<unsigned char*>(AllocateDevice(bytes));

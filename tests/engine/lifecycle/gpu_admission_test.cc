@@ -1,6 +1,7 @@
 // Admission onto GPUs, on emulated ones: the real kernels and host code, so what is proven here is
 // all but the silicon.
 #include "absl/strings/str_join.h"
+#include "base/cuda/emulator.h"
 #include "engine/model/cuda/gpus.h"
 #include "engine/model/cuda/scratch_bound.h"
 #include "engine/model/families/forward_parts.h"
@@ -46,6 +47,9 @@ class GpuAdmissionTest : public AdmissionFixture {
     auto gpus = Gpus::Open(&*world_, options);
     ASSERT_OK(gpus);
     gpus_ = std::make_unique<Gpus>(*std::move(gpus));
+    // Of the GPU that the device plays.
+    if (!gpus_->all().empty())
+      emulated::set_most_shared(gpus_->all()[0].profile.shared_bytes_per_block);
   }
   // The emulator computes some hundred tokens a second: what is not about the proof has one of 16
   // tokens, too short for the check of decode steps.
