@@ -18,6 +18,7 @@
 #include "engine/lifecycle/drift_options.h"
 #include "engine/metrics_drift.h"
 #include "engine/runtime/engine.h"
+#include "server/front/limits.h"
 
 namespace assay {
 
@@ -47,6 +48,7 @@ enum class AdminAccess { kAuto, kOn, kOff };  // auto: on when bound to loopback
 struct ServerConfig {
   std::string listen = "127.0.0.1";
   int grpc_port = 8001, http_port = 8002;  // 0 = any free port
+  int health_port = -1;                    // plaintext gRPC health alone; -1 = none
   std::string model_repository;            // empty = no models at start
   std::string cache_dir;            // of artifacts; "none" = no cache; empty: LoadConfig fills in
   std::string policy;               // file; empty = built-in
@@ -59,6 +61,9 @@ struct ServerConfig {
   absl::Duration drain_timeout = absl::Seconds(30);
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;
+  TlsFiles tls;
+  absl::Duration tls_reload_interval = absl::Seconds(10);
+  FrontLimits limits;
   GrpcLimits grpc;
   std::string gpu_devices = "auto";  // Gpus::Options
   std::string gpu_profile;
@@ -69,6 +74,7 @@ struct ServerConfig {
   absl::Duration drift_action_interval = absl::Minutes(10);  // between actions for one model
   VersionOptions versions;
 
+  bool has_tls() const { return !tls.certificate.empty(); }
   bool is_loopback() const;    // `listen` cannot be reached from another host
   bool admin_allowed() const;  // Admit, load and unload by RPC
 };

@@ -214,6 +214,9 @@ std::vector<ConfigOption> GeneralOptions() {
       Integer("grpc_port", "gRPC port; 0 takes a free one", 0, 65535, ASSAY_FIELD(grpc_port)),
       Integer("http_port", "HTTP port of /metrics, /healthz, /readyz; 0 takes a free one", 0, 65535,
               ASSAY_FIELD(http_port)),
+      Integer("health_port",
+              "Plaintext port of gRPC health alone, for probes; 0: a free one, -1: none", -1, 65535,
+              ASSAY_FIELD(health_port)),
       Text("model_repository", "Folder whose models are admitted at start",
            ASSAY_FIELD(model_repository)),
       Text("cache_dir", "Folder of quantized artifacts; 'none' switches the cache off",
@@ -234,6 +237,29 @@ std::vector<ConfigOption> GeneralOptions() {
            ASSAY_FIELD(drain_timeout)),
       OneOf("log_level", "debug, info, warning, error", kLevels, ASSAY_FIELD(log_level)),
       OneOf("log_format", "text, json", kFormats, ASSAY_FIELD(log_format)),
+  };
+}
+
+std::vector<ConfigOption> AccessOptions() {
+  return {
+      Text("tls.certificate", "PEM file of the server's certificate and its chain; empty: no TLS",
+           ASSAY_FIELD(tls.certificate)),
+      Text("tls.key", "PEM file of its private key", ASSAY_FIELD(tls.key)),
+      Text("tls.client_ca", "PEM file: clients need a certificate that it signed; empty: none",
+           ASSAY_FIELD(tls.client_ca)),
+      Time("tls.reload_interval", "How often the files are looked at",
+           ASSAY_FIELD(tls_reload_interval)),
+      Integer("limits.max_connections", "Connections to a gRPC port at once", 1, 1 << 20,
+              ASSAY_FIELD(limits.max_connections)),
+      Integer("limits.max_connections_per_address", "Of one address; 0: no bound", 0, 1 << 20,
+              ASSAY_FIELD(limits.max_connections_per_address)),
+      Time("limits.handshake_timeout",
+           "For TLS, the first bytes, and a header block that has begun",
+           ASSAY_FIELD(limits.handshake_timeout)),
+      Bytes("limits.max_header_size", "Of one HTTP/2 header block",
+            ASSAY_FIELD(limits.http2.max_header_bytes)),
+      Number("limits.max_resets_per_second", "Streams of a connection that its client resets", 1,
+             1e6, ASSAY_FIELD(limits.http2.max_resets_per_second)),
   };
 }
 
@@ -352,8 +378,8 @@ std::string ConfigOption::environment() const {
 std::span<const ConfigOption> AllConfigOptions() {
   static const std::vector<ConfigOption>& all = *[] {
     auto* options = new std::vector<ConfigOption>(GeneralOptions());
-    for (const auto& section : {GrpcOptions(), EngineOptionsTable(), GpuOptionsTable(),
-                                DriftOptionsTable(), VersionOptionsTable()}) {
+    for (const auto& section : {AccessOptions(), GrpcOptions(), EngineOptionsTable(),
+                                GpuOptionsTable(), DriftOptionsTable(), VersionOptionsTable()}) {
       options->insert(options->end(), section.begin(), section.end());
     }
     return options;

@@ -1,6 +1,5 @@
 #include "server/server.h"
 
-#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -17,6 +16,7 @@
 #include "server/drift_responder.h"
 #include "server/grpc_connections.h"
 #include "server/http_endpoint.h"
+#include "server/listeners.h"
 #include "server/model_repository.h"
 #include "server/open_inference_service.h"
 #include "server/revision.h"
@@ -70,17 +70,6 @@ std::vector<DeviceReading> ReadDevices(const Gpus& gpus) {
   return readings;
 }
 
-// gRPC tells the same failure in its own words, with file names and tree: not while this lives.
-class QuietGrpc {
- public:
-  QuietGrpc() {
-    gpr_set_log_function([](gpr_log_func_args*) {});
-  }
-  ~QuietGrpc() { gpr_set_log_function(nullptr); }  // back to its default
-  QuietGrpc(const QuietGrpc&) = delete;
-  QuietGrpc& operator=(const QuietGrpc&) = delete;
-};
-
 void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder) {
   const auto ms = [](absl::Duration d) { return static_cast<int>(absl::ToInt64Milliseconds(d)); };
   builder.SetMaxReceiveMessageSize(static_cast<int>(limits.max_message_bytes));
@@ -99,8 +88,6 @@ void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder)
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
                                ms(limits.max_connection_age_grace));
   }
-  // Two processes must not share a port silently.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   grpc::ResourceQuota quota("assay");
   quota.Resize(limits.memory_quota_bytes);
   builder.SetResourceQuota(quota);
@@ -197,8 +184,8 @@ struct Server::Parts {
   OpenInferenceService open_inference;
   AssayServiceImpl assay;
   std::unique_ptr<HttpEndpoint> http;
-  std::unique_ptr<grpc::Server> grpc;
-  int grpc_port = 0;
+  std::unique_ptr<grpc::Server> grpc, health;  // health: of a port for probes; null: none
+  std::unique_ptr<Listeners> listeners;
   bool drained = false;
 };
 
@@ -245,26 +232,24 @@ absl::Status Server::Parts::StartGrpc() {
   if (config.grpc.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   SetChannelArguments(config.grpc, builder);
-  const std::string address = absl::StrCat(config.listen, ":", config.grpc_port);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &grpc_port);
   builder.RegisterService(&open_inference);
   builder.RegisterService(&assay);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> observers;
   observers.push_back(NewRpcMetrics(metrics, RealClock()));
   builder.experimental().SetInterceptorCreators(std::move(observers));
-  {
-    const QuietGrpc quiet;  // a port in use is said below, in one line
-    grpc = builder.BuildAndStart();
+  grpc = builder.BuildAndStart();
+  if (config.health_port >= 0) {
+    grpc::ServerBuilder health_builder;
+    SetChannelArguments(config.grpc, health_builder);
+    health = health_builder.BuildAndStart();
   }
-  if (grpc == nullptr || grpc_port == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen for gRPC on ", address,
-                     ": is the port in use, or the address not of this host?"));
-  }
-  readiness.SetHealthSink(
-      [health = grpc->GetHealthCheckService()](const std::string& service, bool serving) {
-        health->SetServingStatus(service, serving);
-      });
+  if (grpc == nullptr || (config.health_port >= 0 && health == nullptr))
+    return absl::InternalError("gRPC does not start");
+  ASSIGN_OR_RETURN(listeners, Listeners::Start(config, *grpc, health.get()));
+  readiness.SetHealthSink([this](const std::string& service, bool serving) {
+    grpc->GetHealthCheckService()->SetServingStatus(service, serving);
+    if (health != nullptr) health->GetHealthCheckService()->SetServingStatus(service, serving);
+  });
   return absl::OkStatus();
 }
 
@@ -360,7 +345,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());
-  Announce(AddressLine(parts->config, parts->grpc_port, parts->http->port()));
+  Announce(AddressLine(parts->config, parts->listeners->data_port(), parts->http->port()));
   const std::string warning = ExposureWarning(parts->config);
   if (!warning.empty()) Log(LogLevel::kWarning, warning);
   parts->AdmitModels();
@@ -369,7 +354,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
 
 Server::~Server() { Drain(); }
 
-int Server::grpc_port() const { return parts_->grpc_port; }
+int Server::grpc_port() const { return parts_->listeners->data_port(); }
 int Server::http_port() const { return parts_->http->port(); }
 
 bool Server::WaitForStartup(absl::Time until) {
@@ -410,7 +395,9 @@ bool Server::Drain() {
   const auto deadline =
       std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(parts.config.drain_timeout);
   parts.readiness.Drain();
-  if (parts.grpc != nullptr) parts.grpc->GetHealthCheckService()->Shutdown();
+  for (grpc::Server* const server : {parts.grpc.get(), parts.health.get()}) {
+    if (server != nullptr) server->GetHealthCheckService()->Shutdown();
+  }
   parts.gate.Close();
   const int streams = parts.open_inference.open_streams();
   parts.open_inference.Drain();
@@ -423,9 +410,11 @@ bool Server::Drain() {
   }
   // Waiting clients of Watch and Admit, and messages on their way out, get a moment; then all
   // RPCs are cancelled, and their reactors end.
-  if (parts.grpc != nullptr) {
-    parts.grpc->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
-    parts.grpc->Wait();
+  if (parts.listeners != nullptr) parts.listeners->StopAccepting();
+  for (grpc::Server* const server : {parts.grpc.get(), parts.health.get()}) {
+    if (server == nullptr) continue;
+    server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
+    server->Wait();
   }
   parts.registry.DrainAll();
   parts.http = nullptr;

@@ -1,0 +1,126 @@
+#include "server/front/http2_guard.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+
+namespace assay {
+namespace {
+
+constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+enum Type : uint8_t {
+  kData = 0,
+  kHeaders = 1,
+  kPriority = 2,
+  kReset = 3,
+  kSettings = 4,
+  kPushPromise = 5,
+  kPing = 6,
+  kContinuation = 9
+};
+constexpr uint8_t kEndStream = 0x1, kEndHeaders = 0x4;
+
+// A block of the largest size takes 4 frames of 16 KiB.
+constexpr int kMostFramesOfABlock = 32;
+// SETTINGS, PING, PRIORITY, empty DATA: clients that measure the bandwidth send some hundred pings.
+constexpr double kControlsPerSecond = 1000;
+constexpr double kBurstSeconds = 5;
+
+}  // namespace
+
+Http2Guard::Http2Guard(const Http2Limits& limits, absl::Time now) : limits_(limits) {
+  const auto bucket = [&](double rate) {
+    return Bucket{
+        .rate = rate, .most = rate * kBurstSeconds, .left = rate * kBurstSeconds, .filled = now};
+  };
+  resets_ = bucket(limits.max_resets_per_second);
+  controls_ = bucket(kControlsPerSecond);
+}
+
+bool Http2Guard::Bucket::TakeOne(absl::Time now) {
+  left = std::min(most, left + rate * absl::ToDoubleSeconds(now - filled));
+  filled = now;
+  if (left < 1) return false;
+  left -= 1;
+  return true;
+}
+
+absl::Status Http2Guard::Take(std::span<const std::byte> bytes, absl::Time now) {
+  while (!bytes.empty()) {
+    const auto first = static_cast<uint8_t>(bytes.front());
+    if (preface_seen_ < kPrefaceBytes) {
+      if (first != static_cast<uint8_t>(kPreface[preface_seen_]))
+        return absl::InvalidArgumentError("not HTTP/2: the connection's preface is missing");
+      ++preface_seen_;
+      bytes = bytes.subspan(1);
+      continue;
+    }
+    const size_t payload = std::min(payload_left_, bytes.size());
+    payload_left_ -= payload;
+    bytes = bytes.subspan(payload);
+    if (payload_left_ > 0 || bytes.empty()) continue;
+    header_[header_seen_++] = static_cast<uint8_t>(bytes.front());
+    bytes = bytes.subspan(1);
+    if (header_seen_ == kFrameHeader) RETURN_IF_ERROR(TakeFrame(now));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Http2Guard::TakeFrame(absl::Time now) {
+  header_seen_ = 0;
+  const auto at = [&](int i) { return static_cast<uint32_t>(header_[static_cast<size_t>(i)]); };
+  const size_t length = at(0) << 16 | at(1) << 8 | at(2);
+  const uint8_t type = header_[3], flags = header_[4];
+  const uint32_t stream = (at(5) << 24 | at(6) << 16 | at(7) << 8 | at(8)) & 0x7fffffffu;
+  payload_left_ = length;
+  if (in_block_ && type != kContinuation)
+    return absl::InvalidArgumentError("a header block is interrupted by another frame");
+  switch (type) {
+    case kHeaders:
+      return TakeHeaders(length, stream, (flags & kEndHeaders) != 0, /*continues=*/false);
+    case kContinuation:
+      return TakeHeaders(length, stream, (flags & kEndHeaders) != 0, /*continues=*/true);
+    case kPushPromise:
+      return absl::InvalidArgumentError("a client pushes");
+    case kReset:
+      if (!resets_.TakeOne(now))
+        return absl::ResourceExhaustedError(absl::StrCat(
+            "too many streams are reset: max_resets_per_second=", limits_.max_resets_per_second));
+      return absl::OkStatus();
+    case kData:
+      if (length > 0 || (flags & kEndStream) != 0) return absl::OkStatus();
+      [[fallthrough]];
+    case kPriority:
+    case kSettings:
+    case kPing:
+      if (!controls_.TakeOne(now))
+        return absl::ResourceExhaustedError(
+            absl::StrCat("too many control frames: most per second=", kControlsPerSecond));
+      return absl::OkStatus();
+    default:  // WINDOW_UPDATE, GOAWAY, and what later versions add
+      return absl::OkStatus();
+  }
+}
+
+absl::Status Http2Guard::TakeHeaders(size_t length, uint32_t stream, bool ends, bool continues) {
+  if (continues && (!in_block_ || stream != block_stream_))
+    return absl::InvalidArgumentError("CONTINUATION of no header block");
+  if (!continues) {
+    block_bytes_ = 0;
+    block_frames_ = 0;
+    block_stream_ = stream;
+  }
+  block_bytes_ += length;
+  in_block_ = !ends;
+  if (block_bytes_ > limits_.max_header_bytes)
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a header block is too large: max_header_bytes=", limits_.max_header_bytes));
+  if (++block_frames_ > kMostFramesOfABlock)
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a header block has too many frames: most=", kMostFramesOfABlock));
+  return absl::OkStatus();
+}
+
+}  // namespace assay

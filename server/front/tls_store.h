@@ -1,0 +1,47 @@
+// The server's certificate, and whose clients it trusts: read from files, looked at again and
+// again, so that a certificate that is renewed needs no restart. The library (OpenSSL) is confined
+// to the .cc and to connection.cc.
+//
+// Thread rule: any thread.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "base/mutex.h"
+#include "base/status.h"
+#include "server/front/limits.h"
+
+struct ssl_ctx_st;
+
+namespace assay {
+
+class TlsStore {
+ public:
+  // InvalidArgument names the file and what is wrong with it: missing, unreadable, not PEM, a key
+  // of another certificate.
+  static absl::StatusOr<std::unique_ptr<TlsStore>> Load(TlsFiles files);
+
+  // Reads the files again. True: they are others than before and are in force for connections that
+  // come from now on. An error leaves what was there in force.
+  absl::StatusOr<bool> Reload() ABSL_LOCKS_EXCLUDED(mu_);
+
+  std::shared_ptr<ssl_ctx_st> context() const ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Time expiry() const ABSL_LOCKS_EXCLUDED(mu_);  // of the server's certificate
+  bool asks_clients() const { return !files_.client_ca.empty(); }
+
+ private:
+  struct Loaded {
+    std::shared_ptr<ssl_ctx_st> context;
+    absl::Time expiry;
+    std::string hash;  // of the files
+  };
+  explicit TlsStore(TlsFiles files) : files_(std::move(files)) {}
+  absl::StatusOr<Loaded> Read() const;
+
+  const TlsFiles files_;
+  mutable Mutex mu_;
+  Loaded loaded_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace assay
