@@ -25,6 +25,10 @@ enum class MemoryKind { kWeights, kKv, kWorkspace, kReference };
 enum class VersionChange { kPublish, kCanary, kPromote, kRollBack, kDrop };
 std::string_view Name(VersionChange change);  // "publish", "canary", "promote", "roll_back", "drop"
 
+// Why a client was not let at something, and what it had too much of.
+enum class AuthRefusal { kNoToken, kUnknownToken, kRole, kPort };
+enum class Quota { kConcurrency, kTokens };
+
 // The id of a distributed trace: 16 bytes. All zero, which W3C forbids, means that there is none.
 struct TraceId {
   uint64_t high = 0, low = 0;
@@ -121,6 +125,8 @@ class Metrics {
   // GPUs, read at every scrape; before the first.
   void WatchDevices(std::function<std::vector<DeviceReading>()> read);
   void VersionChanged(VersionChange change);
+  void AuthRefused(AuthRefusal why);
+  void QuotaRejected(Quota quota);
   std::string Scrape(ExpositionFormat format = ExpositionFormat::kText) const;
 
  private:

@@ -7,17 +7,13 @@
 
 namespace assay {
 
-absl::Status Admin::CheckAllowed() const {
-  if (!context_.config.admin_allowed()) {
-    return absl::PermissionDeniedError(
-        "administration by RPC is off: set 'admin: true' where the server is configured");
-  }
+absl::Status Admin::CheckOpen() const {
   if (context_.gate.closed()) return absl::UnavailableError("the server is draining");
   return absl::OkStatus();
 }
 
 absl::StatusOr<int64_t> Admin::Admit(const AdmissionRequest& request, ProgressSink sink) {
-  RETURN_IF_ERROR(CheckAllowed());
+  RETURN_IF_ERROR(CheckOpen());
   if (!request.name.empty() && !IsModelName(request.name)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "'", request.name, "' is not a model name: expected letters, digits, '.', '_', '-'"));
@@ -29,7 +25,7 @@ absl::StatusOr<int64_t> Admin::Admit(const AdmissionRequest& request, ProgressSi
 
 absl::StatusOr<int64_t> Admin::Load(const std::string& model, const std::string& scheme,
                                     ProgressSink sink) {
-  RETURN_IF_ERROR(CheckAllowed());
+  RETURN_IF_ERROR(CheckOpen());
   ASSIGN_OR_RETURN(const RepositoryEntry entry,
                    FindInRepository(context_.config.model_repository, model));
   AdmissionRequest request;
@@ -41,7 +37,7 @@ absl::StatusOr<int64_t> Admin::Load(const std::string& model, const std::string&
 }
 
 void Admin::Unload(const std::string& model, const std::function<void(absl::Status)>& done) {
-  absl::Status status = CheckAllowed();
+  absl::Status status = CheckOpen();
   if (status.ok()) {
     status = context_.registry.BeginUnload(model, /*version=*/0, [done] {
       malloc_trim(0);  // small pieces of the model go back to the system, too

@@ -14,8 +14,7 @@ class Admin {
   Admin(const Admin&) = delete;
   Admin& operator=(const Admin&) = delete;
 
-  // PermissionDenied when administration by RPC is off; Unavailable when draining.
-  absl::Status CheckAllowed() const;
+  absl::Status CheckOpen() const;  // Unavailable: draining
   // Admits `request`. Errors as AdmissionPipeline::Enqueue. `sink` is called on the admission
   // thread.
   absl::StatusOr<int64_t> Admit(const AdmissionRequest& request, ProgressSink sink);

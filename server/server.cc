@@ -97,12 +97,19 @@ void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder)
 
 // In order of construction; destroyed in reverse.
 struct Server::Parts {
-  Parts(ServerConfig c, Policy p, Gpus g, std::vector<RepositoryEntry> m,
-        const AdmissionHooks* hooks)
-      : config(std::move(c)),
-        policy(std::move(p)),
-        gpus(std::move(g)),
-        models(std::move(m)),
+  // What is read before anything is made.
+  struct Given {
+    ServerConfig config;
+    Policy policy;
+    Gpus gpus;
+    std::vector<RepositoryEntry> models;
+    TokenTable tokens;
+  };
+  Parts(Given given, const AdmissionHooks* hooks)
+      : config(std::move(given.config)),
+        policy(std::move(given.policy)),
+        gpus(std::move(given.gpus)),
+        models(std::move(given.models)),
         pool({.num_threads = config.threads}),
         metrics(absl::StrCat(std::string(kServerVersion), "+", kRevision), "cpu"),
         registry(RealClock(), config.versions.rollback_window),
@@ -115,13 +122,20 @@ struct Server::Parts {
         responder({config.drift_action, config.drift_action_interval},
                   {registry, *admissions, drift, events, versions, metrics, RealClock()}),
         texts(std::max(1, pool.num_threads() / 4)),
-        context{config,    policy,     gpus,    RealClock(), registry, *admissions, metrics, gate,
-                readiness, statistics, traffic, texts,       drift,    events,      versions},
+        access({.tokens_path = config.auth.tokens,
+                .admin_on_data = config.admin_on_data_port(),
+                .admin_from_fd = admin_from_fd},
+               std::move(given.tokens), metrics),
+        quotas({config.auth.max_concurrent, config.auth.tokens_per_minute}, RealClock(), metrics),
+        context{config,  policy, gpus,      RealClock(), registry, *admissions,
+                metrics, gate,   readiness, statistics,  traffic,  texts,
+                drift,   events, versions,  access,      quotas,   peers},
         status_page(context, absl::StrCat(std::string(kServerVersion), "+", kRevision), started),
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
         assay(context, *admin) {}
 
+  Ports ports() const { return {listeners->data_port(), http->port(), listeners->admin_port()}; }
   void WatchDevices() {
     metrics.WatchDevices([this] { return ReadDevices(gpus); });
     for (const Gpus::Found& found : gpus.all()) {
@@ -148,6 +162,7 @@ struct Server::Parts {
     });
   }
   void RecordState(const VersionInfo& version) ABSL_LOCKS_EXCLUDED(mu);
+  void RenewTokens();
   absl::Status StartHttp();
   absl::Status StartGrpc();
   void AdmitModels();
@@ -178,6 +193,11 @@ struct Server::Parts {
   std::unique_ptr<AdmissionPipeline> admissions;
   DriftResponder responder;
   TextWorkers texts;
+  const int admin_from_fd = ReserveAdminDescriptors(config.limits);
+  PeerAddresses peers;
+  AccessControl access;
+  Quotas quotas;
+  std::string tokens_failure;  // said already; of the thread that renews them
   ServiceContext context;
   StatusPage status_page;
   std::unique_ptr<Admin> admin;
@@ -216,6 +236,19 @@ void Server::Parts::RecordState(const VersionInfo& version) {
                                      version.reason.empty() ? "" : ": ", version.reason)});
 }
 
+void Server::Parts::RenewTokens() {
+  const absl::StatusOr<bool> changed = access.Reload();
+  if (!changed.ok()) {
+    if (std::string now(changed.status().message()); now != tokens_failure)
+      Log(LogLevel::kError, "the tokens are not renewed; the old ones stay",
+          {{"reason", tokens_failure = now}});
+    return;
+  }
+  tokens_failure.clear();
+  if (*changed)
+    Log(LogLevel::kInfo, "tokens renewed", {{"tokens", absl::StrCat(access.num_tokens())}});
+}
+
 absl::Status Server::Parts::StartHttp() {
   HttpEndpoint::Sources sources{[this](ExpositionFormat format) {
                                   metrics.SetGrpcConnections(OpenGrpcConnections());
@@ -245,7 +278,13 @@ absl::Status Server::Parts::StartGrpc() {
   }
   if (grpc == nullptr || (config.health_port >= 0 && health == nullptr))
     return absl::InternalError("gRPC does not start");
-  ASSIGN_OR_RETURN(listeners, Listeners::Start(config, *grpc, health.get()));
+  std::function<void()> refresh;
+  if (access.asks_tokens()) refresh = [this] { RenewTokens(); };
+  ASSIGN_OR_RETURN(listeners, Listeners::Start(config, {.data = *grpc,
+                                                        .health = health.get(),
+                                                        .admin_from_fd = admin_from_fd,
+                                                        .addresses = &peers,
+                                                        .refresh = std::move(refresh)}));
   readiness.SetHealthSink([this](const std::string& service, bool serving) {
     grpc->GetHealthCheckService()->SetServingStatus(service, serving);
     if (health != nullptr) health->GetHealthCheckService()->SetServingStatus(service, serving);
@@ -307,6 +346,7 @@ Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 absl::Status Server::CheckFiles(const ServerConfig& config) {
   RETURN_IF_ERROR(ReadPolicy(config.policy).status());
+  RETURN_IF_ERROR(TokenTable::Read(config.auth.tokens).status());
   if (!config.evaluation_text.empty()) {
     const absl::StatusOr<std::string> text = ReadConfigFile(config.evaluation_text);
     if (!text.ok()) {
@@ -337,17 +377,20 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
   ASSIGN_OR_RETURN(Gpus gpus, Gpus::Open(world, {.devices = config.gpu_devices,
                                                  .profile = config.gpu_profile,
                                                  .lt_directory = LtDirectory(config)}));
-  auto parts = std::make_unique<Parts>(std::move(config), std::move(policy), std::move(gpus),
-                                       std::move(models), hooks);
+  ASSIGN_OR_RETURN(TokenTable tokens, TokenTable::Read(config.auth.tokens));
+  auto parts =
+      std::make_unique<Parts>(Parts::Given{std::move(config), std::move(policy), std::move(gpus),
+                                           std::move(models), std::move(tokens)},
+                              hooks);
   Announce(StartBanner(parts->config, parts->policy, DescribeHardware(parts->gpus),
                        parts->pool.num_threads()));
   parts->WatchDevices();
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());
-  Announce(AddressLine(parts->config, parts->listeners->data_port(), parts->http->port()));
-  const std::string warning = ExposureWarning(parts->config);
-  if (!warning.empty()) Log(LogLevel::kWarning, warning);
+  Announce(AddressLine(parts->config, parts->ports()));
+  for (const std::string& warning : ExposureWarnings(parts->config))
+    Log(LogLevel::kWarning, warning);
   parts->AdmitModels();
   return std::unique_ptr<Server>(new Server(std::move(parts)));
 }
@@ -385,7 +428,7 @@ void Server::PrintReady() const {
                    [](const auto& a, const auto& b) {
                      return a.task == ModelTask::kGenerate && b.task != ModelTask::kGenerate;
                    });
-  Announce(ReadyBanner(parts_->config, grpc_port(), http_port(), outcome));
+  Announce(ReadyBanner(parts_->config, parts_->ports(), outcome));
 }
 
 bool Server::Drain() {

@@ -207,7 +207,7 @@ class Front::Loop {
   void Move(Held* held);
   void LookAtDeadlines();
   void End(Held* held);
-  Descriptor ConnectToServer();
+  Descriptor ConnectToServer(const std::string& address);
 
   Shared& shared_;
   const bool accepts_;
@@ -221,7 +221,7 @@ class Front::Loop {
   std::thread thread_;
 };
 
-Descriptor Front::Loop::ConnectToServer() {
+Descriptor Front::Loop::ConnectToServer(const std::string& address) {
   if (!shared_.accepts) return {};
   std::array<int, 2> ends{};
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends.data()) != 0)
@@ -233,6 +233,11 @@ Descriptor Front::Loop::ConnectToServer() {
     theirs = fcntl(theirs, F_DUPFD_CLOEXEC, shared_.options.lowest_fd);
     if (theirs < 0) return {};
   }
+  if (theirs >= shared_.options.end_fd) {
+    const Descriptor too_high(theirs);
+    return {};
+  }
+  if (shared_.options.addresses != nullptr) shared_.options.addresses->Set(theirs, address);
   shared_.serve(theirs);
   return ours;
 }
@@ -269,7 +274,7 @@ void Front::Loop::Accept() {
         Connection::Options{.http2 = shared_.options.limits.http2,
                             .handshake_timeout = shared_.options.limits.handshake_timeout,
                             .tls = tls == nullptr ? nullptr : tls->context(),
-                            .connect = [&loop] { return loop.ConnectToServer(); }});
+                            .connect = [&loop, host] { return loop.ConnectToServer(host); }});
     if (&loop == this) {
       Take(std::move(held));
       continue;
