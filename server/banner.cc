@@ -111,16 +111,24 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
   return out + "\n";
 }
 
-std::string AddressLine(const ServerConfig& config, int grpc_port, int http_port) {
-  return absl::StrCat("  gRPC      ", Address(config.listen, grpc_port), "\n  HTTP      ",
-                      Address(config.listen, http_port),
-                      "  (status page; /metrics /healthz /readyz)\n");
+std::string AddressLine(const ServerConfig& config, const ServerPorts& ports) {
+  std::string out =
+      absl::StrCat("  gRPC      ", Address(config.listen, ports.grpc),
+                   !config.has_tls()              ? ""
+                   : config.tls.client_ca.empty() ? "  (TLS)"
+                                                  : "  (TLS, clients have certificates)",
+                   "\n  HTTP      ", Address(config.listen, ports.http),
+                   "  (status page; /metrics /healthz /readyz)\n");
+  if (ports.health > 0)
+    absl::StrAppend(&out, "  health    ", Address(config.listen, ports.health), "\n");
+  return out;
 }
 
-std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
+std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
                         const StartupOutcome& outcome) {
-  const std::string http = Address(config.listen, http_port);
-  std::string out = AddressLine(config, grpc_port, http_port);
+  const std::string http = Address(config.listen, ports.http);
+  std::string out = AddressLine(config, ports);
+  const int grpc_port = ports.grpc;
   const std::string server = config.is_loopback() && grpc_port == 8001
                                  ? ""
                                  : absl::StrCat(" --server ", Address(config.listen, grpc_port));
@@ -154,12 +162,11 @@ std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port
 }
 
 std::string ExposureWarning(const ServerConfig& config) {
-  if (config.is_loopback()) return "";
-  return absl::StrCat(
-      "listening on ", config.listen,
-      " without TLS: anybody who can reach this port can use the "
-      "models, and one hostile header can burn seconds of CPU; put a proxy in front (nginx "
-      "grpc_pass, Envoy) or listen on 127.0.0.1");
+  if (config.is_loopback() || config.has_tls()) return "";
+  return absl::StrCat("listening on ", config.listen,
+                      " without TLS: anybody who can reach this port can read what is asked and "
+                      "answered, and use the models; set tls.certificate and tls.key, or put a "
+                      "gateway that speaks TLS in front");
 }
 
 }  // namespace assay

@@ -18,8 +18,12 @@ std::string StartBanner(const ServerConfig& config, const Policy& policy,
 // One model that has had its verdict: scheme, bytes before and after, verification figures, time.
 std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed);
 
-// Where both ports are, as soon as they are bound.
-std::string AddressLine(const ServerConfig& config, int grpc_port, int http_port);
+struct ServerPorts {
+  int grpc = 0, http = 0;
+  int health = 0;  // 0: none
+};
+// Where they are, as soon as they are bound.
+std::string AddressLine(const ServerConfig& config, const ServerPorts& ports);
 
 struct ReadyModel {
   std::string name;
@@ -33,7 +37,7 @@ struct StartupOutcome {
   absl::Duration elapsed;
 };
 // Ports, what keeps the server from being ready, time, and three commands to try next.
-std::string ReadyBanner(const ServerConfig& config, int grpc_port, int http_port,
+std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
                         const StartupOutcome& outcome);
 
 // Why binding to this address without TLS is dangerous; empty for loopback.

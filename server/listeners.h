@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/mutex.h"
+#include "engine/metrics.h"
 #include "server/config.h"
 #include "server/front/front.h"
 
@@ -25,7 +26,7 @@ class Listeners {
   int data_port() const { return data_->port(); }
   int health_port() const { return health_ == nullptr ? 0 : health_->port(); }
   const TlsStore* tls() const { return tls_.get(); }  // null: no TLS
-  FrontCounts counts() const;                         // of all ports
+  ConnectionReading Read() const;                     // of all ports
   void StopAccepting();
 
  private:

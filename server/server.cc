@@ -14,7 +14,6 @@
 #include "server/assay_service.h"
 #include "server/banner.h"
 #include "server/drift_responder.h"
-#include "server/grpc_connections.h"
 #include "server/http_endpoint.h"
 #include "server/listeners.h"
 #include "server/model_repository.h"
@@ -148,6 +147,9 @@ struct Server::Parts {
     });
   }
   void RecordState(const VersionInfo& version) ABSL_LOCKS_EXCLUDED(mu);
+  ServerPorts ports() const {
+    return {listeners->data_port(), http->port(), listeners->health_port()};
+  }
   absl::Status StartHttp();
   absl::Status StartGrpc();
   void AdmitModels();
@@ -217,10 +219,7 @@ void Server::Parts::RecordState(const VersionInfo& version) {
 }
 
 absl::Status Server::Parts::StartHttp() {
-  HttpEndpoint::Sources sources{[this](ExpositionFormat format) {
-                                  metrics.SetGrpcConnections(OpenGrpcConnections());
-                                  return metrics.Scrape(format);
-                                },
+  HttpEndpoint::Sources sources{[this](ExpositionFormat format) { return metrics.Scrape(format); },
                                 [this] { return readiness.Obstacles(); },
                                 [this](std::string_view path) { return status_page.Get(path); }};
   ASSIGN_OR_RETURN(http, HttpEndpoint::Start(config.listen, config.http_port, std::move(sources)));
@@ -246,6 +245,7 @@ absl::Status Server::Parts::StartGrpc() {
   if (grpc == nullptr || (config.health_port >= 0 && health == nullptr))
     return absl::InternalError("gRPC does not start");
   ASSIGN_OR_RETURN(listeners, Listeners::Start(config, *grpc, health.get()));
+  metrics.WatchConnections([this] { return listeners->Read(); });
   readiness.SetHealthSink([this](const std::string& service, bool serving) {
     grpc->GetHealthCheckService()->SetServingStatus(service, serving);
     if (health != nullptr) health->GetHealthCheckService()->SetServingStatus(service, serving);
@@ -345,7 +345,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());
-  Announce(AddressLine(parts->config, parts->listeners->data_port(), parts->http->port()));
+  Announce(AddressLine(parts->config, parts->ports()));
   const std::string warning = ExposureWarning(parts->config);
   if (!warning.empty()) Log(LogLevel::kWarning, warning);
   parts->AdmitModels();
@@ -385,7 +385,7 @@ void Server::PrintReady() const {
                    [](const auto& a, const auto& b) {
                      return a.task == ModelTask::kGenerate && b.task != ModelTask::kGenerate;
                    });
-  Announce(ReadyBanner(parts_->config, grpc_port(), http_port(), outcome));
+  Announce(ReadyBanner(parts_->config, parts_->ports(), outcome));
 }
 
 bool Server::Drain() {

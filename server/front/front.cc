@@ -360,6 +360,19 @@ void Front::Loop::Run() {
   }
 }
 
+FrontCounts& FrontCounts::operator+=(const FrontCounts& more) {
+  accepted += more.accepted;
+  too_many += more.too_many;
+  no_descriptor += more.no_descriptor;
+  not_http2 += more.not_http2;
+  handshake += more.handshake;
+  too_slow += more.too_slow;
+  limit += more.limit;
+  not_taken += more.not_taken;
+  open += more.open;
+  return *this;
+}
+
 Front::Front(std::unique_ptr<Shared> shared) : shared_(std::move(shared)) {
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   for (int i = 0; i < std::clamp(cores / 4, 1, kMostLoops); ++i)
