@@ -343,8 +343,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
                        parts->pool.num_threads()));
   parts->WatchDevices();
   parts->WatchRegistry();
-  RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());
+  RETURN_IF_ERROR(parts->StartHttp());  // its metrics read the ports
   Announce(AddressLine(parts->config, parts->ports()));
   const std::string warning = ExposureWarning(parts->config);
   if (!warning.empty()) Log(LogLevel::kWarning, warning);
