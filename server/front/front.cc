@@ -214,6 +214,8 @@ class Front::Loop {
   Descriptor poll_, wake_, spare_;
   std::vector<Loop*> all_;
   size_t next_ = 0;  // of the loops, for who comes
+  // Not thread_local: that would come out of the small stacks of civetweb's threads, too.
+  std::vector<std::byte> scratch_ = std::vector<std::byte>(Connection::kPieceBytes);
   std::map<Held*, std::unique_ptr<Held>> held_;
   std::vector<Held*> again_;
   Mutex mu_;
@@ -269,6 +271,7 @@ void Front::Loop::Accept() {
         Connection::Options{.http2 = shared_.options.limits.http2,
                             .handshake_timeout = shared_.options.limits.handshake_timeout,
                             .tls = tls == nullptr ? nullptr : tls->context(),
+                            .scratch = loop.scratch_,
                             .connect = [&loop] { return loop.ConnectToServer(); }});
     if (&loop == this) {
       Take(std::move(held));
