@@ -79,6 +79,29 @@ void AddDevices(const std::vector<DeviceReading>& gpus,
                       {OfDevice("cpu", HostCpu().cores, nullptr)}});
 }
 
+void AddConnections(const ConnectionReading& reading,
+                    std::vector<prometheus::MetricFamily>& families) {
+  prometheus::ClientMetric open, expiry;
+  open.gauge.value = reading.open;
+  families.push_back({"assay_grpc_connections", "Open connections", kGauge, {std::move(open)}});
+  prometheus::MetricFamily refused = {"assay_connections_refused_total",
+                                      "Connections turned away or cut, by reason",
+                                      prometheus::MetricType::Counter,
+                                      {}};
+  for (const auto& [reason, count] : reading.refused) {
+    prometheus::ClientMetric& metric = refused.metric.emplace_back();
+    metric.label.push_back({"reason", reason});
+    metric.counter.value = static_cast<double>(count);
+  }
+  if (!refused.metric.empty()) families.push_back(std::move(refused));
+  if (!reading.certificate_expiry.has_value()) return;
+  expiry.gauge.value = absl::ToDoubleSeconds(*reading.certificate_expiry - absl::UnixEpoch());
+  families.push_back({"assay_tls_certificate_expiry_timestamp_seconds",
+                      "End of the server certificate's validity, Unix time",
+                      kGauge,
+                      {std::move(expiry)}});
+}
+
 // What nobody counts: it is read when it is asked for.
 void AddReadNow(const std::vector<DeviceReading>& gpus,
                 std::vector<prometheus::MetricFamily>& families) {
@@ -136,12 +159,13 @@ struct Metrics::Impl {
   // Outlives Metrics for as long as any ModelMetrics lives.
   std::shared_ptr<State> state;
   std::function<std::vector<DeviceReading>()> gpus;  // empty: none
+  std::function<ConnectionReading()> connections;    // likewise
   Counter *unknown_requests, *unknown_rejected;
   Counter* cache_results[3];
   Counter* version_changes[std::size(kVersionChanges)];
   Counter* auth_refused[std::size(kAuthRefusals)];
   Counter* quota_rejected[std::size(kQuotas)];
-  Gauge *cache_bytes, *admissions_in_progress, *connections;
+  Gauge *cache_bytes, *admissions_in_progress;
 };
 
 Metrics::Metrics(std::string_view version, std::string_view backend, const Clock& clock)
@@ -184,7 +208,6 @@ Metrics::Metrics(std::string_view version, std::string_view backend, const Clock
   }
   impl_->cache_bytes =
       &f.AddGauge("assay_artifact_cache_bytes", "Size of the artifact cache on disk", {});
-  impl_->connections = &f.AddGauge("assay_grpc_connections", "Open connections", {});
   impl_->admissions_in_progress =
       &f.AddGauge("assay_admission_in_progress", "Admissions queued or running", {});
   for (const char* stage : AdmissionStageNames()) AdmissionStageTime(f, stage);
@@ -243,7 +266,9 @@ RpcMetrics& Metrics::ForRpc(std::string_view service, std::string_view method,
   return *rpc;
 }
 
-void Metrics::SetGrpcConnections(int open) { impl_->connections->Set(open); }
+void Metrics::WatchConnections(std::function<ConnectionReading()> read) {
+  impl_->connections = std::move(read);
+}
 
 void Metrics::UnknownModel() {
   impl_->unknown_requests->Increment();
@@ -283,6 +308,7 @@ std::string Metrics::Scrape(ExpositionFormat format) const {
       format == ExpositionFormat::kOpenMetrics ? factory.CollectExemplars() : ExemplarsOfSeries();
   std::vector<prometheus::MetricFamily> families = factory.Collect();
   AddReadNow(impl_->gpus ? impl_->gpus() : std::vector<DeviceReading>(), families);
+  AddConnections(impl_->connections ? impl_->connections() : ConnectionReading(), families);
   if (format == ExpositionFormat::kOpenMetrics) return OpenMetricsText(families, exemplars);
   return prometheus::TextSerializer().Serialize(families);
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -100,6 +101,15 @@ struct DeviceReading {
   bool healthy = true;  // false: an error ended its use
 };
 
+// The gRPC ports as they are now.
+struct ConnectionReading {
+  int open = 0;
+  // Since the start, by reason: turned away, or cut before their time.
+  std::vector<std::pair<std::string, uint64_t>> refused;
+  // Until when the server's certificate is valid; nothing: it has none.
+  std::optional<absl::Time> certificate_expiry;
+};
+
 class Metrics {
  public:
   // `clock`, the time of exemplars, outlives this and every ModelMetrics.
@@ -117,13 +127,14 @@ class Metrics {
   // OK, which come with the first RPC that has them). Lives as long as this. `type` as
   // "server_stream".
   RpcMetrics& ForRpc(std::string_view service, std::string_view method, std::string_view type);
-  void SetGrpcConnections(int open);
   void UnknownModel();  // a request for a model that does not exist: counted under model="_unknown"
   void ArtifactCache(std::string_view result);  // hit, miss, corrupt
   void SetArtifactCacheBytes(double bytes);
   void SetAdmissionsInProgress(int count);
   // GPUs, read at every scrape; before the first.
   void WatchDevices(std::function<std::vector<DeviceReading>()> read);
+  // Likewise.
+  void WatchConnections(std::function<ConnectionReading()> read);
   void VersionChanged(VersionChange change);
   void AuthRefused(AuthRefusal why);
   void QuotaRejected(Quota quota);

@@ -111,12 +111,17 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
   return out + "\n";
 }
 
-std::string AddressLine(const ServerConfig& config, const Ports& ports) {
-  std::string out = absl::StrCat("  gRPC      ", Address(config.listen, ports.grpc),
-                                 config.has_tls() ? "  (TLS)" : "", "\n  HTTP      ",
-                                 Address(config.listen, ports.http),
-                                 "  (status page; /metrics /healthz /readyz)\n");
-  if (ports.admin != 0)
+std::string AddressLine(const ServerConfig& config, const ServerPorts& ports) {
+  std::string out =
+      absl::StrCat("  gRPC      ", Address(config.listen, ports.grpc),
+                   !config.has_tls()              ? ""
+                   : config.tls.client_ca.empty() ? "  (TLS)"
+                                                  : "  (TLS, clients have certificates)",
+                   "\n  HTTP      ", Address(config.listen, ports.http),
+                   "  (status page; /metrics /healthz /readyz)\n");
+  if (ports.health > 0)
+    absl::StrAppend(&out, "  health    ", Address(config.listen, ports.health), "\n");
+  if (ports.admin > 0)
     absl::StrAppend(&out, "  admin     ", Address(config.admin_listen, ports.admin),
                     "  (admit, load, unload, versions)\n");
   return out;
@@ -125,7 +130,7 @@ std::string AddressLine(const ServerConfig& config, const Ports& ports) {
 namespace {
 
 // Where nothing can be administered from outside, as it would be.
-std::string AdmitCommand(const ServerConfig& config, const Ports& ports) {
+std::string AdmitCommand(const ServerConfig& config, const ServerPorts& ports) {
   if (ports.admin == 8003) return "assay admit PATH";
   const bool admin = ports.admin != 0;
   return absl::StrCat(
@@ -136,7 +141,7 @@ std::string AdmitCommand(const ServerConfig& config, const Ports& ports) {
 
 }  // namespace
 
-std::string ReadyBanner(const ServerConfig& config, const Ports& ports,
+std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
                         const StartupOutcome& outcome) {
   const std::string http = Address(config.listen, ports.http);
   std::string out = AddressLine(config, ports);

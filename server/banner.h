@@ -18,12 +18,12 @@ std::string StartBanner(const ServerConfig& config, const Policy& policy,
 // One model that has had its verdict: scheme, bytes before and after, verification figures, time.
 std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed);
 
-struct Ports {  // as they were bound
+struct ServerPorts {
   int grpc = 0, http = 0;
-  int admin = 0;  // 0: none
+  int health = 0, admin = 0;  // 0: none
 };
-// Where the ports are, as soon as they are bound.
-std::string AddressLine(const ServerConfig& config, const Ports& ports);
+// Where they are, as soon as they are bound.
+std::string AddressLine(const ServerConfig& config, const ServerPorts& ports);
 
 struct ReadyModel {
   std::string name;
@@ -36,8 +36,8 @@ struct StartupOutcome {
   std::vector<std::string> obstacles;    // Readiness::Obstacles
   absl::Duration elapsed;
 };
-// Ports, what keeps the server from being ready, time, and three commands to try next.
-std::string ReadyBanner(const ServerConfig& config, const Ports& ports,
+// ServerPorts, what keeps the server from being ready, time, and three commands to try next.
+std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
                         const StartupOutcome& outcome);
 
 // What is open to those who can reach a port; nothing for loopback.

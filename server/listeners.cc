@@ -129,21 +129,19 @@ std::vector<Front*> Listeners::fronts() const {
   return all;
 }
 
-FrontCounts Listeners::counts() const {
+ConnectionReading Listeners::Read() const {
   FrontCounts all;
-  for (const Front* const front : fronts()) {
-    const FrontCounts more = front->counts();
-    all.accepted += more.accepted;
-    all.too_many += more.too_many;
-    all.no_descriptor += more.no_descriptor;
-    all.not_http2 += more.not_http2;
-    all.handshake += more.handshake;
-    all.too_slow += more.too_slow;
-    all.limit += more.limit;
-    all.not_taken += more.not_taken;
-    all.open += more.open;
-  }
-  return all;
+  for (const Front* const front : fronts()) all += front->counts();
+  ConnectionReading reading = {.open = all.open,
+                               .refused = {{"too_many", all.too_many},
+                                           {"no_descriptor", all.no_descriptor},
+                                           {"not_http2", all.not_http2},
+                                           {"handshake", all.handshake},
+                                           {"too_slow", all.too_slow},
+                                           {"limit", all.limit},
+                                           {"not_taken", all.not_taken}}};
+  if (tls_ != nullptr) reading.certificate_expiry = tls_->expiry();
+  return reading;
 }
 
 void Listeners::StopAccepting() {

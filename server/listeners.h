@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/mutex.h"
+#include "engine/metrics.h"
 #include "server/config.h"
 #include "server/front/front.h"
 
@@ -40,7 +41,7 @@ class Listeners {
   int admin_port() const { return admin_ == nullptr ? 0 : admin_->port(); }  // 0: none
   int health_port() const { return health_ == nullptr ? 0 : health_->port(); }
   const TlsStore* tls() const { return tls_.get(); }  // null: no TLS
-  FrontCounts counts() const;                         // of all ports
+  ConnectionReading Read() const;                     // of all ports
   void StopAccepting();
 
  private:

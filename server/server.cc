@@ -14,7 +14,6 @@
 #include "server/assay_service.h"
 #include "server/banner.h"
 #include "server/drift_responder.h"
-#include "server/grpc_connections.h"
 #include "server/http_endpoint.h"
 #include "server/listeners.h"
 #include "server/model_repository.h"
@@ -135,7 +134,10 @@ struct Server::Parts {
         open_inference(context, *admin),
         assay(context, *admin) {}
 
-  Ports ports() const { return {listeners->data_port(), http->port(), listeners->admin_port()}; }
+  ServerPorts ports() const {
+    return {listeners->data_port(), http->port(), listeners->health_port(),
+            listeners->admin_port()};
+  }
   void WatchDevices() {
     metrics.WatchDevices([this] { return ReadDevices(gpus); });
     for (const Gpus::Found& found : gpus.all()) {
@@ -250,10 +252,7 @@ void Server::Parts::RenewTokens() {
 }
 
 absl::Status Server::Parts::StartHttp() {
-  HttpEndpoint::Sources sources{[this](ExpositionFormat format) {
-                                  metrics.SetGrpcConnections(OpenGrpcConnections());
-                                  return metrics.Scrape(format);
-                                },
+  HttpEndpoint::Sources sources{[this](ExpositionFormat format) { return metrics.Scrape(format); },
                                 [this] { return readiness.Obstacles(); },
                                 [this](std::string_view path) { return status_page.Get(path); }};
   ASSIGN_OR_RETURN(http, HttpEndpoint::Start(config.listen, config.http_port, std::move(sources)));
@@ -285,6 +284,7 @@ absl::Status Server::Parts::StartGrpc() {
                                                         .admin_from_fd = admin_from_fd,
                                                         .addresses = &peers,
                                                         .refresh = std::move(refresh)}));
+  metrics.WatchConnections([this] { return listeners->Read(); });
   readiness.SetHealthSink([this](const std::string& service, bool serving) {
     grpc->GetHealthCheckService()->SetServingStatus(service, serving);
     if (health != nullptr) health->GetHealthCheckService()->SetServingStatus(service, serving);
@@ -386,8 +386,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
                        parts->pool.num_threads()));
   parts->WatchDevices();
   parts->WatchRegistry();
-  RETURN_IF_ERROR(parts->StartHttp());
   RETURN_IF_ERROR(parts->StartGrpc());
+  RETURN_IF_ERROR(parts->StartHttp());  // its metrics read the ports
   Announce(AddressLine(parts->config, parts->ports()));
   for (const std::string& warning : ExposureWarnings(parts->config))
     Log(LogLevel::kWarning, warning);

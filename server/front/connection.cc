@@ -17,12 +17,6 @@ constexpr int kTurn = 16;
 // For a client to close after the server has.
 constexpr absl::Duration kLinger = absl::Seconds(2);
 
-// What is read goes on from here at once, nearly always.
-std::span<std::byte> Scratch() {
-  static thread_local std::array<std::byte, Connection::kPieceBytes> scratch;
-  return scratch;
-}
-
 }  // namespace
 
 Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
@@ -141,14 +135,14 @@ bool Connection::Receive(absl::Time now) {
       if (!to_server_.empty() || client_ended_) return true;
     }
     size_t count = 0;
-    const Moved moved = ReadClient(Scratch(), count);
+    const Moved moved = ReadClient(options_.scratch, count);
     if (moved == Moved::kNothing) return true;
     if (moved == Moved::kEnded) {
       client_ended_ = true;
       if (!server_.valid()) return End(absl::OkStatus());
       continue;  // tells the server
     }
-    const std::span<const std::byte> piece = Scratch().first(count);
+    const std::span<const std::byte> piece = options_.scratch.first(count);
     if (absl::Status taken = guard_.Take(piece, now); !taken.ok()) return End(std::move(taken));
     if (!guard_.begun() || guard_.inside_headers()) {
       if (deadline_ == absl::InfiniteFuture()) deadline_ = now + options_.handshake_timeout;
@@ -185,13 +179,13 @@ bool Connection::Send() {
     if (!ToClient(rest)) return false;
     to_client_.Keep(rest);
     if (!to_client_.empty() || server_ended_) return true;
-    const ssize_t got = recv(server_.get(), Scratch().data(), kPieceBytes, 0);
+    const ssize_t got = recv(server_.get(), options_.scratch.data(), kPieceBytes, 0);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return true;
     if (got <= 0) {
       server_ended_ = true;
       return true;
     }
-    rest = Scratch().first(static_cast<size_t>(got));
+    rest = options_.scratch.first(static_cast<size_t>(got));
     if (!ToClient(rest)) return false;
     to_client_.Add(rest);
   }

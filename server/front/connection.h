@@ -44,6 +44,8 @@ class Connection {
     Http2Limits http2;
     absl::Duration handshake_timeout;  // of TLS, the preface, a header block that has begun
     std::shared_ptr<ssl_ctx_st> tls;   // null: plain
+    // [kPieceBytes], of the loop: what is read goes on from here at once, nearly always.
+    std::span<std::byte> scratch;
     // Makes the server's end; called once, when a client has shown that it speaks HTTP/2. Invalid:
     // the server takes no more.
     std::function<Descriptor()> connect;

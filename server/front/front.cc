@@ -214,6 +214,8 @@ class Front::Loop {
   Descriptor poll_, wake_, spare_;
   std::vector<Loop*> all_;
   size_t next_ = 0;  // of the loops, for who comes
+  // Not thread_local: that would come out of the small stacks of civetweb's threads, too.
+  std::vector<std::byte> scratch_ = std::vector<std::byte>(Connection::kPieceBytes);
   std::map<Held*, std::unique_ptr<Held>> held_;
   std::vector<Held*> again_;
   Mutex mu_;
@@ -274,6 +276,7 @@ void Front::Loop::Accept() {
         Connection::Options{.http2 = shared_.options.limits.http2,
                             .handshake_timeout = shared_.options.limits.handshake_timeout,
                             .tls = tls == nullptr ? nullptr : tls->context(),
+                            .scratch = loop.scratch_,
                             .connect = [&loop, host] { return loop.ConnectToServer(host); }});
     if (&loop == this) {
       Take(std::move(held));
@@ -363,6 +366,19 @@ void Front::Loop::Run() {
     next_tick = absl::Now() + absl::Milliseconds(kTickMs);
     LookAtDeadlines();
   }
+}
+
+FrontCounts& FrontCounts::operator+=(const FrontCounts& more) {
+  accepted += more.accepted;
+  too_many += more.too_many;
+  no_descriptor += more.no_descriptor;
+  not_http2 += more.not_http2;
+  handshake += more.handshake;
+  too_slow += more.too_slow;
+  limit += more.limit;
+  not_taken += more.not_taken;
+  open += more.open;
+  return *this;
 }
 
 Front::Front(std::unique_ptr<Shared> shared) : shared_(std::move(shared)) {

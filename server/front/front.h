@@ -42,6 +42,8 @@ struct FrontCounts {
   uint64_t limit = 0;          // a header block or resets beyond their limit
   uint64_t not_taken = 0;      // by the server
   int open = 0;
+
+  FrontCounts& operator+=(const FrontCounts& more);
 };
 
 class Front {

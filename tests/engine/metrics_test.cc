@@ -250,11 +250,21 @@ TEST(MetricsTest, LoadOfTheProcessIsOneSeriesWithoutLabels) {
   EXPECT_THAT(scrape, HasSubstr("\nassay_process_kv_cache_usage_ratio 0.25\n"));
 }
 
-TEST(MetricsTest, ConnectionsAreWhatTheServerSaysLast) {
+TEST(MetricsTest, ConnectionsAreReadAtEveryScrape) {
   Metrics metrics("0.1.0", "cpu");
-  EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_grpc_connections 0\n"));
-  metrics.SetGrpcConnections(7);
-  EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_grpc_connections 7\n"));
+  EXPECT_THAT(metrics.Scrape(), AllOf(HasSubstr("\nassay_grpc_connections 0\n"),
+                                      Not(HasSubstr("assay_tls_certificate_expiry"))));
+  int open = 6;
+  metrics.WatchConnections([&] {
+    return ConnectionReading{.open = ++open,
+                             .refused = {{"limit", 3}},
+                             .certificate_expiry = absl::FromUnixSeconds(1'900'000'000)};
+  });
+  EXPECT_THAT(metrics.Scrape(),
+              AllOf(HasSubstr("\nassay_grpc_connections 7\n"),
+                    HasSubstr("\nassay_connections_refused_total{reason=\"limit\"} 3\n"),
+                    HasSubstr("\nassay_tls_certificate_expiry_timestamp_seconds 1900000000\n")));
+  EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_grpc_connections 8\n"));
 }
 
 TEST(MetricsTest, StagesOfAnAdmissionAreThereBeforeTheyRan) {

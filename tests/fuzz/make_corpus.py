@@ -138,3 +138,22 @@ npy = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<i4', 'fortran_order': False, 'sh
 write("calibration", "ids.npy", npy + struct.pack("<4i", 1, 2, 3, 4))
 write("calibration", "truncated.npy", npy + struct.pack("<3i", 1, 2, 3))
 write("calibration", "huge.npy", npy.replace(b"(2, 2)", b"(9999999, 9999999)")[:128])
+def http2_frame(kind, flags, stream, payload):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def http2():
+    """What follows the preface; the first byte says in which pieces it comes."""
+    headers, data, settings = http2_frame(1, 4, 1, b"h" * 40), http2_frame(0, 1, 1, b"d" * 9), http2_frame(4, 0, 0, b"")
+    seeds = {
+        "talk": settings + headers + data,
+        "continuation": http2_frame(1, 0, 1, b"h" * 100) + http2_frame(9, 0, 1, b"h" * 100) + http2_frame(9, 4, 1, b"h"),
+        "too_long": http2_frame(1, 0, 1, b"h" * 200) + http2_frame(9, 0, 1, b"h" * 101),
+        "interrupted": http2_frame(1, 0, 1, b"h") + data,
+        "resets": headers + http2_frame(3, 0, 1, b"code") * 12,
+        "cut": headers[:7],
+    }
+    for name, seed in seeds.items():
+        write("http2_guard", name, bytes([len(name)]) + seed)
+
+

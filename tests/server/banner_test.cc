@@ -92,7 +92,7 @@ TEST(BannerTest, AModelThatCannotBeReadSaysSo) {
 TEST(BannerTest, ThreeCommandsToTryNext) {
   ServerConfig config;
   const std::string two =
-      ReadyBanner(config, {8001, 8002, 8003},
+      ReadyBanner(config, {8001, 8002, 0, 8003},
                   {.serving = {{"smollm2", ModelTask::kGenerate}, {"minilm", ModelTask::kEmbed}},
                    .not_serving = {"broken"},
                    .elapsed = absl::Seconds(2)});
@@ -100,7 +100,8 @@ TEST(BannerTest, ThreeCommandsToTryNext) {
                          HasSubstr("assay generate smollm2"), HasSubstr("assay embed minilm"),
                          HasSubstr("assay status\n")));
   EXPECT_THAT(two, AllOf(Not(HasSubstr("no model serves")), Not(HasSubstr("assay report"))));
-  const std::string none = ReadyBanner(config, {4001, 4002, 4003}, {.elapsed = absl::Seconds(2)});
+  const std::string none =
+      ReadyBanner(config, {4001, 4002, 0, 4003}, {.elapsed = absl::Seconds(2)});
   EXPECT_THAT(none, AllOf(HasSubstr("assay admit --admin-server 127.0.0.1:4003 PATH"),
                           HasSubstr("curl http://127.0.0.1:4002/metrics")));
 }
@@ -110,13 +111,13 @@ TEST(BannerTest, WhenNoModelServesTheBannerSaysSoAndSuggestsTheReport) {
                          .obstacles = {"a: REJECTED: mean KL", "b: FAILED: truncated"},
                          .elapsed = absl::Seconds(2)};
   EXPECT_THAT(
-      ReadyBanner({}, {8001, 8002, 8003}, outcome),
+      ReadyBanner({}, {8001, 8002, 0, 8003}, outcome),
       AllOf(HasSubstr("  not ready: a: REJECTED: mean KL\n  not ready: b: FAILED: truncated\n"),
             HasSubstr("\nnot ready after 2.00 s; no model serves; try:\n"),
             HasSubstr("  assay report a\n  assay report b\n  assay status\n"),
             Not(HasSubstr("ready in")), Not(HasSubstr("assay generate"))));
   outcome.obstacles.clear();  // strict_readiness: false
-  EXPECT_THAT(ReadyBanner({}, {8001, 8002, 8003}, outcome),
+  EXPECT_THAT(ReadyBanner({}, {8001, 8002, 0, 8003}, outcome),
               AllOf(HasSubstr("ready in 2.00 s; no model serves; try:\n  assay report a\n")));
 }
 
@@ -135,10 +136,10 @@ TEST(BannerTest, ExposureIsWarnedOfOutsideLoopback) {
 }
 
 TEST(BannerTest, WhereAdministrationIs) {
-  EXPECT_THAT(AddressLine({}, {1, 2, 3}), HasSubstr("admin     127.0.0.1:3"));
-  EXPECT_THAT(AddressLine({}, {1, 2, 0}), Not(HasSubstr("admin")));
-  EXPECT_THAT(ReadyBanner({}, {8001, 8002, 8003}, {}), HasSubstr("assay admit PATH"));
-  EXPECT_THAT(ReadyBanner({}, {4001, 8002, 0}, {}),
+  EXPECT_THAT(AddressLine({}, {1, 2, 0, 3}), HasSubstr("admin     127.0.0.1:3"));
+  EXPECT_THAT(AddressLine({}, {1, 2, 3, 0}), Not(HasSubstr("admin")));
+  EXPECT_THAT(ReadyBanner({}, {8001, 8002, 0, 8003}, {}), HasSubstr("assay admit PATH"));
+  EXPECT_THAT(ReadyBanner({}, {4001, 8002, 0, 0}, {}),
               HasSubstr("assay admit --server 127.0.0.1:4001 PATH"));
 }
 
