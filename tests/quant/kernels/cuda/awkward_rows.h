@@ -46,9 +46,9 @@ inline std::vector<float> RowsOfTies(int rows, int k, float top, float unit) {
 template <typename T>
 constexpr Number kNumber = Number::kF32;
 template <>
-constexpr Number kNumber<F16> = Number::kF16;
+inline constexpr Number kNumber<F16> = Number::kF16;
 template <>
-constexpr Number kNumber<Bf16> = Number::kBf16;
+inline constexpr Number kNumber<Bf16> = Number::kBf16;
 
 template <typename T>
 DeviceArray<T> OnDevice(const std::vector<float>& values) {

@@ -121,9 +121,10 @@ TEST_P(QuantizeGroupsTest, DecidesNf4AsTheCpuDoes) {
   std::vector<float> w(64, 1.0f);
   for (int i = 0; i < 15; ++i) {
     const float middle = (Nf4Value(i) + Nf4Value(i + 1)) / 2;
-    w[static_cast<size_t>(4 * i)] = middle;
-    w[static_cast<size_t>(4 * i) + 1] = std::nextafter(middle, 2.0f);
-    w[static_cast<size_t>(4 * i) + 2] = std::nextafter(middle, -2.0f);
+    float* const three = &w[4 * static_cast<size_t>(i)];
+    three[0] = middle;
+    three[1] = std::nextafter(middle, 2.0f);
+    three[2] = std::nextafter(middle, -2.0f);
   }
   EXPECT_TRUE(SameNf4<float>("nf4", w, 1, 64));
   w[1] = 1.1f;  // scales that have no exact inverse
@@ -175,7 +176,7 @@ TEST(QuantizeGroupsEdgeTest, NoticesWhatIsNotTheScheme) {
   EXPECT_TRUE(SameGroups<float>(kSym4, w, 4));
   EXPECT_FALSE(SameGroups<float>({kSym4.spelling, 4, GroupGrid::kFull}, w, 4));
   EXPECT_FALSE(SameGroups<float>({kWide8.spelling, 8, GroupGrid::kAsym}, w, 4));
-  EXPECT_FALSE(SameGroups<float>(kWide4, w, 4, 256 / 4));
+  EXPECT_FALSE(SameGroups<float>(kWide4, w, 4, 64));
   EXPECT_FALSE(SameNf4<float>("nf4:b128", w, 4, 64));
 }
 
