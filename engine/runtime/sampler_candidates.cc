@@ -33,9 +33,10 @@ Known Penalize(const CandidateInput& input, Known known) {
     if (at != seen.end() && at->token == r.token) r.logit = Penalized(r.logit, input.params, *at);
   }
   // Those that fell behind the bound are among unknown ones now.
-  const auto behind = std::ranges::remove_if(
-      known.ranked, [&](const RankedLogit& r) { return RanksBefore(known.bound, r); });
-  known.ranked = known.ranked.first(known.ranked.size() - behind.size());
+  const auto end =
+      std::remove_if(known.ranked.begin(), known.ranked.end(),
+                     [&](const RankedLogit& r) { return RanksBefore(known.bound, r); });
+  known.ranked = {known.ranked.begin(), end};
   std::ranges::sort(known.ranked, RanksBefore);
   return known;
 }

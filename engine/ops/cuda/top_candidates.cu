@@ -6,8 +6,9 @@
 //   1. every thread takes the largest place of its share; the largest of all is the row's first;
 //   2. the kMostCandidates-th of the threads' largest is a bound that at least so many places
 //      reach, and about 360 of any vocabulary if logits lie in no order: those go to a pool;
-//   3. should the pool overflow (thousands of equal logits), the kMostCandidates-th place of the
-//      row is found digit by digit, and the pool is filled again from there;
+//   3. should the pool overflow (hundreds of large logits in each of a few shares), the
+//      kMostCandidates-th place of the row is found digit by digit, and the pool is filled again
+//      from there;
 //   4. whoever is in the pool counts how many there are before him: that is where he goes.
 namespace assay::ASSAY_SIMT {
 namespace {

@@ -113,6 +113,13 @@ TEST_P(TopCandidatesTest, WhereverTheLargestLie) {
   const std::vector<float> noise = RandomNormal(kVocab, 3);
   ExpectSelected(Made(kVocab, [&](int t) { return noise[t] + (t % 512 == 5 ? 30.0f : 0.0f); }),
                  "in one share");
+  // In one share fewer than there are candidates: the pool overflows. Random, then with ties.
+  ExpectSelected(Made(kVocab, [&](int t) { return noise[t] + (t % 512 < 255 ? 30.0f : 0.0f); }),
+                 "in half of the shares");
+  ExpectSelected(Made(kVocab, [&](int t) { return t % 512 < 255 ? 30.0f : noise[t]; }),
+                 "equal in half of the shares");
+  ExpectSelected(Made(kVocab, [&](int t) { return t % 512 < 255 ? -1.0f - t % 7 : -kInfinity; }),
+                 "negative in half of the shares");
   ExpectSelected(Made(kVocab, [](int t) { return -0.5f * static_cast<float>(t); }), "descending");
   ExpectSelected(Made(kVocab, [](int t) { return 0.25f * static_cast<float>(t); }), "ascending");
   ExpectSelected(Made(kVocab, [&](int t) { return noise[t] * 1e30f; }), "far apart");
