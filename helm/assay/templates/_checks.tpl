@@ -28,6 +28,9 @@
 {{- if and (eq $cache.type "pvc") $several (eq $cache.pvc.accessMode "ReadWriteOnce") (not $cache.sharedOnOneNode) -}}
 {{- fail "artifactCache.pvc.accessMode is ReadWriteOnce and there may be several pods: use ReadWriteMany, or set artifactCache.sharedOnOneNode" -}}
 {{- end -}}
+{{- if and (eq $cache.type "pvc") (gt (int $v.strategy.maxSurge) 0) (or (eq $cache.pvc.accessMode "ReadWriteOncePod") (and (eq $cache.pvc.accessMode "ReadWriteOnce") (not $cache.sharedOnOneNode))) -}}
+{{- fail (printf "artifactCache.pvc.accessMode is %s: the new pod of a rollout would wait for the old one's claim forever: set strategy.maxSurge to 0 and strategy.maxUnavailable to 1" $cache.pvc.accessMode) -}}
+{{- end -}}
 {{- if $cache.quantizeOnce.enabled -}}
 {{- if ne $cache.type "pvc" -}}
 {{- fail "artifactCache.quantizeOnce needs a cache that pods share: set artifactCache.type to pvc" -}}
