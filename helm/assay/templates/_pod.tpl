@@ -82,7 +82,7 @@ take() {
   {{- else }}
   curl --fail --location --retry 5 --no-progress-meter --output "$part" "$1"
   {{- end }}
-  echo "$2  $part" | sha256sum -c - >/dev/null || { rm -f "$part"; echo "wrong sha256: $1" >&2; exit 1; }
+  echo "$2  $part" | sha256sum -c - >/dev/null 2>&1 || { rm -f "$part"; echo "wrong sha256: $1" >&2; exit 1; }
   mv "$part" "$3"
   echo "took $3"
 }
