@@ -115,3 +115,14 @@ def config_of(documents):
     maps = [d for d in documents if d["kind"] == "ConfigMap" and "config.yaml" in d.get("data", {})]
     assert len(maps) == 1
     return yaml.safe_load(maps[0]["data"]["config.yaml"])
+
+
+def server_binary():
+    """Of the build tree; the test is skipped where there is none, or one that does not have the settings yet."""
+    path = pathlib.Path(os.environ.get("ASSAY_BUILD_DIR", "/nowhere")) / "server" / "assay-server"
+    if not path.is_file():
+        pytest.skip(f"NOT RUN: no {path}; what the chart writes is not tried on the server")
+    known = subprocess.run([path, "--check-config"], capture_output=True, text=True).stdout
+    if not all(f"{key}:" in known for key in ("health_port", "admin_port", "tls", "auth", "limits")):
+        pytest.skip("NOT RUN: this assay-server is older than the settings that the chart writes")
+    return path
