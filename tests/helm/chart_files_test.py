@@ -103,6 +103,33 @@ def test_no_registry_is_named():
             assert not re.search(r"\b(docker\.io|ghcr\.io|quay\.io|gcr\.io|registry\.k8s\.io|[a-z0-9-]+\.azurecr\.io)\b", path.read_text())
 
 
+def helm_lines(text):
+    """Every helm command of a document's blocks, lines that go on joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("helm ")]
+
+
+def test_the_helm_commands_of_the_documents_work(tmp_path):
+    """With the values that stand beside them; installs are rendered only, as there is no cluster."""
+    text = (chart.ROOT / "docs" / "deploy.md").read_text()
+    for name, values in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).write_text(values)
+    run = []
+    for line in helm_lines(text):
+        command = [str(chart.CHART) if word == "helm/assay" else str(tmp_path / word) if word.endswith(".yaml") else word
+                   for word in line.split()[1:]]
+        if command[0] == "install":
+            chart.helm(*command, "--dry-run=client")
+            documents = chart.load(chart.helm("template", *command[1:], "--kube-version", chart.MINORS[-1]))
+            assert chart.schema_problems(documents, chart.MINORS[-1]) == []
+        elif command[0] == "package":
+            chart.helm(*command, "--destination", tmp_path)
+        elif command[0] == "lint":
+            chart.helm(*command)
+        run.append(command[0])
+    assert run.count("install") == 5 and {"package", "lint"} <= set(run)
+
+
 FAKE_CURL = """#!/bin/sh
 # curl --fail ... --output FILE URL: copies the file of that name; notes its arguments.
 echo "$@" >> "$LOG"
