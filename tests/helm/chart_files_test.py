@@ -92,6 +92,8 @@ def test_notes_have_a_call_that_exists():
         assert f"package {call[3]};" in protos and re.search(rf"service {call[4]}\b", protos) and re.search(rf"rpc {call[5]}\(", protos)
         assert int(call[2]) == chart.config_of(chart.render_variant(name))["grpc_port"]
     assert "-plaintext" in notes("default") and "No tokens" in notes("default") and "There are no models yet" in notes("default")
+    assert (chart.ROOT / "proto" / re.search(r"-import-path proto -proto (\S+)", notes("everything"))[1]).is_file()  # it has no reflection
+    assert "-import-path" not in notes("default")
     secured = notes("tls-mtls")
     assert "-cert CLIENT.pem" in secured and "authorization: Bearer" in secured and "https://" in secured and "No T" not in secured
 

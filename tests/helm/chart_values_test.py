@@ -181,6 +181,8 @@ BAD = [
     ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable'"),
     ({"podDisruptionBudget": {"minAvailable": 1}}, "'minAvailable' not allowed"),
     ({"commonLabels": {"a": 1}}, "/commonLabels/a': got number, want string"),
+    ({"commonLabels": {"app.kubernetes.io/name": "a"}}, "/commonLabels/app.kubernetes.io~1name': false schema"),
+    ({"artifactCache": {"quantizeOnce": {"models": ["a/../../etc"]}}}, "/artifactCache/quantizeOnce/models/0': 'a/../../etc' does not match"),
     ({"extraEnv": [{"value": "a"}]}, "missing property 'name'"),
     ({"probes": {"startup": {"service": "smollm2"}}}, "/probes/startup/service': value must be one of"),
     ({"image": {"tag": "latest"}}, "image.tag is `latest`"),
