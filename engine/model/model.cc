@@ -93,6 +93,11 @@ absl::StatusOr<Tensor> ReadSlotBias(const Checkpoint& checkpoint, const LinearSl
   return bias;
 }
 
+absl::Status Model::FetchLogits(std::span<const RowCandidates> /*candidates*/,
+                                MutableView /*out*/) const {
+  return absl::InternalError("this model gives rows of logits, no candidates");
+}
+
 KvPool::Layout Model::kv_layout(const KvFormat& format) const {
   KvPool::Layout layout = {.layers = spec().layers,
                            .kv_heads = spec().kv_heads,

@@ -10,6 +10,7 @@
 #include "engine/model/checkpoint.h"
 #include "engine/model/fold.h"
 #include "engine/ops/batch.h"
+#include "engine/ops/candidates.h"
 #include "engine/ops/kv_pool.h"
 #include "quant/linear.h"
 
@@ -78,12 +79,24 @@ struct LayerPart {
   MutableView stream;
 };
 
-// A row of logits of which the most likely token is all that is wanted: a model on a GPU finds it
-// there, and leaves the row's logits where they are.
-struct GreedyRow {
-  bool wanted = false;
-  int32_t token = -1;  // -1: look at the logits
-  float logprob = 0;   // natural logarithm, error below 1e-5
+// A row of logits of which the first tokens of the ranking are wanted, and sums over all of it, in
+// place of the row (engine/ops/candidates.h): a model on a GPU finds them there, and leaves the
+// row's logits where they are. One that does not gives the row.
+struct RowCandidates {
+  // Room for those that are wanted: for one or for kMostCandidates; empty: the row itself is
+  // wanted.
+  std::span<RankedLogit> room;
+  float scale = 1;  // of sums.scaled
+
+  // As many as there is room for, and no more than the vocabulary has. 0: none.
+  size_t count = 0;
+  LogitSums sums;
+  const std::byte* logits = nullptr;  // where the row lies on the device: for FetchLogits
+  // The row is wanted after all, by FetchLogits: the model says so where the sampler would refuse
+  // it (NaN), the caller where candidates decide nothing.
+  bool undecided = false;
+
+  std::span<const RankedLogit> ranked() const { return room.first(count); }
 };
 
 struct ForwardArgs {
@@ -95,7 +108,7 @@ struct ForwardArgs {
   // Decoders: [logit_rows, hidden], or empty. What the output head would be multiplied by is
   // written here, and the head is left out.
   MutableView head_input;
-  std::span<GreedyRow> greedy = {};  // decoders: [logit_rows] with token -1, or empty
+  std::span<RowCandidates> candidates = {};  // decoders: [logit_rows] with count 0, or empty
 };
 
 class Model {
@@ -108,6 +121,10 @@ class Model {
   // is none or whose stream has another shape; FailedPrecondition: a part that this model lacks;
   // Internal: scratch too small.
   virtual absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const = 0;
+  // The rows of `candidates` that are undecided into their places in `out`, both as Forward had
+  // them, before anybody else uses that Forward's scratch. Internal: no candidates were given.
+  virtual absl::Status FetchLogits(std::span<const RowCandidates> candidates,
+                                   MutableView out) const;
   // Scratch that Forward needs for batches of up to this size.
   virtual size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const = 0;
   // Where it runs: KV pool and scratch lie there. What Forward takes and gives is host memory.

@@ -10,7 +10,7 @@
 #include "base/arena.h"
 #include "base/thread_pool.h"
 #include "engine/runtime/inbox.h"
-#include "engine/runtime/sampler.h"
+#include "engine/runtime/sampler_candidates.h"
 #include "engine/runtime/scheduler.h"
 
 namespace assay {
@@ -112,6 +112,9 @@ class GenerateLoop final : public GenerateEngine {
   void BuildBatch(const StepPlan& plan);
   absl::Status Forward();
   void SampleAll();
+  void SampleRows(bool undecided);
+  void SampleRow(size_t row, SamplerScratch& scratch);
+  MutableView LogitRows();
   void Deliver(Sequence& s, absl::StatusOr<SampledToken>& sampled, absl::Time now);
   void End(std::unique_ptr<Sequence> s, FinishReason reason, absl::Status status);
   void FailStep(const StepPlan& plan, const absl::Status& why);
@@ -133,7 +136,8 @@ class GenerateLoop final : public GenerateEngine {
   std::vector<int32_t> tokens_, logit_rows_;
   std::vector<SequenceSpan> spans_;
   std::vector<Sequence*> sampling_;                    // one per row of logits
-  std::vector<GreedyRow> greedy_;                      // likewise
+  std::vector<RowCandidates> candidates_;              // likewise
+  std::vector<RankedLogit> ranked_;                    // [max_sequences, kMostCandidates]
   std::vector<absl::StatusOr<SampledToken>> sampled_;  // likewise
   std::vector<SamplerScratch> sampler_scratch_;        // one per pool thread
   int num_ended_ = 0;                                  // since the last Publish
@@ -156,6 +160,8 @@ GenerateLoop::GenerateLoop(Parts parts, const EngineOptions& options, EngineHost
   logit_rows_.reserve(sizes_.max_sequences);
   spans_.reserve(sizes_.max_sequences);
   sampling_.reserve(sizes_.max_sequences);
+  candidates_.reserve(sizes_.max_sequences);
+  ranked_.resize(static_cast<size_t>(sizes_.max_sequences) * kMostCandidates);
   sampled_.resize(sizes_.max_sequences);
   sampler_scratch_.resize(host_.pool.num_threads());
 }
@@ -296,7 +302,7 @@ void GenerateLoop::BuildBatch(const StepPlan& plan) {
   logit_rows_.clear();
   spans_.clear();
   sampling_.clear();
-  greedy_.clear();
+  candidates_.clear();
   for (const StepPlan::Rows& rows : plan.rows) {
     const Sequence& s = *rows.sequence;
     const int end = s.num_computed + rows.num_rows;
@@ -310,43 +316,75 @@ void GenerateLoop::BuildBatch(const StepPlan& plan) {
     if (!rows.sample) continue;
     logit_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
     sampling_.push_back(rows.sequence);
-    greedy_.push_back({.wanted = TakesTheMostLikely(s.sampling)});
+    const std::span<RankedLogit> room(ranked_.data() + candidates_.size() * kMostCandidates,
+                                      static_cast<size_t>(NumCandidates(s.sampling)));
+    candidates_.push_back({.room = room, .scale = CandidateScale(s.sampling)});
   }
 }
 
 absl::Status GenerateLoop::Forward() {
-  const int64_t vocab = model_->spec().vocab;
   const ForwardBatch batch{.tokens = tokens_, .sequences = spans_, .logit_rows = logit_rows_};
-  MutableView out = logits_.mutable_view();
-  out.shape = Shape{static_cast<int64_t>(logit_rows_.size()), vocab};
   const Arena::Scope scope(scratch_);
   ComputeContext context{host_.pool, scratch_};
-  return model_->Forward({.batch = batch, .kv = &kv_pool_, .out = out, .greedy = greedy_}, context);
+  return model_->Forward(
+      {.batch = batch, .kv = &kv_pool_, .out = LogitRows(), .candidates = candidates_}, context);
 }
 
+MutableView GenerateLoop::LogitRows() {
+  MutableView rows = logits_.mutable_view();
+  rows.shape = Shape{static_cast<int64_t>(logit_rows_.size()), model_->spec().vocab};
+  return rows;
+}
+
+// From candidates where there are some; what they leave undecided, from its row of logits.
 void GenerateLoop::SampleAll() {
-  const size_t vocab = static_cast<size_t>(model_->spec().vocab), count = sampling_.size();
+  SampleRows(/*undecided=*/false);
+  int decided = 0, undecided = 0;
+  for (const RowCandidates& c : candidates_) {
+    if (c.undecided) ++undecided;
+    if (c.count > 0 && !c.undecided) ++decided;
+  }
+  host_.metrics->RowsSampled(decided, static_cast<int>(candidates_.size()) - decided);
+  if (undecided == 0) return;
+  const absl::Status fetched = model_->FetchLogits(candidates_, LogitRows());
+  if (fetched.ok()) return SampleRows(/*undecided=*/true);
+  for (size_t i = 0; i < candidates_.size(); ++i)
+    if (candidates_[i].undecided) sampled_[i] = fetched;
+}
+
+// All rows, or those alone that candidates did not decide.
+void GenerateLoop::SampleRows(bool undecided) {
+  const size_t count = sampling_.size();
   std::atomic<size_t> next{0};
   const auto sample = [&](int worker) {
-    for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
-      const Sequence& s = *sampling_[i];
-      if (greedy_[i].token >= 0) {
-        sampled_[i] = SampledToken{.token = greedy_[i].token,
-                                   .logprob = s.sampling.logprobs < 0 ? 0 : greedy_[i].logprob};
-        continue;
-      }
-      sampled_[i] = SampleToken({.logits = {logits_.data<float>() + i * vocab, vocab},
-                                 .params = s.sampling,
-                                 .counts = s.counts,
-                                 .position = static_cast<int64_t>(s.tokens.size())},
-                                sampler_scratch_[worker]);
-    }
+    for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1))
+      if (candidates_[i].undecided == undecided) SampleRow(i, sampler_scratch_[worker]);
   };
-  if (count > 1) {
-    host_.pool.Run(sample);
-  } else {
-    sample(0);
+  count > 1 ? host_.pool.Run(sample) : sample(0);
+}
+
+void GenerateLoop::SampleRow(size_t row, SamplerScratch& scratch) {
+  const Sequence& s = *sampling_[row];
+  RowCandidates& candidates = candidates_[row];
+  const auto position = static_cast<int64_t>(s.tokens.size());
+  if (candidates.count > 0 && !candidates.undecided) {
+    std::optional<SampledToken> sampled = SampleCandidates({.ranked = candidates.ranked(),
+                                                            .vocab = model_->spec().vocab,
+                                                            .sums = candidates.sums,
+                                                            .params = s.sampling,
+                                                            .counts = s.counts,
+                                                            .position = position},
+                                                           scratch);
+    candidates.undecided = !sampled.has_value();
+    if (sampled) sampled_[row] = *std::move(sampled);
+    return;
   }
+  const auto vocab = static_cast<size_t>(model_->spec().vocab);
+  sampled_[row] = SampleToken({.logits = {logits_.data<float>() + row * vocab, vocab},
+                               .params = s.sampling,
+                               .counts = s.counts,
+                               .position = position},
+                              scratch);
 }
 
 void GenerateLoop::Deliver(Sequence& s, absl::StatusOr<SampledToken>& sampled, absl::Time now) {

@@ -1,71 +1,20 @@
 #include "engine/runtime/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "engine/runtime/weigher.h"
 
 namespace assay {
 namespace {
 
-// Four lanes in the compiler's vector notation: SSE2 on x86-64, NEON elsewhere.
-using Float4 = float __attribute__((vector_size(16)));
-using Int4 = int32_t __attribute__((vector_size(16)));
-constexpr size_t kLanes = 4;
-constexpr size_t kBlock = 256;  // logits per partial sum
-
-Float4 Load(const float* p) {
-  Float4 v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
-}
-Float4 Splat(float x) { return Float4{x, x, x, x}; }
-
-// e^x for x <= 0, relative error below 3e-7 down to -87, 0 below (also for -infinity).
-// Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, polynomial in r, exponent n.
-Float4 Exp(Float4 x) {
-  const Int4 tiny = x < Splat(-87.0f);
-  x = tiny ? Splat(-87.0f) : x;
-  const Float4 shift = Splat(12582912.0f);  // 1.5 * 2^23: rounds to an integer in the low bits
-  const Float4 shifted = x * 1.44269504088896341f + shift;
-  const Float4 n = shifted - shift;
-  const Float4 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Float4 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Int4 exponent = (std::bit_cast<Int4>(shifted) - std::bit_cast<Int4>(shift) + 127) << 23;
-  const Float4 result = p * std::bit_cast<Float4>(exponent);
-  return tiny ? Splat(0.0f) : result;
-}
-float Exp(float x) { return Exp(Splat(x))[0]; }
-
-double Sum(Float4 x) { return double{x[0]} + x[1] + x[2] + x[3]; }
-bool Any(Int4 x) { return (x[0] | x[1] | x[2] | x[3]) != 0; }
-
-// Unnormalised probability of a logit: e^((x - max) / temperature).
-class Weigher {
- public:
-  Weigher(float max, float temperature) : max_(max), scale_(1.0f / temperature) {}
-  template <typename T>  // float or Float4, the same bits
-  T operator()(T x) const {
-    return Exp((x - max_) * scale_);
-  }
-
- private:
-  const float max_, scale_;
-};
-
-// Sum over all of `logits`, partial sums of kBlock in float, in double above.
+// Sum over all of `logits`, partial sums of kSumBlock in float, in double above.
 double TotalWeight(std::span<const float> logits, const Weigher& weight) {
   double total = 0;
-  for (size_t i = 0; i < logits.size(); i += kBlock) {
-    const auto block = logits.subspan(i, std::min(kBlock, logits.size() - i));
+  for (size_t i = 0; i < logits.size(); i += kSumBlock) {
+    const auto block = logits.subspan(i, std::min(kSumBlock, logits.size() - i));
     Float4 sum = Splat(0.0f);
     size_t j = 0;
     for (; j + kLanes <= block.size(); j += kLanes) sum += weight(Load(&block[j]));
@@ -111,10 +60,6 @@ Maximum FindMaximum(std::span<const float> logits) {
     result.nan = std::ranges::any_of(logits, [](float x) { return std::isnan(x); });
   }
   return result;
-}
-
-bool RanksBefore(const RankedLogit& a, const RankedLogit& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
 // Tokens that rank at or before `cut`, in order of id.
@@ -216,8 +161,8 @@ int32_t Draw(std::span<const float> logits, const Cut& cut, double uniform, cons
              SamplerScratch& scratch) {
   double total = 0;
   scratch.block_mass.clear();
-  for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    const size_t end = std::min(begin + kBlock, logits.size());
+  for (size_t begin = 0; begin < logits.size(); begin += kSumBlock) {
+    const size_t end = std::min(begin + kSumBlock, logits.size());
     scratch.block_mass.push_back(KeptMass(logits, begin, end, cut, weight));
     total += scratch.block_mass.back();
   }
@@ -229,7 +174,7 @@ int32_t Draw(std::span<const float> logits, const Cut& cut, double uniform, cons
     if (left < scratch.block_mass[b]) break;
     left -= scratch.block_mass[b];
   }
-  const size_t begin = block * kBlock, end = std::min(begin + kBlock, logits.size());
+  const size_t begin = block * kSumBlock, end = std::min(begin + kSumBlock, logits.size());
   for (size_t i = begin; i < end; ++i) {
     if (!cut.Keeps(logits[i], static_cast<int32_t>(i))) continue;
     const double w = weight(logits[i]);
@@ -288,14 +233,18 @@ bool TakesTheMostLikely(const SamplingParams& params) {
   return params.temperature == 0 && params.logprobs <= 0 && !UsesPenalties(params);
 }
 
+float Penalized(float logit, const SamplingParams& params, const TokenCounts::Entry& seen) {
+  const float repeated =
+      logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+  if (seen.generated == 0) return repeated;
+  return repeated -
+         (params.presence_penalty + params.frequency_penalty * static_cast<float>(seen.generated));
+}
+
 void ApplyPenalties(const SamplingParams& params, const TokenCounts& counts,
                     std::span<float> logits) {
-  for (const TokenCounts::Entry& e : counts.entries()) {
-    float& x = logits[e.token];
-    x = x > 0 ? x / params.repetition_penalty : x * params.repetition_penalty;
-    if (e.generated == 0) continue;
-    x -= params.presence_penalty + params.frequency_penalty * static_cast<float>(e.generated);
-  }
+  for (const TokenCounts::Entry& e : counts.entries())
+    logits[e.token] = Penalized(logits[e.token], params, e);
 }
 
 double UniformAt(uint64_t seed, int64_t position) {
@@ -310,8 +259,16 @@ double UniformAt(uint64_t seed, int64_t position) {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
+double TotalWeight(std::span<const float> logits, float max, float temperature) {
+  return TotalWeight(logits, Weigher(max, temperature));
+}
+
 double LogSumExp(std::span<const float> logits, float max) {
-  return max + std::log(TotalWeight(logits, Weigher(max, 1.0f)));
+  return max + std::log(TotalWeight(logits, max, 1.0f));
+}
+
+float LowestOfMinP(float max, const SamplingParams& params) {
+  return std::min(max, max + params.temperature * std::log(params.min_p));
 }
 
 Cut FilterLogits(std::span<const float> logits, float max, const SamplingParams& params,
@@ -329,7 +286,7 @@ Cut FilterLogits(std::span<const float> logits, float max, const SamplingParams&
     cut = TopPOverAll(logits, max, params, scratch);
   }
   if (params.min_p > 0) {
-    const float floor = std::min(max, max + params.temperature * std::log(params.min_p));
+    const float floor = LowestOfMinP(max, params);
     if (floor > cut.logit) cut = {.logit = floor};
   }
   return cut;

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/ops/candidates.h"
 #include "engine/runtime/sequence.h"
 
 namespace assay {
@@ -55,11 +56,6 @@ struct SampledToken {
   std::vector<std::pair<int32_t, float>> top;  // params.logprobs entries, most likely first
 };
 
-struct RankedLogit {
-  float logit = 0;
-  int32_t token = 0;
-};
-
 // Buffers of the sampler, reused from call to call. One per thread.
 struct SamplerScratch {
   std::vector<float> row;
@@ -73,6 +69,8 @@ absl::StatusOr<SampledToken> SampleToken(const SamplerInput& input, SamplerScrat
 
 // The steps, visible for tests.
 
+// A seen token's logit.
+float Penalized(float logit, const SamplingParams& params, const TokenCounts::Entry& seen);
 // REQUIRES: `logits` [vocab] covers every token of `counts`.
 void ApplyPenalties(const SamplingParams& params, const TokenCounts& counts,
                     std::span<float> logits);
@@ -87,8 +85,13 @@ struct Cut {
 // `logits` after penalties, all below +infinity, `max` their maximum; params.temperature > 0.
 Cut FilterLogits(std::span<const float> logits, float max, const SamplingParams& params,
                  SamplerScratch& scratch);
+// The lowest logit that min-p keeps. params.min_p > 0.
+float LowestOfMinP(float max, const SamplingParams& params);
 // Uniform in [0, 1), 53 bits: SplitMix64 as a counter-based generator.
 double UniformAt(uint64_t seed, int64_t position);
+// Sum of e^((logit - max) / temperature) in double, of partial sums in float
+// (engine/ops/candidates.h gives the same). `max`: the maximum.
+double TotalWeight(std::span<const float> logits, float max, float temperature);
 // ln sum exp(logits), `max` their maximum. Error below 1e-5.
 double LogSumExp(std::span<const float> logits, float max);
 

@@ -114,8 +114,13 @@ TEST(MetricsTest, AskingAgainGivesTheSameSeriesWhileItLives) {
     EXPECT_EQ(first.get(), second.get());
   }
   first->Preempted();
+  first->RowsSampled(5, 2);
   EXPECT_THAT(metrics.Scrape(),
               HasSubstr(R"(assay_llm_preemptions_total{model="m",version="1"} 1)"));
+  for (const char* series : {R"(from="candidates",model="m",version="1"} 5)",
+                             R"(from="row",model="m",version="1"} 2)"}) {
+    EXPECT_THAT(metrics.Scrape(), HasSubstr(std::string("assay_llm_sampled_rows_total{") + series));
+  }
 }
 
 TEST(MetricsTest, ReplacedLabelsLeaveNothingBehind) {

@@ -15,6 +15,7 @@ class FakeModelMetrics final : public ModelMetrics {
   std::atomic<int> first_tokens{0}, traced_first_tokens{0}, inter_tokens{0}, requests_done{0};
   std::atomic<int> finished[5] = {};  // by FinishReason
   std::atomic<int> prompt_tokens{0}, generated_tokens{0}, prefix_hits{0}, preempted{0};
+  std::atomic<int> sampled_from_candidates{0}, sampled_from_rows{0};
   std::atomic<int> kv_used{0}, kv_cached{0}, kv_total{0}, max_kv_used{0};
   std::atomic<int> waiting{0}, running{0};
 
@@ -51,6 +52,10 @@ class FakeModelMetrics final : public ModelMetrics {
     prompt_tokens += prompt;
     generated_tokens += generated;
     prefix_hits += hits;
+  }
+  void RowsSampled(int from_candidates, int from_rows) override {
+    sampled_from_candidates += from_candidates;
+    sampled_from_rows += from_rows;
   }
   void Preempted() override { ++preempted; }
   void SetKvBlocks(int used, int cached, int total) override {

@@ -71,6 +71,8 @@ CudaBatchLayout::CudaBatchLayout(const CudaStepSizes& sizes) {
   sequence_of_row = take(sizes.rows);
   block_tables = take(int64_t{sizes.sequences} * sizes.max_blocks);
   logit_rows = take(sizes.logit_rows);
+  wanted = take(sizes.logit_rows);
+  scales = take(sizes.logit_rows);
   tiles = take(static_cast<int64_t>(kTileInts) * sizes.tiles);
 }
 

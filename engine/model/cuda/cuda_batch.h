@@ -50,10 +50,11 @@ struct CudaBatchLayout {
   size_t sequence_of_row;    // [rows]
   size_t block_tables;       // [sequences][max_blocks]
   size_t logit_rows;         // [logit_rows]; padding: row 0
+  size_t wanted, scales;     // [logit_rows]: how many candidates, and f32 (TopCandidatesArgs)
   size_t tiles;              // QueryTile [tiles]
   size_t end;
 };
-// REQUIRES: the batch fits `sizes`; out [CudaBatchLayout(sizes).end].
+// No candidates are wanted. REQUIRES: the batch fits `sizes`; out [CudaBatchLayout(sizes).end].
 void FillCudaBatch(const ForwardBatch& batch, const CudaStepSizes& sizes, std::span<int32_t> out);
 
 }  // namespace assay

@@ -11,6 +11,7 @@
 #include "engine/model/cuda/cuda_batch.h"
 #include "engine/model/cuda/cuda_llama_weights.h"
 #include "engine/model/cuda/cuda_weights.h"
+#include "engine/model/cuda/step_candidates.h"
 #include "engine/model/cuda/step_graphs.h"
 #include "engine/model/cuda/step_memory.h"
 #include "engine/model/families/forward_parts.h"
@@ -40,6 +41,8 @@ class CudaLlama final : public Model {
   const LinearMap& linears() const override { return linears_; }
   Device& device() const override { return backend_.device; }
   absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override;
+  absl::Status FetchLogits(std::span<const RowCandidates> candidates,
+                           MutableView out) const override;
   size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context_tokens) const override;
   size_t other_weight_bytes() const override { return weights_.other_bytes; }
 
@@ -62,10 +65,12 @@ class CudaLlama final : public Model {
   absl::Status CheckArgs(const ForwardArgs& args) const;
   StepMemory MemoryFor(const CudaStepSizes& sizes) const;
 
-  absl::Status Reserve(size_t ints) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
+  absl::Status Reserve(size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
   absl::Status Fetch(const Step& step, const ForwardArgs& args) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
   absl::Status FetchRows(const Step& step, MutableView out, size_t first, size_t rows) const;
+  absl::Status Fetch(const std::byte* from, void* to, size_t bytes) const;
+  size_t RowBytes() const { return static_cast<size_t>(spec_.vocab) * sizeof(float); }
   absl::Status Run(const Step& step) const;
   absl::Status Captured(const Step& step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_);
   absl::Status Attend(const Step& step, int layer) const;
@@ -187,9 +192,12 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
       sizes, at, memory, *args.kv, at.ScratchIn(memory), {.stream = stream_, .pdl = pdl_}};
   const CudaRuntime& runtime = backend_.device.runtime();
   const size_t count = CudaBatchLayout(sizes).end;
-  RETURN_IF_ERROR(Reserve(std::max(count, 2 * static_cast<size_t>(sizes.logit_rows))));
+  const size_t down = sizeof(RowHead) + kMostCandidates * sizeof(RankedLogit);  // of a row
+  RETURN_IF_ERROR(
+      Reserve(std::max(count * sizeof(int32_t), down * static_cast<size_t>(sizes.logit_rows))));
   auto* const ints = reinterpret_cast<int32_t*>(pinned_.data());
   FillCudaBatch(args.batch, sizes, {ints, count});
+  FillWanted(args.candidates, sizes, {ints, count});
   RETURN_IF_ERROR(backend_.device.Noted(
       runtime.Upload(ints, memory + at.ints, count * sizeof(int32_t), stream_)));
   const bool graph = sizes.tiles == 0 && sizes.rows <= options_.max_graph_rows;
@@ -197,8 +205,7 @@ absl::Status CudaLlama::Forward(const ForwardArgs& args, ComputeContext& context
   return Fetch(step, args);
 }
 
-absl::Status CudaLlama::Reserve(size_t ints) const {
-  const size_t bytes = ints * sizeof(int32_t);
+absl::Status CudaLlama::Reserve(size_t bytes) const {
   if (pinned_.bytes() >= bytes) return absl::OkStatus();
   ASSIGN_OR_RETURN(pinned_, PinnedBuffer::Create(backend_.device.runtime(), 2 * bytes));
   return absl::OkStatus();
@@ -207,40 +214,53 @@ absl::Status CudaLlama::Reserve(size_t ints) const {
 // Logits of row `first` and those behind it, `rows` of them.
 absl::Status CudaLlama::FetchRows(const Step& step, MutableView out, size_t first,
                                   size_t rows) const {
-  const size_t row = static_cast<size_t>(spec_.vocab) * sizeof(float);
-  return backend_.device.Noted(backend_.device.runtime().Download(
-      step.memory + step.at.logits + first * row, out.data + first * row, rows * row, stream_));
+  return Fetch(step.memory + step.at.logits + first * RowBytes(), out.data + first * RowBytes(),
+               rows * RowBytes());
 }
 
-// What comes of a step. Of rows whose best token is enough, that alone: a row of logits is half a
+// What comes of a step. Of rows whose candidates are enough, those alone: a row of logits is half a
 // megabyte.
 absl::Status CudaLlama::Fetch(const Step& step, const ForwardArgs& args) const {
-  const CudaRuntime& runtime = backend_.device.runtime();
+  const std::span<RowCandidates> candidates = args.candidates;
   const size_t rows = args.batch.logit_rows.size();
-  const auto wanted = [&](size_t row) { return !args.greedy.empty() && args.greedy[row].wanted; };
+  const auto wanted = [&](size_t row) {
+    return !candidates.empty() && !candidates[row].room.empty();
+  };
   for (size_t first = 0; first < rows;) {
     size_t end = first + 1;
     while (end < rows && wanted(end) == wanted(first)) ++end;
     if (!wanted(first)) RETURN_IF_ERROR(FetchRows(step, args.out, first, end - first));
     first = end;
   }
-  if (args.greedy.empty()) return backend_.device.Noted(runtime.Synchronize(stream_));
-  const auto stride = static_cast<size_t>(step.sizes.logit_rows);
-  RETURN_IF_ERROR(backend_.device.Noted(runtime.Download(step.memory + step.at.best, pinned_.data(),
-                                                         2 * stride * sizeof(int32_t), stream_)));
-  RETURN_IF_ERROR(backend_.device.Noted(runtime.Synchronize(stream_)));
-  const auto* const tokens = reinterpret_cast<const int32_t*>(pinned_.data());
-  const auto* const logprobs = reinterpret_cast<const float*>(tokens + stride);
-  bool broken = false;
-  for (size_t row = 0; row < rows; ++row) {
-    if (!wanted(row)) continue;
-    args.greedy[row].token = tokens[row];
-    args.greedy[row].logprob = logprobs[row];
-    if (tokens[row] >= 0) continue;
-    broken = true;  // NaN: whoever samples sees for himself
-    RETURN_IF_ERROR(FetchRows(step, args.out, row, 1));
+  const RowsWanted from_device = CountWanted(candidates);
+  auto* const heads = reinterpret_cast<RowHead*>(pinned_.data());
+  auto* const ranked = reinterpret_cast<RankedLogit*>(heads + rows);
+  RETURN_IF_ERROR(Fetch(step.memory + step.at.heads, heads, from_device.heads * sizeof(RowHead)));
+  RETURN_IF_ERROR(Fetch(step.memory + step.at.ranked, ranked,
+                        from_device.ranked * kMostCandidates * sizeof(RankedLogit)));
+  RETURN_IF_ERROR(backend_.device.Noted(backend_.device.runtime().Synchronize(stream_)));
+  TakeCandidates({heads, ranked, step.In<float>(step.at.logits), spec_.vocab}, candidates);
+  return absl::OkStatus();
+}
+
+absl::Status CudaLlama::Fetch(const std::byte* from, void* to, size_t bytes) const {
+  if (bytes == 0) return absl::OkStatus();
+  return backend_.device.Noted(backend_.device.runtime().Download(from, to, bytes, stream_));
+}
+
+absl::Status CudaLlama::FetchLogits(std::span<const RowCandidates> candidates,
+                                    MutableView out) const {
+  RETURN_IF_ERROR(backend_.device.health());
+  RETURN_IF_ERROR(CheckOut(out, static_cast<int64_t>(candidates.size()), spec_.vocab));
+  const MutexLock step_lock(steps_);
+  RETURN_IF_ERROR(backend_.device.Use());
+  for (size_t row = 0; row < candidates.size(); ++row) {
+    if (!candidates[row].undecided) continue;
+    if (candidates[row].logits == nullptr)
+      return absl::InternalError(absl::StrCat("row ", row, " of logits is not on the device"));
+    RETURN_IF_ERROR(Fetch(candidates[row].logits, out.data + row * RowBytes(), RowBytes()));
   }
-  return broken ? backend_.device.Noted(runtime.Synchronize(stream_)) : absl::OkStatus();
+  return backend_.device.Noted(backend_.device.runtime().Synchronize(stream_));
 }
 
 absl::Status CudaLlama::Captured(const Step& step) const {
@@ -432,13 +452,15 @@ absl::Status CudaLlama::Head(const Step& step) const {
                          .scales = step.In<float>(step.at.row_scales)};
   RETURN_IF_ERROR(Done(ops_.norm(args, step.context), "norm", rows));
   RETURN_IF_ERROR(Product(step, *weights_.head, rows, step.In<float>(step.at.logits), false));
-  auto* const best = step.In<int32_t>(step.at.best);
-  const GreedyArgs greedy = {.logits = step.In<float>(step.at.logits),
-                             .rows = rows,
-                             .vocab = spec_.vocab,
-                             .tokens = best,
-                             .logprobs = reinterpret_cast<float*>(best + rows)};
-  return Done(ops_.greedy(greedy, step.context), "greedy", rows);
+  const int32_t* const base = step.In<int32_t>(step.at.ints);
+  const TopCandidatesArgs top = {.logits = step.In<float>(step.at.logits),
+                                 .rows = rows,
+                                 .vocab = spec_.vocab,
+                                 .wanted = base + ints.wanted,
+                                 .scales = reinterpret_cast<const float*>(base + ints.scales),
+                                 .heads = step.In<RowHead>(step.at.heads),
+                                 .ranked = step.In<RankedLogit>(step.at.ranked)};
+  return Done(ops_.top_candidates(top, step.context), "top_candidates", rows);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "engine/model/cuda/cuda_bert.h"
 #include "engine/model/cuda/cuda_bert_weights.h"
 #include "engine/model/cuda/cuda_llama_weights.h"
+#include "quant/kernels/cuda/cuda_encode.h"
 
 namespace assay {
 namespace {
@@ -162,6 +163,17 @@ absl::Status GpuBackend::Supports(const QuantScheme& scheme, const Shape& shape,
   if (scheme.name() == "f32")
     return absl::UnimplementedError("weights on a GPU have 16 bit at most, not f32: bf16 does");
   return kernel_.Supports({shape, &scheme, activation, DeviceKind::kCuda});
+}
+
+absl::StatusOr<QuantizedTensor> GpuBackend::Encode(const QuantScheme& scheme,
+                                                   TensorView weight) const {
+  absl::StatusOr<QuantizedTensor> encoded = CudaEncode(backend(), scheme, weight);
+  const absl::Status& status = encoded.status();
+  // What is wrong with a weight the scheme says in its words.
+  if (absl::IsUnimplemented(status) || absl::IsResourceExhausted(status) ||
+      absl::IsInvalidArgument(status))
+    return scheme.Encode(weight);
+  return encoded;
 }
 
 absl::StatusOr<QuantizedLinear> GpuBackend::MakeLinear(const QuantizedTensor& w, Tensor bias,

@@ -36,6 +36,9 @@ class GpuBackend final : public ModelBackend {
   absl::Status TakesKv(const KvFormat& format) const override { return CudaTakesKv(format); }
   absl::Status Supports(const QuantScheme& scheme, const Shape& shape,
                         ActivationMode activation) const override;
+  // On the device (cuda_encode.h); on the host what has no kernel or finds no memory there.
+  absl::StatusOr<QuantizedTensor> Encode(const QuantScheme& scheme,
+                                         TensorView weight) const override;
   absl::StatusOr<QuantizedLinear> MakeLinear(const QuantizedTensor& w, Tensor bias,
                                              ActivationMode activation) const override;
   absl::StatusOr<std::unique_ptr<const Model>> Build(const ModelFamily& family,

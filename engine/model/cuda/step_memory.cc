@@ -1,6 +1,7 @@
 #include "engine/model/cuda/step_memory.h"
 
 #include "engine/ops/cuda/decode_attention.h"
+#include "engine/ops/cuda/top_candidates.h"
 
 namespace assay {
 
@@ -42,7 +43,8 @@ StepMemory::StepMemory(const StepWidths& widths, const CudaStepSizes& sizes) {
   q = Take(2 * rows * of(widths.q));
   attended = Take(2 * rows * of(widths.q));
   logits = Take(4 * logit_rows * of(widths.vocab));
-  best = Take(8 * logit_rows);
+  heads = Take(sizeof(RowHead) * logit_rows);
+  ranked = Take(sizeof(RankedLogit) * kMostCandidates * logit_rows);
   const int head_dim = widths.heads == 0 ? 0 : widths.q / widths.heads;
   attention_partial = Take(
       sizes.decode ? DecodeWorkspaceBytes(sizes.rows, widths.heads, head_dim, widths.splits) : 0);

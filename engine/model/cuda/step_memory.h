@@ -57,7 +57,8 @@ struct StepMemory : ProductMemory {
   size_t wide;         // f32 [rows, q + 2 kv or 2 ffn]
   size_t q, attended;  // 16 bit [rows, q]
   size_t logits;       // f32 [logit_rows, vocab]
-  size_t best;         // int [logit_rows] of tokens, then f32 [logit_rows] of their logprobs
+  size_t heads;        // RowHead [logit_rows]
+  size_t ranked;       // RankedLogit [logit_rows, kMostCandidates]
   size_t attention_partial;
   size_t arrived = 0;  // int [rows, kv_heads]: of attention, among the counters
 

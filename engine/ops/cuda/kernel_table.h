@@ -6,14 +6,14 @@
 #include "engine/ops/cuda/norm.h"
 #include "engine/ops/cuda/prefill_attention.h"
 #include "engine/ops/cuda/rope.h"
-#include "engine/ops/cuda/tokens.h"
+#include "engine/ops/cuda/top_candidates.h"
 
 namespace assay {
 
 struct CudaOpsKernels {
   decltype(&cuda::Norm) norm;
   decltype(&cuda::Activate) activate;
-  decltype(&cuda::Greedy) greedy;
+  decltype(&cuda::TopCandidates) top_candidates;
   decltype(&cuda::RopeAppend) rope_append;
   decltype(&cuda::DecodeAttention) decode_attention;
   decltype(&cuda::PrefillAttention) prefill_attention;
@@ -24,7 +24,7 @@ struct CudaOpsKernels {
 };
 #define ASSAY_CUDA_OPS_KERNELS(world)                                                         \
   {                                                                                           \
-    .norm = world::Norm, .activate = world::Activate, .greedy = world::Greedy,                \
+    .norm = world::Norm, .activate = world::Activate, .top_candidates = world::TopCandidates, \
     .rope_append = world::RopeAppend, .decode_attention = world::DecodeAttention,             \
     .prefill_attention = world::PrefillAttention, .embed = world::Embed,                      \
     .encoder_attention = world::EncoderAttention, .pool = world::Pool, .dense = world::Dense, \

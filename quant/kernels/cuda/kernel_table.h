@@ -8,6 +8,8 @@
 #include "quant/kernels/cuda/gemm_s8.h"
 #include "quant/kernels/cuda/pad.h"
 #include "quant/kernels/cuda/quantize.h"
+#include "quant/kernels/cuda/quantize_groups.h"
+#include "quant/kernels/cuda/quantize_tiles.h"
 #include "quant/kernels/cuda/skinny.h"
 
 namespace assay {
@@ -18,6 +20,10 @@ struct CudaLinearKernels {
   decltype(&cuda::GemmS8) gemm_s8;
   decltype(&cuda::Expand) expand;
   decltype(&cuda::QuantizeRows) quantize_rows;
+  decltype(&cuda::QuantizeGroups) quantize_groups;
+  decltype(&cuda::QuantizeNf4) quantize_nf4;
+  decltype(&cuda::LargestOfTiles) largest_of_tiles;
+  decltype(&cuda::QuantizeTiles) quantize_tiles;
   decltype(&cuda::QuantizeBlocks) quantize_blocks;
   decltype(&cuda::BlocksOfWeight) blocks_of_weight;
   decltype(&cuda::BiasRows) bias_rows;
@@ -27,6 +33,8 @@ struct CudaLinearKernels {
   {                                                                                      \
     .skinny = world::Skinny, .gemm16 = world::Gemm16, .gemm_s8 = world::GemmS8,          \
     .expand = world::Expand, .quantize_rows = world::QuantizeRows,                       \
+    .quantize_groups = world::QuantizeGroups, .quantize_nf4 = world::QuantizeNf4,        \
+    .largest_of_tiles = world::LargestOfTiles, .quantize_tiles = world::QuantizeTiles,   \
     .quantize_blocks = world::QuantizeBlocks, .blocks_of_weight = world::BlocksOfWeight, \
     .bias_rows = world::BiasRows, .pad = world::Pad                                      \
   }

@@ -1,5 +1,5 @@
-// Rows to codes of 8 bits with a scale each, and groups of rows to int4: bit for bit what the CPU
-// makes (quant/activation.h for x, quant/schemes/* for weights).
+// Rows to codes of 8 bits with a scale each: bit for bit what the CPU makes (quant/activation.h for
+// x, quant/schemes/* for weights).
 #pragma once
 #include "quant/kernels/cuda/stored_weight.h"
 
@@ -35,30 +35,5 @@ constexpr const char* QuantizeRowsRefuses(const QuantizeRowsArgs& args) {
 
 // REQUIRES: QuantizeRowsRefuses says null.
 ASSAY_LAUNCHER(int QuantizeRows(const QuantizeRowsArgs& args, const LaunchContext& context))
-
-// Scheme int4_group, its grids sym, full and asym, rounded to nearest.
-enum class Int4Grid { kSym, kFull, kAsym };
-
-struct QuantizeInt4Args {
-  const void* from = nullptr;  // Number [n, k]: all finite
-  uint8_t* codes = nullptr;    // [n, k / 2 rounded up]
-  uint16_t* scales = nullptr;  // bf16 [n, groups]
-  uint8_t* zeros = nullptr;    // [n, groups / 2 rounded up]; asym only
-  int n = 0, k = 0;
-  int group = 128;  // >= k: the whole row
-  Number number = Number::kF32;
-  Int4Grid grid = Int4Grid::kSym;
-};
-
-constexpr const char* QuantizeInt4Refuses(const QuantizeInt4Args& args) {
-  if (args.n < 1 || args.k < 1) return "quantizing needs n and k of at least 1";
-  if (args.group < 1 || (args.group < args.k && args.group % 8 != 0))
-    return "groups must be multiples of 8";
-  if (args.grid == Int4Grid::kAsym && args.zeros == nullptr) return "the grid asym has zero points";
-  return nullptr;
-}
-
-// REQUIRES: QuantizeInt4Refuses says null.
-ASSAY_LAUNCHER(int QuantizeInt4(const QuantizeInt4Args& args, const LaunchContext& context))
 
 }  // namespace assay

@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/ops/cuda/decode_attention.h"
 #include "engine/ops/cuda/prefill_attention.h"
-#include "quant/kernels/cuda/quantize.h"
+#include "quant/kernels/cuda/quantize_groups.h"
 #include "tests/bench/cuda/kernels_state.h"
 
 namespace assay {
@@ -128,15 +128,15 @@ int assay_quantize_rows(const AssayQuantize* args, void* stream) {
 }
 
 int assay_quantize_int4(const AssayQuantizeInt4* args, void* stream) {
-  const assay::QuantizeInt4Args call = {.from = args->from,
-                                        .codes = args->codes,
-                                        .scales = static_cast<uint16_t*>(args->scales),
-                                        .n = args->n,
-                                        .k = args->k,
-                                        .group = args->group,
-                                        .number = assay::Number::kBf16};
-  if (const char* const why = QuantizeInt4Refuses(call)) return Refused(why, "quantize_int4");
-  return Report(assay::world::QuantizeInt4(call, {.stream = stream}), "quantize_int4");
+  const assay::QuantizeGroupsArgs call = {.from = args->from,
+                                          .codes = args->codes,
+                                          .scales = static_cast<uint16_t*>(args->scales),
+                                          .n = args->n,
+                                          .k = args->k,
+                                          .group = args->group,
+                                          .number = assay::Number::kBf16};
+  if (const char* const why = QuantizeGroupsRefuses(call)) return Refused(why, "quantize_int4");
+  return Report(assay::world::QuantizeGroups(call, {.stream = stream}), "quantize_int4");
 }
 
 int assay_norm(const AssayNorm* args, void* stream) {

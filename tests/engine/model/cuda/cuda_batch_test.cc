@@ -4,9 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <numeric>
 #include <vector>
 
+#include "engine/model/cuda/step_candidates.h"
 #include "engine/model/cuda/step_memory.h"
 
 namespace assay {
@@ -116,6 +118,50 @@ TEST(CudaBatchTest, DecodeStepsFillTheirBucketWithPadding) {
   EXPECT_EQ(Bucketed(StepSizesOf(batch), 0), StepSizesOf(batch));
 }
 
+// Two rows of candidates among four: one of all, one of its head.
+TEST(StepCandidatesTest, TellTheDeviceWhatIsWantedAndTakeThatAlone) {
+  std::vector<RankedLogit> room(kMostCandidates + 1);
+  std::vector<RowCandidates> candidates(4);
+  candidates[1] = {.room = std::span(room).first(kMostCandidates), .scale = 2.5f};
+  candidates[2] = {.room = std::span(room).last(1)};
+  const CudaStepSizes sizes = {.rows = 8, .sequences = 8, .logit_rows = 8, .max_blocks = 16};
+  const CudaBatchLayout at(sizes);
+  std::vector<int32_t> ints(at.end);
+  FillCudaBatch({}, sizes, ints);
+  FillWanted(candidates, sizes, ints);
+  EXPECT_THAT(std::span(ints).subspan(at.wanted, 8), ElementsAre(0, 256, 1, 0, 0, 0, 0, 0));
+  EXPECT_EQ(std::bit_cast<float>(ints[at.scales + 1]), 2.5f);
+  EXPECT_EQ(CountWanted(candidates).heads, 3u);
+  EXPECT_EQ(CountWanted(candidates).ranked, 2u);
+
+  const std::vector<RowHead> heads = {{}, {{5, 6}, {9, 77}}, {{7, 7}, {8, 4}}, {{1, 1}, {2, 2}}};
+  std::vector<RankedLogit> ranked(2 * kMostCandidates);
+  ranked[kMostCandidates] = {9, 77};
+  ranked[kMostCandidates + 2] = {3, 5};
+  const std::vector<float> logits(4 * 3);
+  TakeCandidates({heads.data(), ranked.data(), logits.data(), 3}, candidates);
+  EXPECT_EQ(candidates[0].count, 0u);
+  ASSERT_EQ(candidates[1].count, 3u);  // the vocabulary
+  EXPECT_EQ(candidates[1].ranked()[2].token, 5);
+  EXPECT_EQ(candidates[1].sums.scaled, 6);
+  EXPECT_EQ(candidates[1].logits, reinterpret_cast<const std::byte*>(logits.data() + 3));
+  ASSERT_EQ(candidates[2].count, 1u);
+  EXPECT_EQ(candidates[2].ranked()[0].token, 4);
+  EXPECT_EQ(candidates[2].sums.plain, 7);
+  EXPECT_FALSE(candidates[2].undecided);
+}
+
+TEST(StepCandidatesTest, ABrokenRowIsWantedAsItIs) {
+  std::vector<RankedLogit> room(1);
+  std::vector<RowCandidates> candidates = {{.room = room}};
+  const RowHead broken = {{}, {0, -1}};
+  const float logits[3] = {};
+  TakeCandidates({&broken, nullptr, logits, 3}, candidates);
+  EXPECT_EQ(candidates[0].count, 0u);
+  EXPECT_TRUE(candidates[0].undecided);
+  EXPECT_NE(candidates[0].logits, nullptr);
+}
+
 TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
   const StepWidths widths = {.hidden = 64,
                              .q = 64,
@@ -141,7 +187,8 @@ TEST(StepMemoryTest, PiecesDoNotOverlapAndHoldWhatTheyMust) {
       {at.q, 2u * 4 * 64},
       {at.attended, 2u * 4 * 64},
       {at.logits, 4u * 8 * 512},
-      {at.best, 8u * 8},
+      {at.heads, sizeof(RowHead) * 8},
+      {at.ranked, 8u * 256 * 8},
       {at.attention_partial, 4u * 4 * 8 * 2 * 10},
       {at.expanded, 100},
       {at.padded, 70},

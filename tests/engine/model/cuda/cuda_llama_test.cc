@@ -30,28 +30,95 @@ TEST_F(CudaLlamaTest, ReproducesTheGoldenTokensThroughTheEngine) {
   }
 }
 
-// The token that the device picks, and its logprob, are those that the host's sampler finds in the
-// logits; both in one batch, some rows of which leave the device and some do not.
-TEST_F(CudaLlamaTest, TheDevicePicksWhatTheHostWould) {
-  const auto engine = Start(Build("int8_channel"));
-  StreamRecorder recorder;
-  for (const int alternatives : {0, 1, 0, -1}) {
-    GenerateRequest request{.prompt = goldens_[2].prompt};
-    request.sampling.max_tokens = 12;
-    request.sampling.ignore_eos = true;
-    request.sampling.logprobs = alternatives;
-    ASSERT_OK(engine->Submit(std::move(request), recorder.NewSink()));
+// A model whose rows all leave the device: what the host's sampler alone makes of them.
+class WholeRows final : public Model {
+ public:
+  explicit WholeRows(std::shared_ptr<const Model> model) : model_(std::move(model)) {}
+  const ModelSpec& spec() const override { return model_->spec(); }
+  const std::vector<LinearSlot>& slots() const override { return model_->slots(); }
+  const LinearMap& linears() const override { return model_->linears(); }
+  Device& device() const override { return model_->device(); }
+  size_t other_weight_bytes() const override { return model_->other_weight_bytes(); }
+  size_t scratch_bytes(int64_t rows, int64_t logit_rows, int64_t context) const override {
+    return model_->scratch_bytes(rows, logit_rows, context);
   }
-  const auto streams = recorder.WaitForAll();
-  const auto& host = streams[1];
-  ASSERT_EQ(host.events.size(), 12u);
-  for (const size_t device : {0, 2, 3}) {
-    EXPECT_EQ(streams[device].tokens, host.tokens);
-    for (size_t i = 0; i < host.events.size(); ++i) {
-      const float expected = device == 3 ? 0 : host.events[i].logprob;
-      EXPECT_NEAR(streams[device].events[i].logprob, expected, 2e-5) << i;  // 1e-5 each
+  absl::Status Forward(const ForwardArgs& args, ComputeContext& context) const override {
+    ForwardArgs without = args;
+    without.candidates = {};
+    return model_->Forward(without, context);
+  }
+
+ private:
+  const std::shared_ptr<const Model> model_;
+};
+
+// Of kinds that candidates decide, always or as a rule, and of some that they cannot.
+std::vector<SamplingParams> ManyKinds() {
+  return {{},
+          {.logprobs = -1},
+          {.logprobs = 3},
+          {.temperature = 0.7f, .top_p = 0.9f},
+          {.temperature = 0.6f, .top_k = 20, .top_p = 0.95f, .logprobs = 2},
+          {.temperature = 1.2f, .top_k = 40, .min_p = 0.02f},
+          {.temperature = 1, .min_p = 0.1f},
+          {.temperature = 0.8f, .top_k = 10, .repetition_penalty = 1.2f},
+          {.temperature = 50, .top_p = 0.99f},  // asks for candidates, needs the row
+          {.temperature = 1},
+          {.temperature = 1, .top_p = 0.9f, .presence_penalty = -0.5f}};
+}
+
+// Tokens and logprobs are those of the host's sampler over whole rows, bit for bit, whatever is in
+// the same step, graphs or not.
+TEST_F(CudaLlamaTest, CandidatesGiveWhatWholeRowsGive) {
+  constexpr int kTokens = 8;
+  const std::shared_ptr<const Model> model = Build("int8_channel");
+  std::vector<std::vector<StreamRecorder::Stream>> runs;
+  for (const auto& of : {model, std::shared_ptr<const Model>(new WholeRows(model))}) {
+    const auto engine = Start(of);
+    StreamRecorder recorder;
+    uint64_t seed = 40;
+    for (const SamplingParams& params : ManyKinds()) {
+      GenerateRequest request{.prompt = goldens_[seed % 3].prompt, .sampling = params};
+      request.sampling.max_tokens = kTokens;
+      request.sampling.ignore_eos = true;
+      request.sampling.seed = seed++;
+      ASSERT_OK(engine->Submit(std::move(request), recorder.NewSink()));
+    }
+    runs.push_back(recorder.WaitForAll());
+    const int tokens = kTokens * static_cast<int>(ManyKinds().size());
+    EXPECT_EQ(metrics_->sampled_from_candidates + metrics_->sampled_from_rows, tokens);
+    if (of != model) {
+      EXPECT_EQ(metrics_->sampled_from_candidates, 0);
+    } else {
+      EXPECT_GT(metrics_->sampled_from_candidates, 7 * kTokens);  // of the first eight, nearly all
+      EXPECT_GE(metrics_->sampled_from_rows, 3 * kTokens);        // the last three
     }
   }
+  for (size_t i = 0; i < runs[0].size(); ++i) {
+    EXPECT_OK(runs[0][i].end.status);
+    EXPECT_EQ(runs[0][i].tokens, runs[1][i].tokens) << i;
+    for (size_t t = 0; t < runs[0][i].events.size(); ++t) {
+      EXPECT_EQ(runs[0][i].events[t].logprob, runs[1][i].events[t].logprob) << i << " " << t;
+      EXPECT_EQ(runs[0][i].events[t].top, runs[1][i].events[t].top) << i << " " << t;
+    }
+  }
+}
+
+// What candidates are for: not one row of such requests leaves the device.
+TEST_F(CudaLlamaTest, RowsOfChatsStayOnTheDevice) {
+  const auto engine = Start(Build("int8_channel"));
+  StreamRecorder recorder;
+  for (const SamplingParams& params :
+       {SamplingParams{}, SamplingParams{.temperature = 0.7f, .top_p = 0.9f},
+        SamplingParams{.temperature = 0.7f, .top_k = 20, .top_p = 0.8f, .logprobs = 5}}) {
+    GenerateRequest request{.prompt = goldens_[1].prompt, .sampling = params};
+    request.sampling.max_tokens = 12;
+    request.sampling.ignore_eos = true;
+    ASSERT_OK(engine->Submit(std::move(request), recorder.NewSink()));
+  }
+  for (const auto& stream : recorder.WaitForAll()) EXPECT_OK(stream.end.status);
+  EXPECT_EQ(metrics_->sampled_from_candidates, 3 * 12);
+  EXPECT_EQ(metrics_->sampled_from_rows, 0);
 }
 
 struct Case {

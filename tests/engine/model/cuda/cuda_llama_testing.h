@@ -77,8 +77,9 @@ class CudaLlamaTest : public testing::Test {
     options.max_step_tokens = 48;
     options.max_sequences = 4;
     options.max_context = 256;
+    metrics_ = std::make_shared<FakeModelMetrics>();
     auto engine = GenerateEngine::Start(std::move(model), tokenizer_, options,
-                                        {pool_, RealClock(), std::make_shared<FakeModelMetrics>()});
+                                        {pool_, RealClock(), metrics_});
     EXPECT_OK(engine);
     return *std::move(engine);
   }
@@ -114,6 +115,7 @@ class CudaLlamaTest : public testing::Test {
 
   Half half_ = Half::kF16;
   KvFormat kv_format_ = DType::kF16;
+  std::shared_ptr<FakeModelMetrics> metrics_;  // of the engine that was started last
   ThreadPool pool_{{.num_threads = 2}};
   std::unique_ptr<CudaDevice> device_;
   std::unique_ptr<LtProducts> lt_;

@@ -4,6 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstring>
+
+#include "tests/support/random_tensor.h"
 #include "tests/support/status_matchers.h"
 
 namespace assay {
@@ -98,6 +102,106 @@ TEST(GpusTest, ADeviceThatFailsItsFirstKernelIsNotUsed) {
     EXPECT_THAT(Gpus::Open(&world, {.devices = "cuda:0"}).status(),
                 StatusIs(StatusCode::kInternal, AllOf(HasSubstr("cuda:0"), HasSubstr(says))));
   }
+}
+
+// All bytes of a weight, with the form of each tensor.
+std::string BytesOf(const QuantizedTensor& q) {
+  std::string out = std::string(q.scheme->name()) + ToString(q.shape) + std::to_string(q.group);
+  const auto append = [&](std::string_view name, const Tensor& tensor) {
+    out += std::string(name) + std::string(Name(tensor.dtype())) + ToString(tensor.shape());
+    out.append(reinterpret_cast<const char*>(tensor.data<std::byte>()), tensor.bytes());
+  };
+  append("codes", q.codes);
+  append("scales", q.scales);
+  append("zeros", q.zeros);
+  for (const auto& [name, tensor] : q.extra) append(name, tensor);
+  return out;
+}
+
+int slices = 0;  // that a device has seen, of weights to quantize
+CudaLinearKernels CountedKernels() {
+  CudaLinearKernels kernels = EmulatedLinearKernels();
+  kernels.largest_of_tiles = [](const LargestOfTilesArgs& args, const LaunchContext& context) {
+    ++slices;
+    return emulated::LargestOfTiles(args, context);
+  };
+  return kernels;
+}
+
+TEST(GpusTest, QuantizesAsTheHostDoes) {
+  const CudaLinearKernels kernels = CountedKernels();
+  const CudaWorld world = {EmulatedCuda(), kernels, EmulatedOpsKernels()};
+  ASSERT_OK_AND_ASSIGN(const Gpus gpus, Gpus::Open(&world, {}));
+  const GpuBackend& backend = *gpus.all()[0].backend;
+  const Tensor weight = RandomTensor({9, 200}, 3, 0.05f);
+  int on_device = 0;
+  for (const QuantScheme* scheme : AllSchemes()) {
+    SCOPED_TRACE(std::string(scheme->name()));
+    slices = 0;
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor host, CpuBackend().Encode(*scheme, weight.view()));
+    EXPECT_EQ(slices, 0);
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor device, backend.Encode(*scheme, weight.view()));
+    on_device += slices > 0 ? 1 : 0;
+    EXPECT_EQ(BytesOf(device), BytesOf(host));
+  }
+  EXPECT_GE(on_device, 10);
+  EXPECT_EQ(backend.device().allocated_bytes(), 0u);
+}
+
+TEST(GpusTest, WeightsThatCannotBeQuantizedAreNamedAsOnTheHost) {
+  const CudaWorld world = World(1);
+  ASSERT_OK_AND_ASSIGN(const Gpus gpus, Gpus::Open(&world, {}));
+  std::vector<float> values(6, 1.0f);
+  values[4] = std::nanf("");
+  ASSERT_OK_AND_ASSIGN(const Tensor halves, Tensor::Create(CpuDevice(), {2, 3}, DType::kBf16));
+  for (const char* spelling : {"int8_channel", "int4_group", "nf4", "fp8_e4m3:tensor"}) {
+    const QuantScheme& scheme = **FindScheme(spelling);
+    const auto encode = [&](const ModelBackend& backend, const Tensor& weight) {
+      return backend.Encode(scheme, weight.view()).status();
+    };
+    const GpuBackend& gpu = *gpus.all()[0].backend;
+    const Tensor broken = TensorOf({2, 3}, values), vector = TensorOf({6}, values);
+    EXPECT_THAT(encode(gpu, broken),
+                StatusIs(StatusCode::kInvalidArgument, HasSubstr("row=1 column=1")));
+    for (const Tensor* weight : {&broken, &vector, &halves}) {
+      EXPECT_FALSE(encode(gpu, *weight).ok());
+      EXPECT_EQ(encode(gpu, *weight), encode(CpuBackend(), *weight));
+    }
+  }
+}
+
+TEST(GpusTest, WhereThereIsNoMemoryTheHostQuantizes) {
+  const CudaLinearKernels kernels = CountedKernels();
+  const CudaWorld world = {EmulatedCuda(), kernels, EmulatedOpsKernels()};
+  ASSERT_OK_AND_ASSIGN(const Gpus gpus, Gpus::Open(&world, {}));
+  const GpuBackend& backend = *gpus.all()[0].backend;
+  const QuantScheme& scheme = **FindScheme("int4_group");
+  const Tensor weight = RandomTensor({64, 128}, 3, 0.05f);
+  ASSERT_OK_AND_ASSIGN(const QuantizedTensor host, scheme.Encode(weight.view()));
+  std::vector<Buffer> taken;  // the weight wants 32 KiB, its codes more than 4
+  for (const size_t left : {size_t{64} << 10, size_t{34} << 10, size_t{1} << 10, size_t{0}}) {
+    slices = 0;
+    auto more = backend.device().Allocate(backend.device().free_bytes() - left);
+    ASSERT_OK(more);
+    taken.push_back(*std::move(more));
+    const size_t before = backend.device().allocated_bytes();
+    ASSERT_OK_AND_ASSIGN(const QuantizedTensor got, backend.Encode(scheme, weight.view()));
+    EXPECT_EQ(BytesOf(got), BytesOf(host));
+    EXPECT_EQ(slices > 0, left == size_t{64} << 10) << left;
+    EXPECT_EQ(backend.device().allocated_bytes(), before);
+  }
+  EXPECT_OK(backend.health());
+}
+
+TEST(GpusTest, ADeviceThatFailsIsNotPassedOver) {
+  CudaLinearKernels broken = EmulatedLinearKernels();
+  broken.quantize_groups = [](const QuantizeGroupsArgs&, const LaunchContext&) { return 719; };
+  const CudaWorld world = {EmulatedCuda(), broken, EmulatedOpsKernels()};
+  ASSERT_OK_AND_ASSIGN(const Gpus gpus, Gpus::Open(&world, {}));
+  const GpuBackend& backend = *gpus.all()[0].backend;
+  EXPECT_THAT(backend.Encode(**FindScheme("int4_group"), RandomTensor({4, 128}, 3).view()).status(),
+              StatusIs(StatusCode::kInternal, HasSubstr("quantize_groups")));
+  EXPECT_FALSE(backend.health().ok());
 }
 
 // A launch into a stream of another device than the thread's: what Use() is for.

@@ -1,7 +1,7 @@
-// Norms, gates and the greedy choice on the device. Reference: the same
-// formulas in f64. Bound of a norm: sums of `width` squares in f32 in any order, (log2(width) + 6)
-// 2^-24 relative, then four roundings; 1e-5 of the largest element is ample for widths up to 4096.
-// Codes: those that the CPU's quantizers give for the f32 form, bit for bit.
+// Norms and gates on the device. Reference: the same formulas in f64. Bound of a norm: sums of
+// `width` squares in f32 in any order, (log2(width) + 6) 2^-24 relative, then four roundings; 1e-5
+// of the largest element is ample for widths up to 4096. Codes: those that the CPU's quantizers
+// give for the f32 form, bit for bit.
 #include "engine/ops/cuda/norm.h"
 
 #include <gmock/gmock.h>
@@ -12,7 +12,6 @@
 
 #include "base/float16.h"
 #include "base/float8.h"
-#include "engine/ops/cuda/tokens.h"
 #include "quant/kernels/a8_token.h"
 #include "tests/support/device_array.h"
 #include "tests/support/random_tensor.h"
@@ -21,7 +20,6 @@ namespace assay {
 namespace {
 
 using emulated::Order;
-using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 using ::testing::FloatNear;
 using ::testing::Pointwise;
@@ -238,44 +236,6 @@ TEST_P(RowOpsTest, GatesMultiplyOrStandAlone) {
       ExpectForms(args, Activate, kRows, kWidth, out.values());
     }
   }
-}
-
-TEST_P(RowOpsTest, TheGreedyChoiceIsTheFirstOfTheLargest) {
-  constexpr int kVocab = 1000;
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  std::vector<float> logits = RandomNormal(6 * kVocab, 13);
-  logits[777] = logits[333] = logits[999] = 50;  // row 0: 333
-  logits[1 * kVocab + 999] = 60;                 // row 1: the last
-  logits[2 * kVocab + 4] = std::numeric_limits<float>::quiet_NaN();
-  logits[3 * kVocab + 500] = kInfinity;
-  std::fill_n(logits.begin() + 4 * kVocab, kVocab, -kInfinity);
-  std::fill_n(logits.begin() + 5 * kVocab, kVocab, -kInfinity);
-  logits[5 * kVocab + 640] = -1e30f;
-  DeviceArray<float> in(logits);
-  DeviceArray<int32_t> tokens(6);
-  DeviceArray<float> logprobs(6);
-  GreedyArgs args = {.logits = in.data(),
-                     .rows = 6,
-                     .vocab = kVocab,
-                     .tokens = tokens.data(),
-                     .logprobs = logprobs.data()};
-  ASSERT_EQ(Ran(world::Greedy(args, {})), 0);
-  EXPECT_THAT(tokens.values(), ElementsAre(333, 999, -1, -1, -1, 640));
-  // Row 0: three of 50 share it all, the others are e^-46 each. Row 5: the only one.
-  EXPECT_NEAR(logprobs.values()[0], -std::log(3.0), 1e-6);
-  EXPECT_NEAR(logprobs.values()[1], 0, 1e-6);
-  EXPECT_NEAR(logprobs.values()[5], 0, 1e-6);
-  std::vector<float> plain = RandomNormal(kVocab, 14);
-  DeviceArray<float> one(plain);
-  args.logits = one.data();
-  args.rows = 1;
-  ASSERT_EQ(Ran(world::Greedy(args, {})), 0);
-  const float top = *std::max_element(plain.begin(), plain.end());
-  double sum = 0;
-  for (const float logit : plain) sum += std::exp(static_cast<double>(logit) - top);
-  // 4 additions of a thread, 5 in a warp, 8 of warps, exp2 within 2 ulp of arguments up to 10:
-  // about 20 roundings of 2^-24 each in the sum.
-  EXPECT_NEAR(logprobs.values()[0], -std::log(sum), 3e-6);
 }
 
 TEST(NormTest, RefusesWidthsItCannotLoad) {
