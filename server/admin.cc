@@ -3,6 +3,7 @@
 #include <malloc.h>
 
 #include "absl/strings/str_cat.h"
+#include "quant/policy/recipe_list.h"
 #include "server/model_repository.h"
 
 namespace assay {
@@ -12,7 +13,7 @@ absl::Status Admin::CheckOpen() const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<int64_t> Admin::Admit(const AdmissionRequest& request, ProgressSink sink) {
+absl::StatusOr<int64_t> Admin::Admit(AdmissionRequest request, ProgressSink sink) {
   RETURN_IF_ERROR(CheckOpen());
   if (!request.name.empty() && !IsModelName(request.name)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -20,7 +21,14 @@ absl::StatusOr<int64_t> Admin::Admit(const AdmissionRequest& request, ProgressSi
   }
   if (request.path.empty())
     return absl::InvalidArgumentError("the path of the checkpoint is empty");
-  return context_.admissions.Enqueue(request, std::move(sink));
+  ASSIGN_OR_RETURN(request.path, paths_.Resolve(request.path));
+  if (!request.calibration.empty()) {
+    ASSIGN_OR_RETURN(request.calibration, paths_.Resolve(request.calibration));
+  }
+  if (IsRecipePath(request.recipe)) {
+    ASSIGN_OR_RETURN(request.recipe, paths_.Resolve(request.recipe));
+  }
+  return context_.admissions.Enqueue(std::move(request), std::move(sink));
 }
 
 absl::StatusOr<int64_t> Admin::Load(const std::string& model, const std::string& scheme,

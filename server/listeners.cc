@@ -48,6 +48,7 @@ absl::StatusOr<std::unique_ptr<Listeners>> Listeners::Start(const ServerConfig& 
   if (config.has_tls()) {
     ASSIGN_OR_RETURN(listeners->tls_, TlsStore::Load(config.tls));
     options.tls = listeners->tls_.get();
+    ASSIGN_OR_RETURN(listeners->http_tls_, TlsStore::Load(config.tls, TlsStore::kHttp1));
   }
   ASSIGN_OR_RETURN(listeners->data_, Front::Start(options, GiveTo(servers.data)));
   if (config.admin_port >= 0) {
@@ -111,7 +112,11 @@ void Listeners::KeepFresh(absl::Duration interval) {
 }
 
 void Listeners::RenewCertificate(std::string& failure) {
-  const absl::StatusOr<bool> changed = tls_->Reload();
+  absl::StatusOr<bool> changed = tls_->Reload();
+  if (changed.ok()) {
+    const absl::StatusOr<bool> http = http_tls_->Reload();
+    if (!http.ok()) changed = http.status();
+  }
   if (!changed.ok()) {
     if (std::string now(changed.status().message()); now != failure)
       Log(LogLevel::kError, "the certificate is not renewed; the old one stays",

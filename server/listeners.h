@@ -40,8 +40,9 @@ class Listeners {
   int data_port() const { return data_->port(); }
   int admin_port() const { return admin_ == nullptr ? 0 : admin_->port(); }  // 0: none
   int health_port() const { return health_ == nullptr ? 0 : health_->port(); }
-  const TlsStore* tls() const { return tls_.get(); }  // null: no TLS
-  ConnectionReading Read() const;                     // of all ports
+  // For the HTTP port, kept fresh; null: no TLS.
+  std::shared_ptr<const TlsStore> http_tls() const { return http_tls_; }
+  ConnectionReading Read() const;  // of all ports
   void StopAccepting();
 
  private:
@@ -53,6 +54,7 @@ class Listeners {
   std::vector<Front*> fronts() const;
 
   std::unique_ptr<TlsStore> tls_;
+  std::shared_ptr<TlsStore> http_tls_;
   std::unique_ptr<Front> data_, admin_, health_;
   std::function<void()> refresh_;
   Mutex mu_;

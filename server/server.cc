@@ -255,7 +255,15 @@ absl::Status Server::Parts::StartHttp() {
   HttpEndpoint::Sources sources{[this](ExpositionFormat format) { return metrics.Scrape(format); },
                                 [this] { return readiness.Obstacles(); },
                                 [this](std::string_view path) { return status_page.Get(path); }};
-  ASSIGN_OR_RETURN(http, HttpEndpoint::Start(config.listen, config.http_port, std::move(sources)));
+  if (access.asks_tokens())
+    sources.allowed = [this](const std::string& authorization) {
+      return access.Check(authorization, Role::kObserve);
+    };
+  ASSIGN_OR_RETURN(http, HttpEndpoint::Start({.address = config.listen,
+                                              .port = config.http_port,
+                                              .tls = listeners->http_tls(),
+                                              .limits = config.limits},
+                                             std::move(sources)));
   return absl::OkStatus();
 }
 

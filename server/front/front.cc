@@ -225,6 +225,7 @@ class Front::Loop {
 
 Descriptor Front::Loop::ConnectToServer(const std::string& address) {
   if (!shared_.accepts) return {};
+  if (shared_.options.connect) return Descriptor(shared_.options.connect());
   std::array<int, 2> ends{};
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends.data()) != 0)
     return {};
@@ -274,6 +275,7 @@ void Front::Loop::Accept() {
     auto held = std::make_unique<Held>(
         std::move(client), host,
         Connection::Options{.http2 = shared_.options.limits.http2,
+                            .speaks_http2 = shared_.options.connect == nullptr,
                             .handshake_timeout = shared_.options.limits.handshake_timeout,
                             .tls = tls == nullptr ? nullptr : tls->context(),
                             .scratch = loop.scratch_,

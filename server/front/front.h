@@ -24,6 +24,9 @@ struct FrontOptions {
   int port = 0;  // 0: a free one
   FrontLimits limits;
   const TlsStore* tls = nullptr;  // outlives the Front; null: plain
+  // Of another protocol than HTTP/2: opens the server's end for a client that has begun to speak;
+  // negative: it takes none. Null: a socket pair, whose other end `serve` takes over.
+  std::function<int()> connect;
   // The server's ends have numbers from here on: which port a client came in by can be told from
   // its peer ("fd:N"), for good.
   int lowest_fd = 0;

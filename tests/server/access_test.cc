@@ -224,6 +224,32 @@ TEST_F(AccessTest, RefusalsAreCountedByWhy) {
   EXPECT_THAT(metrics, Not(HasSubstr("lamp-river")));
 }
 
+TEST_F(AccessTest, AnAdmissionNamesFilesBelowTheRootsOnly) {
+  const std::string inside = folder_.Write("model.gguf", "x");
+  FakeServing serving({.model_roots = {folder_.path()}, .admin = AdminAccess::kOn});
+  const auto stub = assay::v1::AssayService::NewStub(serving.channel());
+  const auto admit = [&](const assay::v1::AdmitRequest& request) {
+    grpc::ClientContext context;
+    const auto stream = stub->Admit(&context, request);
+    assay::v1::AdmitProgress progress;
+    while (stream->Read(&progress)) {
+    }
+    return FromGrpc(stream->Finish());
+  };
+  assay::v1::AdmitRequest request;
+  request.set_name("new");
+  request.set_path(inside);
+  EXPECT_OK(admit(request));
+  assay::v1::AdmitRequest path = request, calibration = request, recipe = request;
+  path.set_path("/etc/passwd");
+  calibration.set_calibration("/etc/passwd");
+  recipe.set_recipe("/etc/passwd");
+  for (const assay::v1::AdmitRequest& bad : {path, calibration, recipe}) {
+    EXPECT_THAT(admit(bad), StatusIs(StatusCode::kPermissionDenied, HasSubstr("model_roots")))
+        << bad.ShortDebugString();
+  }
+}
+
 // ---- files that change, ports
 
 TEST(AccessControlTest, ARenewedFileTakesEffectAndABadOneDoesNot) {
