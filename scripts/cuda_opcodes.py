@@ -130,6 +130,8 @@ def scan(architectures, nvcc, jobs):
         for source, architecture, found in pool.map(look, [(s, a) for s in HOT for a in architectures]):
             needs = needs_of(source, architecture)
             used = [kernel for kernel in found if not is_left_out(kernel, architecture)]
+            if not used:
+                continue  # a file of bf16 alone
             for kernel in used:
                 wrong += [f"{source} sm_{architecture}: {line}" for line in problems(kernel, needs, MOST_REGISTERS)]
             counts = ", ".join(f"{opcode} >= {min(kernel.opcodes[opcode] for kernel in used)}" for opcode in needs)
