@@ -18,39 +18,23 @@
 
 namespace assay {
 
-namespace {
-
-// The connections that the Front has opened, by their port on loopback, until each has asked its
-// one question. Thread-safe.
-class RelayedPorts {
- public:
-  void Add(int port) {
-    const MutexLock lock(mu_);
-    ports_.insert(port);
-  }
-  bool Take(int port) {
-    const MutexLock lock(mu_);
-    return ports_.erase(port) > 0;
-  }
-
- private:
-  Mutex mu_;
-  std::set<int> ports_ ABSL_GUARDED_BY(mu_);
-};
-
-}  // namespace
-
 struct HttpEndpoint::Server {
   ~Server() {
     front = nullptr;
     if (context != nullptr) mg_stop(context);
   }
   // A connection to civetweb; negative: it takes none.
-  int ConnectInside();
+  int ConnectInside() ABSL_LOCKS_EXCLUDED(mu);
+  // Whether the Front has opened the connection from this port of loopback; for its one question.
+  bool TakeRelayed(int port) ABSL_LOCKS_EXCLUDED(mu) {
+    const MutexLock lock(mu);
+    return relayed.erase(port) > 0;
+  }
 
   Sources sources;
   std::shared_ptr<const TlsStore> tls;
-  RelayedPorts relayed;
+  Mutex mu;
+  std::set<int> relayed ABSL_GUARDED_BY(mu);
   int inside_port = 0;
   std::unique_ptr<Front> front;  // null: civetweb listens itself
   std::string first_error;  // written by civetweb while it starts, on the thread that starts it
@@ -102,7 +86,7 @@ int Handle(mg_connection* connection, void* data) {
   HttpEndpoint::Server& server = *static_cast<HttpEndpoint::Server*>(data);
   const HttpEndpoint::Sources& sources = server.sources;
   const mg_request_info* request = mg_get_request_info(connection);
-  if (server.front != nullptr && !server.relayed.Take(request->remote_port)) return kCut;
+  if (server.front != nullptr && !server.TakeRelayed(request->remote_port)) return kCut;
   const std::string_view method = request->request_method, path = request->local_uri;
   const bool head = method == "HEAD";
   if (method != "GET" && !head) {
@@ -144,7 +128,10 @@ int HttpEndpoint::Server::ConnectInside() {
     if (fd >= 0) close(fd);
     return -1;
   }
-  relayed.Add(ntohs(address.sin_port));
+  {
+    const MutexLock lock(mu);
+    relayed.insert(ntohs(address.sin_port));
+  }
   address.sin_port = htons(static_cast<uint16_t>(inside_port));
   if (connect(fd, any, sizeof(address)) == 0 || errno == EINPROGRESS) return fd;
   close(fd);

@@ -11,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
+#include "server/status_convert.h"
 #include "tests/server/fake_serving.h"
 #include "tests/support/golden.h"
 #include "tests/support/status_matchers.h"
