@@ -10,7 +10,7 @@ import subprocess
 
 import grpc
 import pytest
-from conftest import BUILD, STORIES, Assay, clean_environment, wait_until
+from conftest import BUILD, STORIES, Assay, Server, clean_environment, wait_until
 
 INFER, OBSERVE, ADMIN = "token-of-a-client-7f", "token-of-a-probe-2c", "token-of-an-operator-91"
 SECRETS = (INFER, OBSERVE, ADMIN, *(hashlib.sha256(t.encode()).hexdigest() for t in (INFER, OBSERVE, ADMIN)))
@@ -78,18 +78,25 @@ def test_administration_is_on_its_own_port(own_server, tmp_path):
     assert server.metric(r'^assay_auth_refused_total\{reason="port"\}') == 2
 
 
-def test_many_connections_do_not_reach_the_descriptors_of_administration(own_server):
-    """A data connection never has a number that counts as the admin port, however many there are."""
-    server = own_server("--admin", "false", "--admin-port", "0", "--limits-max-connections-per-address", "0")
-    channels = []
-    for _ in range(200):
-        channels.append(grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]))
-    for channel in channels:
-        grpc.channel_ready_future(channel).result(timeout=60)
-    unload = channels[-1].unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")
-    assert code_of(lambda: unload(b"", timeout=30)) == grpc.StatusCode.PERMISSION_DENIED
-    for channel in channels:
-        channel.close()
+def test_no_number_of_connections_reaches_the_descriptors_of_administration(tmp_path, repository):
+    """Of 512 descriptors the last 128 are the admin port's: 150 data connections, of three each, come up to them."""
+    server = Server(tmp_path, "--model-repository", repository, "--strict-readiness", "false", "--admin", "false", "--admin-port", "0",
+                    "--limits-max-connections-per-address", "0",
+                    program=("sh", "-c", 'ulimit -n 512; exec "$0" "$@"', BUILD / "server" / "assay-server"))
+    try:
+        server.wait_ready()
+        channels = [grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(150)]
+        answers = []
+        for channel in channels:
+            unload = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")
+            answers.append(code_of(lambda: unload(b"", timeout=60)))
+        assert set(answers) == {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE}
+        assert answers.count(grpc.StatusCode.PERMISSION_DENIED) >= 50
+        assert assay("--admin-server", port(server, "admin"), "unload", "stories260k")[0] == 0
+        for channel in channels:
+            channel.close()
+    finally:
+        server.stop()
 
 
 # ---- tokens
