@@ -1,10 +1,11 @@
 // How much of the server one client may take: inference requests in flight, and tokens per minute
-// (a bucket that holds a minute's worth; a request is let in while it is not empty, and what it
+// (a bucket that holds a minute's worth; a request is let in while it holds one, and what it
 // uses is taken as it is used, so that one long answer may leave a debt that time pays back). A
 // client is the name of its token, else the address it comes from.
 //
 // Thread rule: any thread.
 #pragma once
+#include <algorithm>
 #include <map>
 #include <string>
 #include <utility>
@@ -69,6 +70,9 @@ class Quotas {
   void Charge(Client& client, size_t tokens) ABSL_LOCKS_EXCLUDED(mu_);
   void Fill(Client& client, absl::Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ForgetIdle(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // Of the bucket: one, at least, is needed to be let in.
+  double capacity() const { return std::max(1.0, options_.tokens_per_minute); }
 
   const QuotaOptions options_;
   const Clock& clock_;

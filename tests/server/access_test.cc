@@ -81,6 +81,18 @@ TEST(TokenTableTest, ABadLineIsNamedAndNotShown) {
   }
 }
 
+TEST(TokenTableTest, AFileCutAnywhereIsReadOrRefused) {
+  const std::string file = File();
+  for (size_t size = 0; size < file.size(); ++size) {
+    const auto table = TokenTable::Parse(file.substr(0, size), "tokens");
+    if (table.ok()) {
+      EXPECT_LE(table->entries().size(), 3u);
+    } else {
+      EXPECT_THAT(table.status(), StatusIs(StatusCode::kInvalidArgument, HasSubstr("tokens:")));
+    }
+  }
+}
+
 TEST(TokenTableTest, AFileThatIsNotThereIsNamed) {
   EXPECT_THAT(TokenTable::Read("/nowhere/tokens").status(),
               StatusIs(StatusCode::kNotFound, HasSubstr("auth.tokens: /nowhere/tokens")));

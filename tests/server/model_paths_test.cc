@@ -74,7 +74,7 @@ TEST_F(ModelPathsTest, EncodedPathsAreRefused) {
   ExpectRefused("%2Fetc%2Fpasswd");
   folder_.Write("models/a/%41.gguf", "x");
   ExpectRefused(root_ + "/a/%41.gguf");
-  ExpectRefused(std::string(root_ + "/a/model.gguf\0/../../secret", root_.size() + 29));
+  ExpectRefused(root_ + "/a/model.gguf" + std::string(1, '\0') + ".txt");
   ExpectRefused("");
 }
 
