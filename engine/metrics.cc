@@ -78,6 +78,7 @@ void AddDevices(const std::vector<DeviceReading>& gpus,
 
 void AddConnections(const ConnectionReading& reading,
                     std::vector<prometheus::MetricFamily>& families) {
+  constexpr auto kGauge = prometheus::MetricType::Gauge;
   prometheus::ClientMetric open, expiry;
   open.gauge.value = reading.open;
   families.push_back({"assay_grpc_connections", "Open connections", kGauge, {std::move(open)}});
