@@ -24,7 +24,9 @@ std::string AbsolutePath(const std::string& path) {
 }
 
 int RunAdmit(const GlobalOptions& global, const AdmitOptions& options) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global.ForAdmin());
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::AdmitRequest request;
   request.set_path(AbsolutePath(options.path));

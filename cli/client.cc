@@ -2,8 +2,11 @@
 
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -11,21 +14,61 @@
 namespace assay {
 namespace {
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& server) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  arguments.SetMaxSendMessageSize(-1);
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // a proxy for the web is none for this
-  return grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
+// Of RFC 6750.
+constexpr char kTokenLetters[] =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/=";
+
+// The whole of a file, empty where there is none to be read.
+absl::StatusOr<std::string> ReadIf(const char* flag, const std::string& path) {
+  if (path.empty()) return "";
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (file) text << file.rdbuf();
+  if (!file || text.str().empty())
+    return absl::InvalidArgumentError(absl::StrCat("cannot read ", flag, ": ", path));
+  return text.str();
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CredentialsOf(
+    const GlobalOptions& options) {
+  if (options.cert.empty() != options.key.empty())
+    return absl::InvalidArgumentError("--cert and --key go together");
+  if (options.ca.empty() && options.cert.empty()) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions tls;
+  ASSIGN_OR_RETURN(tls.pem_root_certs, ReadIf("--ca", options.ca));
+  ASSIGN_OR_RETURN(tls.pem_cert_chain, ReadIf("--cert", options.cert));
+  ASSIGN_OR_RETURN(tls.pem_private_key, ReadIf("--key", options.key));
+  return grpc::SslCredentials(tls);
 }
 
 }  // namespace
 
-Client::Client(const GlobalOptions& options)
-    : options_(options), channel_(Connect(options.server)) {}
+GlobalOptions GlobalOptions::ForAdmin() const {
+  GlobalOptions options = *this;
+  options.server = !admin_server.empty() ? admin_server : server_given ? server : "127.0.0.1:8003";
+  return options;
+}
+
+absl::StatusOr<Client> Client::Connect(const GlobalOptions& options) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
+                   CredentialsOf(options));
+  ASSIGN_OR_RETURN(std::string token, ReadIf("--token-file", options.token_file));
+  token = std::string(absl::StripAsciiWhitespace(token.substr(0, token.find('\n'))));
+  if (!options.token_file.empty() &&
+      (token.empty() || token.find_first_not_of(kTokenLetters) != std::string::npos))
+    return absl::InvalidArgumentError(
+        absl::StrCat("the first line of --token-file is no token: ", options.token_file));
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetMaxSendMessageSize(-1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // a proxy for the web is none for this
+  return Client(options, grpc::CreateCustomChannel(options.server, credentials, arguments),
+                std::move(token));
+}
 
 std::unique_ptr<grpc::ClientContext> Client::NewContext(double seconds) const {
   auto context = std::make_unique<grpc::ClientContext>();
+  if (!token_.empty()) context->AddMetadata("authorization", "Bearer " + token_);
   const double limit = options_.timeout_seconds > 0 ? options_.timeout_seconds : seconds;
   if (limit > 0) {
     context->set_deadline(std::chrono::system_clock::now() +
@@ -95,8 +138,9 @@ std::string ErrorLine(const grpc::Status& status, const std::string& server) {
                             absl::StrContains(message, "Endpoint read failed"));
   if (unreachable) {
     return absl::StrCat("no server answers at ", server,
-                        "; is assay-server running? (another address: --server HOST:PORT or "
-                        "ASSAY_SERVER)");
+                        "; is assay-server running, and with TLS where --ca is given? (another "
+                        "address: --server or ASSAY_SERVER, of administration --admin-server or "
+                        "ASSAY_ADMIN_SERVER)");
   }
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
     return absl::StrCat(

@@ -18,12 +18,21 @@ inline constexpr int kExitRejected = 3;  // the accuracy gate rejected an admiss
 // What every command knows.
 struct GlobalOptions {
   std::string server = "127.0.0.1:8001";
+  bool server_given = false;
+  std::string admin_server;    // empty: not given
+  std::string token_file;      // its first line is the bearer token; empty: none
+  std::string ca, cert, key;   // PEM files; any of them: TLS
   double timeout_seconds = 0;  // 0 = none
+
+  // For commands of administration: --admin-server, else --server where that was given, else where
+  // the admin port is by default.
+  GlobalOptions ForAdmin() const;
 };
 
 class Client {
  public:
-  explicit Client(const GlobalOptions& options);
+  // InvalidArgument: a file of the options cannot be read, or is no use without another.
+  static absl::StatusOr<Client> Connect(const GlobalOptions& options);
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
   // A context with the deadline of --timeout, or `seconds` when that was not given (0 = none).
   std::unique_ptr<grpc::ClientContext> NewContext(double seconds) const;
@@ -31,8 +40,12 @@ class Client {
   int Fail(const grpc::Status& status) const;
 
  private:
-  const GlobalOptions options_;
-  const std::shared_ptr<grpc::Channel> channel_;
+  Client(const GlobalOptions& options, std::shared_ptr<grpc::Channel> channel, std::string token)
+      : options_(options), channel_(std::move(channel)), token_(std::move(token)) {}
+
+  GlobalOptions options_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::string token_;  // empty: none
 };
 
 // InvalidArgument, with the first bad byte: protobuf carries only UTF-8.

@@ -117,7 +117,9 @@ void PrintInput(const assay::v1::GetDriftResponse& response) {
 }
 
 int RunDrift(const GlobalOptions& global, const std::string& model, bool json) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::GetDriftRequest request;
   request.set_model(model);
@@ -171,7 +173,9 @@ void Print(const assay::v1::EventEntry& event, bool json) {
 }
 
 int RunEvents(const GlobalOptions& global, const EventOptions& options) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::ListEventsRequest request;
   request.set_model(options.model);

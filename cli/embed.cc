@@ -74,7 +74,9 @@ int RunEmbed(const GlobalOptions& global, EmbedOptions options) {
   for (const std::string& text : options.texts) {
     if (const absl::Status valid = CheckUtf8(text); !valid.ok()) return FailLocally(valid);
   }
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::EmbedRequest request;
   request.set_model(options.model);

@@ -95,7 +95,9 @@ int RunGenerate(const GlobalOptions& global, GenerateOptions options) {
   for (const std::string& text : {options.prompt, options.system}) {
     if (const absl::Status valid = CheckUtf8(text); !valid.ok()) return FailLocally(valid);
   }
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   const bool chat = options.chat || !options.system.empty() ||
                     (!options.raw && TalksByDefault(*stub, client, options));

@@ -19,7 +19,7 @@ constexpr const char* kDescription =
 constexpr const char* kFooter =
     "Exit codes: 0 done; 1 bad usage, or the request was refused; 2 the server cannot be reached\n"
     "or failed; 3 the accuracy gate rejected an admission.\n"
-    "Environment: ASSAY_SERVER (as --server), NO_COLOR.";
+    "Environment: ASSAY_SERVER, ASSAY_ADMIN_SERVER, ASSAY_TOKEN_FILE (as the options), NO_COLOR.";
 
 // A command's own help ends with its examples; the overview shows its first line only.
 void MoveExamplesToFooter(CLI::App& app) {
@@ -65,11 +65,26 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();  // --server may follow the subcommand
   app.set_version_flag("--version", absl::StrCat("assay ", ASSAY_VERSION));
-  app.add_option("--server", line.global.server, "Address of the server")
-      ->envname("ASSAY_SERVER")
+  CLI::Option* const server =
+      app.add_option("--server", line.global.server, "Address of the server")
+          ->envname("ASSAY_SERVER")
+          ->type_name("HOST:PORT")
+          ->check(assay::AddressProblem)
+          ->capture_default_str();
+  app.add_option("--admin-server", line.global.admin_server,
+                 "Address for administration (admit, unload, canary, promote, rollback) [--server "
+                 "where given, else 127.0.0.1:8003]")
+      ->envname("ASSAY_ADMIN_SERVER")
       ->type_name("HOST:PORT")
-      ->check(assay::AddressProblem)
-      ->capture_default_str();
+      ->check(assay::AddressProblem);
+  app.add_option("--token-file", line.global.token_file, "File with a bearer token")
+      ->envname("ASSAY_TOKEN_FILE")
+      ->type_name("FILE");
+  app.add_option("--ca", line.global.ca, "PEM file: whose server certificates are trusted; TLS")
+      ->type_name("FILE");
+  app.add_option("--cert", line.global.cert, "PEM file of a certificate to show; TLS")
+      ->type_name("FILE");
+  app.add_option("--key", line.global.key, "PEM file of its private key")->type_name("FILE");
   app.add_option("--timeout", line.global.timeout_seconds, "Give up after so many seconds")
       ->type_name("SECONDS")
       ->check([](const std::string& text) {
@@ -95,5 +110,6 @@ int main(int argc, char** argv) {
                  unknown.empty() ? e.what() : unknown.c_str());
     return assay::kExitRefused;
   }
+  line.global.server_given = server->count() > 0;
   return CloseOutput(line.run());
 }

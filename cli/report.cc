@@ -16,7 +16,9 @@ struct ReportOptions {
 };
 
 int RunReport(const GlobalOptions& global, const ReportOptions& options) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::GetReportRequest request;
   request.set_model(options.model);

@@ -34,7 +34,9 @@ int Detokenize(const Client& client, assay::v1::AssayService::Stub& stub,
 }
 
 int Tokenize(const GlobalOptions& global, const TokenizeOptions& options) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   if (!options.decode.empty()) return Detokenize(client, *stub, options);
   if (options.text.empty()) {
@@ -66,7 +68,9 @@ int Tokenize(const GlobalOptions& global, const TokenizeOptions& options) {
 }
 
 int Unload(const GlobalOptions& global, const std::string& model) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global.ForAdmin());
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = inference::GRPCInferenceService::NewStub(client.channel());
   inference::RepositoryModelUnloadRequest request;
   request.set_model_name(model);
@@ -77,7 +81,9 @@ int Unload(const GlobalOptions& global, const std::string& model) {
 }
 
 int Health(const GlobalOptions& global, const std::string& service) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = grpc::health::v1::Health::NewStub(client.channel());
   grpc::health::v1::HealthCheckRequest request;
   request.set_service(service);

@@ -64,7 +64,9 @@ std::vector<std::string> StatusRow(const assay::v1::ModelSummary& m) {
 }
 
 int RunStatus(const GlobalOptions& global, bool json) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global);
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::ListModelsResponse response;
   const auto context = client.NewContext(10);

@@ -35,7 +35,9 @@ template <typename Request>
 int Move(const GlobalOptions& global, Request request,
          grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
                                       assay::v1::ModelLabels*)) {
-  const Client client(global);
+  const absl::StatusOr<Client> connected = Client::Connect(global.ForAdmin());
+  if (!connected.ok()) return FailLocally(connected.status());
+  const Client& client = *connected;
   const auto stub = assay::v1::AssayService::NewStub(client.channel());
   assay::v1::ModelLabels labels;
   const auto context = client.NewContext(10);

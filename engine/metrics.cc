@@ -14,6 +14,9 @@ namespace assay {
 namespace {
 
 constexpr const char* kCacheResults[] = {"hit", "miss", "corrupt"};
+// In the order of their enums.
+constexpr const char* kAuthRefusals[] = {"no_token", "unknown_token", "role", "port"};
+constexpr const char* kQuotas[] = {"concurrency", "tokens"};
 constexpr VersionChange kVersionChanges[] = {VersionChange::kPublish, VersionChange::kCanary,
                                              VersionChange::kPromote, VersionChange::kRollBack,
                                              VersionChange::kDrop};
@@ -161,6 +164,8 @@ struct Metrics::Impl {
   Counter *unknown_requests, *unknown_rejected;
   Counter* cache_results[3];
   Counter* version_changes[std::size(kVersionChanges)];
+  Counter* auth_refused[std::size(kAuthRefusals)];
+  Counter* quota_rejected[std::size(kQuotas)];
   Gauge *cache_bytes, *admissions_in_progress;
 };
 
@@ -191,6 +196,16 @@ Metrics::Metrics(std::string_view version, std::string_view backend, const Clock
     impl_->version_changes[i] = &f.AddCounter("assay_model_version_changes_total",
                                               "Moves of the labels of versions, by what moved them",
                                               {{"action", std::string(Name(kVersionChanges[i]))}});
+  }
+  for (size_t i = 0; i < std::size(kAuthRefusals); ++i) {
+    impl_->auth_refused[i] =
+        &f.AddCounter("assay_auth_refused_total", "Calls refused for who made them, by why",
+                      {{"reason", kAuthRefusals[i]}});
+  }
+  for (size_t i = 0; i < std::size(kQuotas); ++i) {
+    impl_->quota_rejected[i] =
+        &f.AddCounter("assay_quota_rejected_total", "Requests beyond their client's quota",
+                      {{"quota", kQuotas[i]}});
   }
   impl_->cache_bytes =
       &f.AddGauge("assay_artifact_cache_bytes", "Size of the artifact cache on disk", {});
@@ -271,6 +286,14 @@ void Metrics::SetArtifactCacheBytes(double bytes) { impl_->cache_bytes->Set(byte
 
 void Metrics::VersionChanged(VersionChange change) {
   impl_->version_changes[static_cast<size_t>(change)]->Increment();
+}
+
+void Metrics::AuthRefused(AuthRefusal why) {
+  impl_->auth_refused[static_cast<size_t>(why)]->Increment();
+}
+
+void Metrics::QuotaRejected(Quota quota) {
+  impl_->quota_rejected[static_cast<size_t>(quota)]->Increment();
 }
 
 void Metrics::WatchDevices(std::function<std::vector<DeviceReading>()> read) {

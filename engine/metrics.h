@@ -26,6 +26,10 @@ enum class MemoryKind { kWeights, kKv, kWorkspace, kReference };
 enum class VersionChange { kPublish, kCanary, kPromote, kRollBack, kDrop };
 std::string_view Name(VersionChange change);  // "publish", "canary", "promote", "roll_back", "drop"
 
+// Why a client was not let at something, and what it had too much of.
+enum class AuthRefusal { kNoToken, kUnknownToken, kRole, kPort };
+enum class Quota { kConcurrency, kTokens };
+
 // The id of a distributed trace: 16 bytes. All zero, which W3C forbids, means that there is none.
 struct TraceId {
   uint64_t high = 0, low = 0;
@@ -135,6 +139,8 @@ class Metrics {
   // Likewise.
   void WatchConnections(std::function<ConnectionReading()> read);
   void VersionChanged(VersionChange change);
+  void AuthRefused(AuthRefusal why);
+  void QuotaRejected(Quota quota);
   std::string Scrape(ExpositionFormat format = ExpositionFormat::kText) const;
 
  private:

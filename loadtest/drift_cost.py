@@ -23,7 +23,7 @@ class Server:
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.process = subprocess.Popen(
             [pathlib.Path(build) / "server/assay-server", "--model-repository", repository, "--cache-dir", cache, "--grpc-port", "0",
-             "--http-port", "0", "--strict-readiness", "false", *extra], stderr=self.log, stdout=self.log)
+             "--http-port", "0", "--admin-port", "-1", "--strict-readiness", "false", *extra], stderr=self.log, stdout=self.log)
         until = time.monotonic() + 600
         while time.monotonic() < until:
             text = pathlib.Path(self.log.name).read_text()

@@ -69,7 +69,7 @@ class Server:
         with open(self.log, "w") as file:
             self.process = subprocess.Popen(
                 [self.directory / "bin" / "assay-server", "--model-repository", self.directory / "models", "--grpc-port", "0",
-                 "--http-port", "0", "--cache-dir", pathlib.Path(self.folder.name) / "artifacts", *self.flags],
+                 "--http-port", "0", "--admin-port", "-1", "--cache-dir", pathlib.Path(self.folder.name) / "artifacts", *self.flags],
                 stdout=file, stderr=subprocess.STDOUT, env=self.environment)
         end = time.monotonic() + READY_SECONDS
         while "\nready in" not in self.log.read_text():

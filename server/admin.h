@@ -4,21 +4,22 @@
 #include <functional>
 #include <string>
 
+#include "server/model_paths.h"
 #include "server/service_context.h"
 
 namespace assay {
 
 class Admin {
  public:
-  explicit Admin(ServiceContext& context) : context_(context) {}
+  explicit Admin(ServiceContext& context) : context_(context), paths_(context.config) {}
   Admin(const Admin&) = delete;
   Admin& operator=(const Admin&) = delete;
 
-  // PermissionDenied when administration by RPC is off; Unavailable when draining.
-  absl::Status CheckAllowed() const;
-  // Admits `request`. Errors as AdmissionPipeline::Enqueue. `sink` is called on the admission
+  absl::Status CheckOpen() const;  // Unavailable: draining
+  // Admits `request`. PermissionDenied: it names a file outside of the roots (ModelPaths); other
+  // errors as AdmissionPipeline::Enqueue. `sink` is called on the admission
   // thread.
-  absl::StatusOr<int64_t> Admit(const AdmissionRequest& request, ProgressSink sink);
+  absl::StatusOr<int64_t> Admit(AdmissionRequest request, ProgressSink sink);
   // Admits a model of the repository by name. AlreadyExists: that version serves already.
   absl::StatusOr<int64_t> Load(const std::string& model, const std::string& scheme,
                                ProgressSink sink);
@@ -28,6 +29,7 @@ class Admin {
 
  private:
   ServiceContext& context_;
+  const ModelPaths paths_;
 };
 
 }  // namespace assay

@@ -101,18 +101,23 @@ absl::StatusOr<std::shared_ptr<Servable>> AcquireWithTokenizer(ServiceContext& c
 
 grpc::ServerWriteReactor<assay::v1::GenerateResponse>* AssayServiceImpl::Generate(
     Context* context, const assay::v1::GenerateRequest* request) {
+  if (auto* refused = Refuse<grpc::ServerWriteReactor<assay::v1::GenerateResponse>>(
+          context_, context, Role::kInfer))
+    return refused;
   return new GenerateReactor(context_, *request, context);
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::Embed(Context* context,
                                                  const assay::v1::EmbedRequest* request,
                                                  assay::v1::EmbedResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return new EmbedReactor(context_, *request, response, context);
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
                                                     const assay::v1::TokenizeRequest* request,
                                                     assay::v1::TokenizeResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   const auto tokenize = [this, request, response]() -> absl::Status {
     ASSIGN_OR_RETURN(const auto servable, AcquireWithTokenizer(context_, *request));
     RETURN_IF_ERROR(CheckTotalBytes(request->text().size()));
@@ -135,6 +140,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::Detokenize(Context* context,
                                                       const assay::v1::DetokenizeRequest* request,
                                                       assay::v1::DetokenizeResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   const auto detokenize = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const auto servable, AcquireWithTokenizer(context_, *request));
     const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
@@ -147,12 +153,16 @@ AssayServiceImpl::Unary* AssayServiceImpl::Detokenize(Context* context,
 
 grpc::ServerWriteReactor<assay::v1::AdmitProgress>* AssayServiceImpl::Admit(
     Context* context, const assay::v1::AdmitRequest* request) {
+  if (auto* refused = Refuse<grpc::ServerWriteReactor<assay::v1::AdmitProgress>>(context_, context,
+                                                                                 Role::kAdmin))
+    return refused;
   return new AdmitReactor(admin_, *request, context);
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::ListModels(Context* context,
                                                       const assay::v1::ListModelsRequest*,
                                                       assay::v1::ListModelsResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   for (const VersionInfo& info : context_.registry.List()) {
     *response->add_models() = Summarize(context_.registry, info);
   }
@@ -166,12 +176,14 @@ AssayServiceImpl::Unary* AssayServiceImpl::ListModels(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::GetReport(Context* context,
                                                      const assay::v1::GetReportRequest* request,
                                                      assay::v1::GetReportResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   return Reply(context, FillReport(context_.registry, *request, *response));
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::ExplainPolicy(
     Context* context, const assay::v1::ExplainPolicyRequest* request,
     assay::v1::ExplainPolicyResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   return Reply(context, Explain(context_, *request, *response));
 }
 

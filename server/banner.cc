@@ -121,17 +121,33 @@ std::string AddressLine(const ServerConfig& config, const ServerPorts& ports) {
                    "  (status page; /metrics /healthz /readyz)\n");
   if (ports.health > 0)
     absl::StrAppend(&out, "  health    ", Address(config.listen, ports.health), "\n");
+  if (ports.admin > 0)
+    absl::StrAppend(&out, "  admin     ", Address(config.admin_listen, ports.admin),
+                    "  (admit, load, unload, versions)\n");
   return out;
 }
+
+namespace {
+
+// Where nothing can be administered from outside, as it would be.
+std::string AdmitCommand(const ServerConfig& config, const ServerPorts& ports) {
+  if (ports.admin == 8003) return "assay admit PATH";
+  const bool admin = ports.admin != 0;
+  return absl::StrCat(
+      "assay admit ", admin ? "--admin-server " : "--server ",
+      admin ? Address(config.admin_listen, ports.admin) : Address(config.listen, ports.grpc),
+      " PATH");
+}
+
+}  // namespace
 
 std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
                         const StartupOutcome& outcome) {
   const std::string http = Address(config.listen, ports.http);
   std::string out = AddressLine(config, ports);
-  const int grpc_port = ports.grpc;
-  const std::string server = config.is_loopback() && grpc_port == 8001
+  const std::string server = config.is_loopback() && ports.grpc == 8001
                                  ? ""
-                                 : absl::StrCat(" --server ", Address(config.listen, grpc_port));
+                                 : absl::StrCat(" --server ", Address(config.listen, ports.grpc));
   std::vector<std::string> commands;
   for (const ReadyModel& model : outcome.serving) {
     if (commands.size() == 2) break;
@@ -146,9 +162,11 @@ std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
       commands.push_back(absl::StrCat("assay report", server, " ", model));
     }
   }
-  if (commands.empty()) commands.push_back(absl::StrCat("assay admit", server, " PATH"));
+  if (commands.empty()) commands.push_back(AdmitCommand(config, ports));
   commands.push_back(absl::StrCat("assay status", server));
-  if (commands.size() < 3) commands.push_back(absl::StrCat("curl http://", http, "/metrics"));
+  if (commands.size() < 3)
+    commands.push_back(
+        absl::StrCat("curl http", config.has_tls() ? "s" : "", "://", http, "/metrics"));
   for (const std::string& obstacle : outcome.obstacles) {
     absl::StrAppend(&out, "  not ready: ", obstacle, "\n");
   }
@@ -161,12 +179,25 @@ std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
   return out;
 }
 
-std::string ExposureWarning(const ServerConfig& config) {
-  if (config.is_loopback() || config.has_tls()) return "";
-  return absl::StrCat("listening on ", config.listen,
-                      " without TLS: anybody who can reach this port can read what is asked and "
-                      "answered, and use the models; set tls.certificate and tls.key, or put a "
-                      "gateway that speaks TLS in front");
+std::vector<std::string> ExposureWarnings(const ServerConfig& config) {
+  std::vector<std::string> out;
+  const bool asks = !config.auth.tokens.empty() || !config.tls.client_ca.empty();
+  if (!config.is_loopback() && !config.has_tls())
+    out.push_back(
+        absl::StrCat("listening on ", config.listen,
+                     " without TLS: what clients send can be read and changed on its way, "
+                     "tokens too; set tls.certificate and tls.key"));
+  if (!config.is_loopback() && !asks)
+    out.push_back(absl::StrCat("listening on ", config.listen,
+                               ": anybody who can reach this port can use the models; set "
+                               "auth.tokens or tls.client_ca"));
+  const bool admin_is_far = (config.admin_port >= 0 && !IsLoopback(config.admin_listen)) ||
+                            (config.admin_on_data_port() && !config.is_loopback());
+  if (admin_is_far && !asks)
+    out.push_back(
+        "administration is open to anybody who can reach its port; set auth.tokens or "
+        "tls.client_ca");
+  return out;
 }
 
 }  // namespace assay

@@ -20,7 +20,7 @@ std::string ModelLine(const AdmissionProgress& progress, absl::Duration elapsed)
 
 struct ServerPorts {
   int grpc = 0, http = 0;
-  int health = 0;  // 0: none
+  int health = 0, admin = 0;  // 0: none
 };
 // Where they are, as soon as they are bound.
 std::string AddressLine(const ServerConfig& config, const ServerPorts& ports);
@@ -36,11 +36,11 @@ struct StartupOutcome {
   std::vector<std::string> obstacles;    // Readiness::Obstacles
   absl::Duration elapsed;
 };
-// Ports, what keeps the server from being ready, time, and three commands to try next.
+// ServerPorts, what keeps the server from being ready, time, and three commands to try next.
 std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
                         const StartupOutcome& outcome);
 
-// Why binding to this address without TLS is dangerous; empty for loopback.
-std::string ExposureWarning(const ServerConfig& config);
+// What is open to those who can reach a port; nothing for loopback.
+std::vector<std::string> ExposureWarnings(const ServerConfig& config);
 
 }  // namespace assay

@@ -111,9 +111,10 @@ std::string DefaultCacheDir(const ConfigSources& sources, std::string& origin) {
 
 // Variables with our prefix that neither an option nor a script of ours reads.
 std::vector<std::string> EnvironmentWarnings(const std::vector<std::string>& names) {
-  std::vector<std::string> known{"ASSAY_BUILD_DIR", "ASSAY_CACHE",  "ASSAY_CHECK_BASE",
-                                 "ASSAY_CI_BUDGET", "ASSAY_CONFIG", "ASSAY_DEPS",
-                                 "ASSAY_MODELS",    "ASSAY_SERVER", "ASSAY_VENV"};
+  std::vector<std::string> known{"ASSAY_ADMIN_SERVER", "ASSAY_TOKEN_FILE", "ASSAY_BUILD_DIR",
+                                 "ASSAY_CACHE",        "ASSAY_CHECK_BASE", "ASSAY_CI_BUDGET",
+                                 "ASSAY_CONFIG",       "ASSAY_DEPS",       "ASSAY_MODELS",
+                                 "ASSAY_SERVER",       "ASSAY_VENV"};
   for (const ConfigOption& option : AllConfigOptions()) known.push_back(option.environment());
   std::vector<std::string> out;
   for (const std::string& name : names) {
@@ -123,6 +124,24 @@ std::vector<std::string> EnvironmentWarnings(const std::vector<std::string>& nam
                                DidYouMean(name, known)));
   }
   return out;
+}
+
+// Two ports that would be one.
+absl::Status CheckPorts(const EffectiveConfig& effective) {
+  const ServerConfig& config = effective.config;
+  const std::pair<const char*, int> ports[] = {{"grpc_port", config.grpc_port},
+                                               {"http_port", config.http_port},
+                                               {"admin_port", config.admin_port},
+                                               {"health_port", config.health_port}};
+  for (const auto* later = std::begin(ports); later != std::end(ports); ++later) {
+    for (const auto* port = std::begin(ports); port != later; ++port) {
+      if (port->second != later->second || port->second <= 0) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          effective.origin.at(later->first), ": ", later->first, ": ", later->second, " is ",
+          port->first, ", too (", effective.origin.at(port->first), "): the ports must differ"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 bool NeedsQuotes(std::string_view value) {
@@ -138,13 +157,21 @@ std::string YamlText(std::string_view value) {
 
 }  // namespace
 
-bool ServerConfig::is_loopback() const {
-  return listen == "localhost" || listen == "::1" || listen == "[::1]" ||
-         absl::StartsWith(listen, "127.");
+bool IsLoopback(const std::string& address) {
+  return address == "localhost" || address == "::1" || address == "[::1]" ||
+         absl::StartsWith(address, "127.");
 }
 
-bool ServerConfig::admin_allowed() const {
-  return admin == AdminAccess::kOn || (admin == AdminAccess::kAuto && is_loopback());
+bool ServerConfig::is_loopback() const { return IsLoopback(listen); }
+
+bool ServerConfig::admin_on_data_port() const {
+  return admin == AdminAccess::kOn ||
+         (admin == AdminAccess::kAuto && is_loopback() && auth.tokens.empty());
+}
+
+bool ServerConfig::paths_are_confined() const {
+  return !auth.tokens.empty() || !model_roots.empty() || !is_loopback() ||
+         (admin_port >= 0 && !IsLoopback(admin_listen));
 }
 
 absl::StatusOr<std::string> ReadConfigFile(const std::string& path) {
@@ -190,11 +217,7 @@ absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources) {
   if (out.config.cache_dir.empty()) {
     out.config.cache_dir = DefaultCacheDir(sources, out.origin["cache_dir"]);
   }
-  if (out.config.grpc_port != 0 && out.config.grpc_port == out.config.http_port) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(out.origin["http_port"], ": http_port: ", out.config.http_port,
-                     " is grpc_port, too (", out.origin["grpc_port"], "): the ports must differ"));
-  }
+  RETURN_IF_ERROR(CheckPorts(out));
   if (out.config.grpc.max_message_bytes == 0 || out.config.grpc.max_message_bytes > uint64_t{2047}
                                                                                         << 20) {
     return absl::InvalidArgumentError(

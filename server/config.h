@@ -43,13 +43,25 @@ struct VersionOptions {
   bool auto_promote = false;
 };
 
-enum class AdminAccess { kAuto, kOn, kOff };  // auto: on when bound to loopback only
+// Clients (docs/operations.md, "Access").
+struct AuthOptions {
+  std::string tokens;            // file; empty: nobody is asked
+  int max_concurrent = 0;        // inference requests in flight per client; 0: no bound
+  double tokens_per_minute = 0;  // prompt and generated, per client; 0: no bound
+};
+
+enum class AdminAccess { kAuto, kOn, kOff };  // auto: bound to loopback only, and no tokens
+
+bool IsLoopback(const std::string& address);  // cannot be reached from another host
 
 struct ServerConfig {
   std::string listen = "127.0.0.1";
   int grpc_port = 8001, http_port = 8002;  // 0 = any free port
   int health_port = -1;                    // plaintext gRPC health alone; -1 = none
-  std::string model_repository;            // empty = no models at start
+  int admin_port = 8003;                   // gRPC, with administration; -1 = none
+  std::string admin_listen = "127.0.0.1";
+  std::string model_repository;          // empty = no models at start
+  std::vector<std::string> model_roots;  // whence models may be admitted, too
   std::string cache_dir;            // of artifacts; "none" = no cache; empty: LoadConfig fills in
   std::string policy;               // file; empty = built-in
   std::string evaluation_text;      // file; empty = bundled
@@ -57,12 +69,13 @@ struct ServerConfig {
   int threads = 0;                  // compute; 0 = one per core
   uint64_t memory_limit_bytes = 0;  // 0 = what the host has
   bool strict_readiness = true;
-  AdminAccess admin = AdminAccess::kAuto;
+  AdminAccess admin = AdminAccess::kOff;  // on the data port
   absl::Duration drain_timeout = absl::Seconds(30);
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;
   TlsFiles tls;
-  absl::Duration tls_reload_interval = absl::Seconds(10);
+  absl::Duration tls_reload_interval = absl::Seconds(10);  // of auth.tokens, too
+  AuthOptions auth;
   FrontLimits limits;
   GrpcLimits grpc;
   std::string gpu_devices = "auto";  // Gpus::Options
@@ -75,8 +88,11 @@ struct ServerConfig {
   VersionOptions versions;
 
   bool has_tls() const { return !tls.certificate.empty(); }
-  bool is_loopback() const;    // `listen` cannot be reached from another host
-  bool admin_allowed() const;  // Admit, load and unload by RPC
+  bool is_loopback() const;  // `listen` cannot be reached from another host
+  bool admin_on_data_port() const;
+  // Paths in RPCs lie below model_repository or model_roots: where tokens are asked for, roots are
+  // named or another host can reach a port.
+  bool paths_are_confined() const;
 };
 
 struct ConfigOption {

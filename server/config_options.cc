@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "server/config.h"
 
 namespace assay {
@@ -55,6 +56,20 @@ ConfigOption Address(std::string key, std::string help, Access access) {
         return absl::OkStatus();
       },
       [access](const ServerConfig& config) { return access(const_cast<ServerConfig&>(config)); }};
+}
+
+// Texts with commas between them; of an empty text there are none.
+template <typename Access>
+ConfigOption List(std::string key, std::string help, Access access) {
+  return {std::move(key), std::move(help),
+          [access](ServerConfig& config, std::string_view text) {
+            access(config) = absl::StrSplit(std::string(text), ',', absl::SkipWhitespace());
+            for (std::string& one : access(config)) absl::StripAsciiWhitespace(&one);
+            return absl::OkStatus();
+          },
+          [access](const ServerConfig& config) {
+            return absl::StrJoin(access(const_cast<ServerConfig&>(config)), ",");
+          }};
 }
 
 template <typename Access>
@@ -217,8 +232,13 @@ std::vector<ConfigOption> GeneralOptions() {
       Integer("health_port",
               "Plaintext port of gRPC health alone, for probes; 0: a free one, -1: none", -1, 65535,
               ASSAY_FIELD(health_port)),
+      Integer("admin_port", "gRPC port with administration; 0: a free one, -1: none", -1, 65535,
+              ASSAY_FIELD(admin_port)),
+      Address("admin_listen", "Address of admin_port", ASSAY_FIELD(admin_listen)),
       Text("model_repository", "Folder whose models are admitted at start",
            ASSAY_FIELD(model_repository)),
+      List("model_roots", "Folders, with commas, whence models may be admitted by RPC, too",
+           ASSAY_FIELD(model_roots)),
       Text("cache_dir", "Folder of quantized artifacts; 'none' switches the cache off",
            ASSAY_FIELD(cache_dir)),
       Text("policy", "Policy file; empty: the built-in one", ASSAY_FIELD(policy)),
@@ -231,8 +251,9 @@ std::vector<ConfigOption> GeneralOptions() {
             ASSAY_FIELD(memory_limit_bytes)),
       Boolean("strict_readiness", "Ready only when every model found at start serves",
               ASSAY_FIELD(strict_readiness)),
-      OneOf("admin", "Admit, load and unload by RPC: auto (loopback only), true, false", kAdmin,
-            ASSAY_FIELD(admin)),
+      OneOf("admin",
+            "Administration by the data port, too: auto (loopback without tokens), true, false",
+            kAdmin, ASSAY_FIELD(admin)),
       Time("drain_timeout", "How long requests may finish after SIGTERM",
            ASSAY_FIELD(drain_timeout)),
       OneOf("log_level", "debug, info, warning, error", kLevels, ASSAY_FIELD(log_level)),
@@ -247,8 +268,14 @@ std::vector<ConfigOption> AccessOptions() {
       Text("tls.key", "PEM file of its private key", ASSAY_FIELD(tls.key)),
       Text("tls.client_ca", "PEM file: clients need a certificate that it signed; empty: none",
            ASSAY_FIELD(tls.client_ca)),
-      Time("tls.reload_interval", "How often the files are looked at",
+      Time("tls.reload_interval", "How often these files and auth.tokens are looked at; 0: never",
            ASSAY_FIELD(tls_reload_interval)),
+      Text("auth.tokens", "File of the clients' tokens, hashed; empty: nobody is asked for one",
+           ASSAY_FIELD(auth.tokens)),
+      Integer("auth.max_concurrent", "Inference requests of a client at once; 0: no bound", 0,
+              1 << 20, ASSAY_FIELD(auth.max_concurrent)),
+      Number("auth.tokens_per_minute", "Prompt and generated tokens of a client; 0: no bound", 0,
+             1e12, ASSAY_FIELD(auth.tokens_per_minute)),
       Integer("limits.max_connections", "Connections to a gRPC port at once", 1, 1 << 20,
               ASSAY_FIELD(limits.max_connections)),
       Integer("limits.max_connections_per_address", "Of one address; 0: no bound", 0, 1 << 20,

@@ -71,6 +71,7 @@ const char* SeverityName(LogLevel level) {
 AssayServiceImpl::Unary* AssayServiceImpl::GetDrift(Context* context,
                                                     const assay::v1::GetDriftRequest* request,
                                                     assay::v1::GetDriftResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   response->set_rate(context_.config.drift.sampler.rate);
   response->set_action(std::string(Name(context_.config.drift_action)));
   if (!request->model().empty()) {
@@ -87,6 +88,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::GetDrift(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::ListEvents(Context* context,
                                                       const assay::v1::ListEventsRequest* request,
                                                       assay::v1::ListEventsResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   // What was unloaded still has a history.
   if (!request->model().empty() && context_.events.Since(0, request->model()).empty()) {
     const absl::Status known = context_.registry.Find(request->model(), 0).status();

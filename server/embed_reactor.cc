@@ -5,7 +5,6 @@
 #include "absl/strings/str_cat.h"
 #include "server/model_description.h"
 #include "server/prompts.h"
-#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -38,7 +37,8 @@ void EmbedReactor::OnCancel() {
 absl::Status EmbedReactor::Open(ServiceContext& context, const assay::v1::EmbedRequest& request) {
   ASSIGN_OR_RETURN(const VersionSelector version,
                    VersionSelector::Create(request.version(), request.version_label()));
-  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), version, TraceOf(*rpc_)));
+  ASSIGN_OR_RETURN(
+      record_, RequestRecord::Open(context, request.model(), version, OriginOf(context, *rpc_)));
   return absl::OkStatus();
 }
 
@@ -83,6 +83,7 @@ void EmbedReactor::Submit() {
                                                        [this, row](EncodeResult&& result) {
                                                          const absl::Status status = result.status;
                                                          results_[row] = std::move(result);
+                                                         record_->Charge(tokens_[row].size());
                                                          group_.Ended(status);
                                                        });
         // No sink reads this before SubmitAll lets go of the group.

@@ -3,7 +3,6 @@
 #include "absl/strings/str_cat.h"
 #include "server/infer_job.h"
 #include "server/prompts.h"
-#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -83,7 +82,8 @@ absl::Status GenerateReactor::Open(ServiceContext& context,
                                    const assay::v1::GenerateRequest& request) {
   ASSIGN_OR_RETURN(const VersionSelector version,
                    VersionSelector::Create(request.version(), request.version_label()));
-  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), version, TraceOf(*rpc_)));
+  ASSIGN_OR_RETURN(
+      record_, RequestRecord::Open(context, request.model(), version, OriginOf(context, *rpc_)));
   return absl::OkStatus();
 }
 
@@ -103,6 +103,7 @@ absl::Status GenerateReactor::Submit(const assay::v1::GenerateRequest& request,
   ASSIGN_OR_RETURN(SamplingParams sampling, ToSampling(request.sampling()));
   wants_logprobs_ = sampling.logprobs >= 0;
   ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptOf(*servable, request));
+  uncharged_ = prompt.size();
   progress = Progress::kSubmitted;
   {
     MutexLock lock(mu_);
@@ -128,6 +129,7 @@ absl::Status GenerateReactor::Submit(const assay::v1::GenerateRequest& request,
 
 void GenerateReactor::OnToken(TokenEvent&& event) {
   const bool end = event.kind == TokenEvent::Kind::kEnd;
+  record_->Charge(std::exchange(uncharged_, 0) + (end ? 0 : 1));
   if (end) Record(event);
   Next next;
   {

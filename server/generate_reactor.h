@@ -42,6 +42,7 @@ class GenerateReactor final
   grpc::CallbackServerContext* const rpc_;
   std::unique_ptr<RequestRecord> record_;  // set by Open
   bool wants_logprobs_ = false;            // set by Submit
+  size_t uncharged_ = 0;                   // tokens of the prompt; set by Submit, then the engine's
   assay::v1::GenerateResponse writing_message_;
 
   Mutex mu_;

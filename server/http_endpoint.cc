@@ -1,24 +1,51 @@
 #include "server/http_endpoint.h"
 
+#include <arpa/inet.h>
 #include <civetweb.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
+#include <set>
 #include <string_view>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/mutex.h"
 #include "server/metrics_format.h"
 
 namespace assay {
 
 struct HttpEndpoint::Server {
+  ~Server() {
+    front = nullptr;
+    if (context != nullptr) mg_stop(context);
+  }
+  // A connection to civetweb; negative: it takes none.
+  int ConnectInside() ABSL_LOCKS_EXCLUDED(mu);
+  // Whether the Front has opened the connection from this port of loopback; for its one question.
+  bool TakeRelayed(int port) ABSL_LOCKS_EXCLUDED(mu) {
+    const MutexLock lock(mu);
+    return relayed.erase(port) > 0;
+  }
+
   Sources sources;
+  std::shared_ptr<const TlsStore> tls;
+  Mutex mu;
+  std::set<int> relayed ABSL_GUARDED_BY(mu);
+  int inside_port = 0;
+  std::unique_ptr<Front> front;  // null: civetweb listens itself
   std::string first_error;  // written by civetweb while it starts, on the thread that starts it
   mg_context* context = nullptr;
 };
 
 namespace {
+
+constexpr int kHandled = 1;
+constexpr int kCut = 200;  // no answer; the status is for civetweb's log, which is off
+constexpr const char* kText = "text/plain; charset=utf-8";
 
 // Inline style and script, and the page itself again; nothing else, from nowhere else.
 constexpr const char* kPageSecurity =
@@ -28,26 +55,44 @@ constexpr const char* kPageSecurity =
 void Send(mg_connection* connection, int code, const char* type, const std::string& body,
           bool with_body) {
   const char* reason = code == 200   ? "OK"
-                       : code == 405 ? "Method Not Allowed"
+                       : code == 401 ? "Unauthorized"
+                       : code == 403 ? "Forbidden"
                        : code == 404 ? "Not Found"
+                       : code == 405 ? "Method Not Allowed"
                                      : "Service Unavailable";
   mg_printf(
       connection,
       "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
       "Content-Security-Policy: %s\r\nX-Content-Type-Options: nosniff\r\n"
-      "Connection: close\r\n\r\n",
-      code, reason, type, body.size(), kPageSecurity);
+      "%sConnection: close\r\n\r\n",
+      code, reason, type, body.size(), kPageSecurity,
+      code == 401 ? "WWW-Authenticate: Bearer\r\n" : "");
   if (with_body) mg_write(connection, body.data(), body.size());
 }
 
+// False: the sender may see `path`; else its answer has been sent.
+bool Refused(mg_connection* connection, const HttpEndpoint::Sources& sources,
+             std::string_view path) {
+  if (!sources.allowed || path == "/healthz" || path == "/readyz") return false;
+  const char* const authorization = mg_get_header(connection, "Authorization");
+  const absl::Status allowed = sources.allowed(authorization == nullptr ? "" : authorization);
+  if (allowed.ok()) return false;
+  Send(connection, absl::IsUnauthenticated(allowed) ? 401 : 403, kText,
+       absl::StrCat(std::string(allowed.message()), "\n"), true);
+  return true;
+}
+
 int Handle(mg_connection* connection, void* data) {
-  const HttpEndpoint::Sources& sources = *static_cast<HttpEndpoint::Sources*>(data);
-  constexpr const char* kText = "text/plain; charset=utf-8";
+  HttpEndpoint::Server& server = *static_cast<HttpEndpoint::Server*>(data);
+  const HttpEndpoint::Sources& sources = server.sources;
   const mg_request_info* request = mg_get_request_info(connection);
+  if (server.front != nullptr && !server.TakeRelayed(request->remote_port)) return kCut;
   const std::string_view method = request->request_method, path = request->local_uri;
   const bool head = method == "HEAD";
   if (method != "GET" && !head) {
     Send(connection, 405, kText, "only GET and HEAD\n", true);
+  } else if (Refused(connection, sources, path)) {
+    return kHandled;
   } else if (path == "/metrics") {
     const char* accept = mg_get_header(connection, "Accept");
     const ExpositionFormat format = NegotiateMetricsFormat(accept == nullptr ? "" : accept);
@@ -66,18 +111,35 @@ int Handle(mg_connection* connection, void* data) {
   } else {
     Send(connection, 404, kText, "here are / (status), /metrics, /healthz and /readyz\n", !head);
   }
-  return 1;  // handled
+  return kHandled;
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::string& address,
-                                                                  int port, Sources sources) {
-  auto endpoint = std::unique_ptr<HttpEndpoint>(new HttpEndpoint());
-  endpoint->server_ = std::make_unique<Server>();
-  Server& server = *endpoint->server_;
-  server.sources = std::move(sources);
-  mg_init_library(0);
+int HttpEndpoint::Server::ConnectInside() {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  // Before it is connected, so that its port is known before civetweb can see it.
+  socklen_t length = sizeof(address);
+  auto* const any = reinterpret_cast<sockaddr*>(&address);
+  if (fd < 0 || bind(fd, any, length) != 0 || getsockname(fd, any, &length) != 0) {
+    if (fd >= 0) close(fd);
+    return -1;
+  }
+  {
+    const MutexLock lock(mu);
+    relayed.insert(ntohs(address.sin_port));
+  }
+  address.sin_port = htons(static_cast<uint16_t>(inside_port));
+  if (connect(fd, any, sizeof(address)) == 0 || errno == EINPROGRESS) return fd;
+  close(fd);
+  return -1;
+}
+
+absl::Status HttpEndpoint::Listen(const std::string& address, int port) {
+  Server& server = *server_;
   mg_callbacks callbacks{};
   callbacks.log_message = [](const mg_connection* connection, const char* message) {
     auto* data = mg_get_user_data(mg_get_context(connection));
@@ -108,13 +170,42 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::str
   }
   mg_server_port bound[1];
   std::memset(bound, 0, sizeof(bound));
-  if (mg_get_server_ports(server.context, 1, bound) == 1) endpoint->port_ = bound[0].port;
-  mg_set_request_handler(server.context, "/", Handle, &server.sources);
+  if (mg_get_server_ports(server.context, 1, bound) == 1) port_ = bound[0].port;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const Place& place,
+                                                                  Sources sources) {
+  mg_init_library(0);
+  auto endpoint = std::unique_ptr<HttpEndpoint>(new HttpEndpoint());
+  endpoint->server_ = std::make_unique<Server>();
+  Server& server = *endpoint->server_;
+  server.sources = std::move(sources);
+  server.tls = place.tls;
+  if (place.tls == nullptr) {
+    RETURN_IF_ERROR(endpoint->Listen(place.address, place.port));
+  } else {
+    RETURN_IF_ERROR(endpoint->Listen("127.0.0.1", 0));
+    server.inside_port = endpoint->port_;
+    absl::StatusOr<std::unique_ptr<Front>> front =
+        Front::Start({.address = place.address,
+                      .port = place.port,
+                      .limits = place.limits,
+                      .tls = server.tls.get(),
+                      .connect = [&server] { return server.ConnectInside(); }},
+                     nullptr);
+    if (!front.ok())
+      return absl::UnavailableError(
+          absl::StrCat("http_port: ", std::string(front.status().message())));
+    server.front = *std::move(front);
+    endpoint->port_ = server.front->port();
+  }
+  mg_set_request_handler(server.context, "/", Handle, &server);
   return endpoint;
 }
 
 HttpEndpoint::~HttpEndpoint() {
-  if (server_->context != nullptr) mg_stop(server_->context);
+  server_ = nullptr;
   mg_exit_library();
 }
 

@@ -12,6 +12,7 @@
 
 #include "base/status.h"
 #include "engine/metrics.h"
+#include "server/front/front.h"
 
 namespace assay {
 
@@ -28,16 +29,29 @@ class HttpEndpoint {
     std::function<std::vector<std::string>()> obstacles;  // empty = ready
     // As in the request, still percent-encoded; nothing: no such path. May be empty.
     std::function<std::optional<HttpPage>(std::string_view path)> page;
+    // Whether the sender of this `authorization` (empty: none) may see anything but /healthz and
+    // /readyz: Unauthenticated, PermissionDenied. May be empty: all may.
+    std::function<absl::Status(const std::string& authorization)> allowed;
   };
-  // Port 0 takes a free one. Unavailable: the address cannot be bound (says why).
-  static absl::StatusOr<std::unique_ptr<HttpEndpoint>> Start(const std::string& address, int port,
-                                                             Sources sources);
+  struct Place {
+    std::string address;
+    int port = 0;  // 0: a free one
+    // TLS, for HTTP/1.1 (civetweb's own finds no OpenSSL 3): a Front that passes on what it
+    // decrypts to civetweb on a port of loopback, which serves nobody else. Null: plain.
+    std::shared_ptr<const TlsStore> tls = nullptr;
+    FrontLimits limits = {};
+  };
+  // Unavailable: the address cannot be bound (says why).
+  static absl::StatusOr<std::unique_ptr<HttpEndpoint>> Start(const Place& place, Sources sources);
   ~HttpEndpoint();  // finishes the requests under way
   int port() const { return port_; }
 
+  struct Server;  // of the .cc
+
  private:
-  struct Server;
   HttpEndpoint() = default;
+  absl::Status Listen(const std::string& address, int port);  // civetweb's
+
   std::unique_ptr<Server> server_;
   int port_ = 0;
 };

@@ -54,7 +54,7 @@ absl::Status InferJob::Open(const inference::ModelInferRequest& request) {
   id_ = request.id();
   ASSIGN_OR_RETURN(const VersionSelector version, ParseVersion(request.model_version()));
   ASSIGN_OR_RETURN(record_,
-                   RequestRecord::Open(context_, request.model_name(), version, options_.trace));
+                   RequestRecord::Open(context_, request.model_name(), version, options_.origin));
   return absl::OkStatus();
 }
 
@@ -218,13 +218,20 @@ absl::StatusOr<SequenceId> InferJob::SubmitEncode(size_t row) {
   return record_->servable()->encode->Submit(std::move(request),
                                              [this, row](EncodeResult&& result) {
                                                const absl::Status status = result.status;
+                                               Charge(rows_[row], 0);
                                                rows_[row].encoded = std::move(result);
                                                group_.Ended(status);
                                              });
 }
 
+void InferJob::Charge(Row& row, size_t generated) {
+  record_->Charge(generated + (std::exchange(row.charged, true) ? 0 : row.tokens.size()));
+}
+
 void InferJob::OnToken(size_t row, TokenEvent&& event) {
-  if (event.kind == TokenEvent::Kind::kEnd) {
+  const bool end = event.kind == TokenEvent::Kind::kEnd;
+  Charge(rows_[row], end ? 0 : 1);
+  if (end) {
     rows_[row].text += event.text;
     rows_[row].reason = event.reason;
     rows_[row].usage = event.usage;

@@ -29,7 +29,7 @@ using InferSink = std::function<void(InferEvent&&)>;
 struct InferOptions {
   absl::Time deadline = absl::InfiniteFuture();
   bool can_stream = false;  // the RPC can carry several responses
-  TraceId trace;
+  RequestOrigin origin;
 };
 
 class InferJob {
@@ -45,6 +45,7 @@ class InferJob {
  private:
   struct Row {
     std::vector<int32_t> tokens;
+    bool charged = false;  // for them, to the client
     // text generation
     std::string text;
     FinishReason reason = FinishReason::kStop;
@@ -61,6 +62,7 @@ class InferJob {
   absl::Status CheckRequestedOutputs(const inference::ModelInferRequest& request);
   absl::StatusOr<SequenceId> SubmitGenerate(size_t row);
   absl::StatusOr<SequenceId> SubmitEncode(size_t row);
+  void Charge(Row& row, size_t generated);
   void OnToken(size_t row, TokenEvent&& event);
   void AllEnded(const absl::Status& status);
   void Finish(const absl::Status& status);

@@ -1,11 +1,13 @@
-// The gRPC ports of the server: each a Front, behind it gRPC without a port of its own. Keeps the
-// certificate fresh.
+// The gRPC ports of the server: each a Front, behind it gRPC without a port of its own. Looks at
+// the files of certificates and tokens now and then.
 //
 // Thread rule: any thread.
 #pragma once
 #include <grpcpp/server.h>
 
+#include <functional>
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "base/mutex.h"
@@ -15,26 +17,46 @@
 
 namespace assay {
 
+// Raises the process's bound of open files to what is allowed (enough for `limits`), and returns
+// the number from which on descriptors are for administration.
+int ReserveAdminDescriptors(const FrontLimits& limits);
+
 class Listeners {
  public:
-  // `data` serves everything, `health` (or null) health alone; both outlive it. InvalidArgument:
-  // the certificate cannot be used; Unavailable: a port cannot be bound. Both say why.
+  struct Servers {
+    grpc::Server& data;              // everything, by the data and the admin port
+    grpc::Server* health = nullptr;  // health alone; null: no such port
+    int admin_from_fd = 0;           // what ReserveAdminDescriptors said
+    PeerAddresses* addresses = nullptr;
+    // Called as often as files are looked at; may be empty.
+    std::function<void()> refresh;
+  };
+  // `servers` outlive it. InvalidArgument: the certificate cannot be used; Unavailable: a port
+  // cannot be bound. Both say why.
   static absl::StatusOr<std::unique_ptr<Listeners>> Start(const ServerConfig& config,
-                                                          grpc::Server& data, grpc::Server* health);
+                                                          const Servers& servers);
   ~Listeners();  // cuts what is open
 
   int data_port() const { return data_->port(); }
+  int admin_port() const { return admin_ == nullptr ? 0 : admin_->port(); }  // 0: none
   int health_port() const { return health_ == nullptr ? 0 : health_->port(); }
-  const TlsStore* tls() const { return tls_.get(); }  // null: no TLS
-  ConnectionReading Read() const;                     // of all ports
+  // For the HTTP port, kept fresh; null: no TLS.
+  std::shared_ptr<const TlsStore> http_tls() const { return http_tls_; }
+  ConnectionReading Read() const;  // of all ports
   void StopAccepting();
 
  private:
   Listeners() = default;
+  absl::Status StartAdmin(const ServerConfig& config, FrontOptions options,
+                          const std::function<void(int)>& serve);
   void KeepFresh(absl::Duration interval) ABSL_LOCKS_EXCLUDED(mu_);
+  void RenewCertificate(std::string& failure);
+  std::vector<Front*> fronts() const;
 
   std::unique_ptr<TlsStore> tls_;
-  std::unique_ptr<Front> data_, health_;
+  std::shared_ptr<TlsStore> http_tls_;
+  std::unique_ptr<Front> data_, admin_, health_;
+  std::function<void()> refresh_;
   Mutex mu_;
   CondVar stopping_;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;

@@ -9,7 +9,6 @@
 #include "server/model_repository.h"
 #include "server/reactors.h"
 #include "server/stream_infer.h"
-#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -21,7 +20,7 @@ class InferReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
  public:
   InferReactor(ServiceContext& context, Context* rpc, const inference::ModelInferRequest& request,
                inference::ModelInferResponse* response)
-      : job_(context, {DeadlineOf(*rpc), /*can_stream=*/false, TraceOf(*rpc)},
+      : job_(context, {DeadlineOf(*rpc), /*can_stream=*/false, OriginOf(context, *rpc)},
              [this, rpc, response](InferEvent&& event) {
                *response = std::move(event.response);
                Finish(ToGrpc(event.status, rpc));
@@ -121,12 +120,14 @@ absl::Status FillStatistics(ServiceContext& context,
 
 Unary* OpenInferenceService::ServerLive(Context* context, const inference::ServerLiveRequest*,
                                         inference::ServerLiveResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   response->set_live(true);
   return Reply(context, absl::OkStatus());
 }
 
 Unary* OpenInferenceService::ServerReady(Context* context, const inference::ServerReadyRequest*,
                                          inference::ServerReadyResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   response->set_ready(context_.readiness.ready());
   return Reply(context, absl::OkStatus());
 }
@@ -134,6 +135,7 @@ Unary* OpenInferenceService::ServerReady(Context* context, const inference::Serv
 Unary* OpenInferenceService::ModelReady(Context* context,
                                         const inference::ModelReadyRequest* request,
                                         inference::ModelReadyResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   const absl::StatusOr<VersionSelector> version = ParseVersion(request->version());
   if (!version.ok()) return Reply(context, version.status());
   response->set_ready(!context_.gate.closed() &&
@@ -144,6 +146,7 @@ Unary* OpenInferenceService::ModelReady(Context* context,
 Unary* OpenInferenceService::ServerMetadata(Context* context,
                                             const inference::ServerMetadataRequest*,
                                             inference::ServerMetadataResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   response->set_name("assay");
   response->set_version(std::string(kServerVersion));
   for (const std::string& extension : Extensions()) response->add_extensions(extension);
@@ -153,6 +156,7 @@ Unary* OpenInferenceService::ServerMetadata(Context* context,
 Unary* OpenInferenceService::ModelMetadata(Context* context,
                                            const inference::ModelMetadataRequest* request,
                                            inference::ModelMetadataResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   const auto describe = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const VersionSelector version, ParseVersion(request->version()));
     ASSIGN_OR_RETURN(const std::shared_ptr<Servable> servable,
@@ -166,6 +170,7 @@ Unary* OpenInferenceService::ModelMetadata(Context* context,
 Unary* OpenInferenceService::ModelConfig(Context* context,
                                          const inference::ModelConfigRequest* request,
                                          inference::ModelConfigResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   const auto describe = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const VersionSelector version, ParseVersion(request->version()));
     ASSIGN_OR_RETURN(const std::shared_ptr<Servable> servable,
@@ -179,17 +184,23 @@ Unary* OpenInferenceService::ModelConfig(Context* context,
 Unary* OpenInferenceService::ModelStatistics(Context* context,
                                              const inference::ModelStatisticsRequest* request,
                                              inference::ModelStatisticsResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   return Reply(context, FillStatistics(context_, *request, *response));
 }
 
 Unary* OpenInferenceService::ModelInfer(Context* context,
                                         const inference::ModelInferRequest* request,
                                         inference::ModelInferResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return new InferReactor(context_, context, *request, response);
 }
 
 grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*
 OpenInferenceService::ModelStreamInfer(Context* context) {
+  if (auto* refused = Refuse<grpc::ServerBidiReactor<inference::ModelInferRequest,
+                                                     inference::ModelStreamInferResponse>>(
+          context_, context, Role::kInfer))
+    return refused;
   auto* stream = new StreamInferReactor(context_, *this, context);
   bool draining = false;
   {
@@ -222,12 +233,14 @@ void OpenInferenceService::Forget(StreamInferReactor* stream) {
 Unary* OpenInferenceService::RepositoryIndex(Context* context,
                                              const inference::RepositoryIndexRequest* request,
                                              inference::RepositoryIndexResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   return Reply(context, FillIndex(context_, request->ready(), *response));
 }
 
 Unary* OpenInferenceService::RepositoryModelLoad(
     Context* context, const inference::RepositoryModelLoadRequest* request,
     inference::RepositoryModelLoadResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kAdmin)) return refused;
   const absl::StatusOr<std::string> scheme = SchemeOf(*request);
   if (!scheme.ok()) return Reply(context, scheme.status());
   auto* reactor = new DeferredReactor(context);
@@ -248,6 +261,7 @@ Unary* OpenInferenceService::RepositoryModelLoad(
 Unary* OpenInferenceService::RepositoryModelUnload(
     Context* context, const inference::RepositoryModelUnloadRequest* request,
     inference::RepositoryModelUnloadResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kAdmin)) return refused;
   auto* reactor = new DeferredReactor(context);
   admin_.Unload(ModelOf(*request), reactor->Completion());
   return reactor;
@@ -256,37 +270,44 @@ Unary* OpenInferenceService::RepositoryModelUnload(
 Unary* OpenInferenceService::SystemSharedMemoryStatus(
     Context* context, const inference::SystemSharedMemoryStatusRequest*,
     inference::SystemSharedMemoryStatusResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return Reply(context, NoSharedMemory());
 }
 Unary* OpenInferenceService::SystemSharedMemoryRegister(
     Context* context, const inference::SystemSharedMemoryRegisterRequest*,
     inference::SystemSharedMemoryRegisterResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return Reply(context, NoSharedMemory());
 }
 Unary* OpenInferenceService::SystemSharedMemoryUnregister(
     Context* context, const inference::SystemSharedMemoryUnregisterRequest*,
     inference::SystemSharedMemoryUnregisterResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return Reply(context, NoSharedMemory());
 }
 Unary* OpenInferenceService::CudaSharedMemoryStatus(Context* context,
                                                     const inference::CudaSharedMemoryStatusRequest*,
                                                     inference::CudaSharedMemoryStatusResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return Reply(context, NoSharedMemory());
 }
 Unary* OpenInferenceService::CudaSharedMemoryRegister(
     Context* context, const inference::CudaSharedMemoryRegisterRequest*,
     inference::CudaSharedMemoryRegisterResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return Reply(context, NoSharedMemory());
 }
 Unary* OpenInferenceService::CudaSharedMemoryUnregister(
     Context* context, const inference::CudaSharedMemoryUnregisterRequest*,
     inference::CudaSharedMemoryUnregisterResponse*) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
   return Reply(context, NoSharedMemory());
 }
 
 Unary* OpenInferenceService::TraceSetting(Context* context,
                                           const inference::TraceSettingRequest* request,
                                           inference::TraceSettingResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   if (!request->settings().empty()) {
     return Reply(context, absl::UnimplementedError("trace settings cannot be changed"));
   }
@@ -304,6 +325,7 @@ Unary* OpenInferenceService::TraceSetting(Context* context,
 Unary* OpenInferenceService::LogSettings(Context* context,
                                          const inference::LogSettingsRequest* request,
                                          inference::LogSettingsResponse* response) {
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kObserve)) return refused;
   if (!request->settings().empty()) {
     return Reply(context, absl::UnimplementedError(
                               "log settings are set where the server is configured: log_level"));

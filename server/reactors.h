@@ -4,6 +4,7 @@
 #pragma once
 #include <grpcpp/grpcpp.h>
 
+#include "server/service_context.h"
 #include "server/status_convert.h"
 
 namespace assay {
@@ -23,6 +24,21 @@ inline grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context,
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpc(status, context));
   return reactor;
+}
+
+// An RPC that is over before it began.
+template <typename Reactor>
+class OverReactor final : public SelfOwned<Reactor> {
+ public:
+  explicit OverReactor(grpc::Status status) { this->Finish(std::move(status)); }
+};
+
+// The first line of every RPC: what the client needs for it (server/access.h). Null: it may go on;
+// else the reactor that refuses it.
+template <typename Reactor>
+Reactor* Refuse(const ServiceContext& context, grpc::CallbackServerContext* rpc, Role role) {
+  const absl::Status allowed = context.access.Check(*rpc, role);
+  return allowed.ok() ? nullptr : new OverReactor<Reactor>(ToGrpc(allowed, rpc));
 }
 
 }  // namespace assay

@@ -2,6 +2,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -14,6 +15,15 @@ Outcome OutcomeOf(const absl::Status& status, Progress progress) {
 }
 
 }  // namespace
+
+RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc) {
+  RequestOrigin origin{.trace = TraceOf(rpc)};
+  if (!context.quotas.bounds()) return origin;
+  const std::string name = context.access.ClientOf(rpc);
+  origin.client = name.empty() ? absl::StrCat("address ", context.peers.Of(rpc.peer()))
+                               : absl::StrCat("token ", name);
+  return origin;
+}
 
 absl::StatusOr<VersionSelector> ParseVersion(const std::string& version) {
   if (version.empty()) return VersionSelector();
@@ -49,7 +59,7 @@ absl::StatusOr<std::shared_ptr<Servable>> AcquireModel(ServiceContext& context,
 absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContext& context,
                                                                    const std::string& model,
                                                                    const VersionSelector& wanted,
-                                                                   TraceId trace) {
+                                                                   const RequestOrigin& origin) {
   absl::StatusOr<WorkGate::Ticket> ticket = context.gate.Enter();
   if (!ticket.ok()) {
     if (const auto servable = context.registry.Acquire(model, wanted); servable.ok()) {
@@ -57,11 +67,12 @@ absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContex
     }
     return ticket.status();
   }
+  ASSIGN_OR_RETURN(Quotas::Ticket quota, context.quotas.Enter(origin.client));
   VersionSelector shared = wanted;
   shared.shared = true;
   ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, shared));
-  return std::unique_ptr<RequestRecord>(
-      new RequestRecord(context, *std::move(ticket), std::move(servable), trace));
+  return std::unique_ptr<RequestRecord>(new RequestRecord(
+      context, {*std::move(ticket), std::move(quota)}, std::move(servable), origin.trace));
 }
 
 void RequestRecord::Done(const absl::Status& status, Progress progress, RequestTimes times) {

@@ -15,35 +15,52 @@ enum class Progress {
   kAccepted,   // ran, or waited to
 };
 
+// Where a request comes from.
+struct RequestOrigin {
+  TraceId trace;
+  std::string client;  // whose quota it counts against; empty: there are none
+};
+RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc);
+
 class RequestRecord {
  public:
-  // Unavailable: draining, or the model does not serve; NotFound. Each refusal is counted. Where
-  // `wanted` is open, this is a request that the canary has its share of.
+  // Unavailable: draining, or the model does not serve; NotFound; ResourceExhausted: the client's
+  // quota. Each refusal is counted. Where `wanted` is open, this is a request that the canary has
+  // its share of.
   static absl::StatusOr<std::unique_ptr<RequestRecord>> Open(ServiceContext& context,
                                                              const std::string& model,
                                                              const VersionSelector& wanted,
-                                                             TraceId trace);
+                                                             const RequestOrigin& origin);
   // Counts the outcome; later calls do nothing.
   void Done(const absl::Status& status, Progress progress, RequestTimes times);
+
+  // Against the client's quota: tokens of the prompt, and as they are generated.
+  void Charge(size_t tokens) { quota_.Charge(tokens); }
 
   const std::shared_ptr<Servable>& servable() const { return servable_; }
   absl::Time arrival() const { return arrival_; }
   TraceId trace() const { return trace_; }
 
  private:
-  RequestRecord(ServiceContext& context, WorkGate::Ticket ticket,
-                std::shared_ptr<Servable> servable, TraceId trace)
+  struct Tickets {
+    WorkGate::Ticket work;
+    Quotas::Ticket quota;
+  };
+  RequestRecord(ServiceContext& context, Tickets tickets, std::shared_ptr<Servable> servable,
+                TraceId trace)
       : context_(context),
         arrival_(context.clock.Now()),
         trace_(trace),
         servable_(std::move(servable)),
-        ticket_(std::move(ticket)) {}
+        work_(std::move(tickets.work)),
+        quota_(std::move(tickets.quota)) {}
 
   ServiceContext& context_;
   const absl::Time arrival_;
   const TraceId trace_;
   const std::shared_ptr<Servable> servable_;
-  WorkGate::Ticket ticket_;
+  WorkGate::Ticket work_;
+  Quotas::Ticket quota_;
   bool counted_ = false;
 };
 

@@ -96,12 +96,19 @@ void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder)
 
 // In order of construction; destroyed in reverse.
 struct Server::Parts {
-  Parts(ServerConfig c, Policy p, Gpus g, std::vector<RepositoryEntry> m,
-        const AdmissionHooks* hooks)
-      : config(std::move(c)),
-        policy(std::move(p)),
-        gpus(std::move(g)),
-        models(std::move(m)),
+  // What is read before anything is made.
+  struct Given {
+    ServerConfig config;
+    Policy policy;
+    Gpus gpus;
+    std::vector<RepositoryEntry> models;
+    TokenTable tokens;
+  };
+  Parts(Given given, const AdmissionHooks* hooks)
+      : config(std::move(given.config)),
+        policy(std::move(given.policy)),
+        gpus(std::move(given.gpus)),
+        models(std::move(given.models)),
         pool({.num_threads = config.threads}),
         metrics(absl::StrCat(std::string(kServerVersion), "+", kRevision), "cpu"),
         registry(RealClock(), config.versions.rollback_window),
@@ -114,13 +121,23 @@ struct Server::Parts {
         responder({config.drift_action, config.drift_action_interval},
                   {registry, *admissions, drift, events, versions, metrics, RealClock()}),
         texts(std::max(1, pool.num_threads() / 4)),
-        context{config,    policy,     gpus,    RealClock(), registry, *admissions, metrics, gate,
-                readiness, statistics, traffic, texts,       drift,    events,      versions},
+        access({.tokens_path = config.auth.tokens,
+                .admin_on_data = config.admin_on_data_port(),
+                .admin_from_fd = admin_from_fd},
+               std::move(given.tokens), metrics),
+        quotas({config.auth.max_concurrent, config.auth.tokens_per_minute}, RealClock(), metrics),
+        context{config,  policy, gpus,      RealClock(), registry, *admissions,
+                metrics, gate,   readiness, statistics,  traffic,  texts,
+                drift,   events, versions,  access,      quotas,   peers},
         status_page(context, absl::StrCat(std::string(kServerVersion), "+", kRevision), started),
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
         assay(context, *admin) {}
 
+  ServerPorts ports() const {
+    return {listeners->data_port(), http->port(), listeners->health_port(),
+            listeners->admin_port()};
+  }
   void WatchDevices() {
     metrics.WatchDevices([this] { return ReadDevices(gpus); });
     for (const Gpus::Found& found : gpus.all()) {
@@ -147,9 +164,7 @@ struct Server::Parts {
     });
   }
   void RecordState(const VersionInfo& version) ABSL_LOCKS_EXCLUDED(mu);
-  ServerPorts ports() const {
-    return {listeners->data_port(), http->port(), listeners->health_port()};
-  }
+  void RenewTokens();
   absl::Status StartHttp();
   absl::Status StartGrpc();
   void AdmitModels();
@@ -180,6 +195,11 @@ struct Server::Parts {
   std::unique_ptr<AdmissionPipeline> admissions;
   DriftResponder responder;
   TextWorkers texts;
+  const int admin_from_fd = ReserveAdminDescriptors(config.limits);
+  PeerAddresses peers;
+  AccessControl access;
+  Quotas quotas;
+  std::string tokens_failure;  // said already; of the thread that renews them
   ServiceContext context;
   StatusPage status_page;
   std::unique_ptr<Admin> admin;
@@ -218,11 +238,32 @@ void Server::Parts::RecordState(const VersionInfo& version) {
                                      version.reason.empty() ? "" : ": ", version.reason)});
 }
 
+void Server::Parts::RenewTokens() {
+  const absl::StatusOr<bool> changed = access.Reload();
+  if (!changed.ok()) {
+    if (std::string now(changed.status().message()); now != tokens_failure)
+      Log(LogLevel::kError, "the tokens are not renewed; the old ones stay",
+          {{"reason", tokens_failure = now}});
+    return;
+  }
+  tokens_failure.clear();
+  if (*changed)
+    Log(LogLevel::kInfo, "tokens renewed", {{"tokens", absl::StrCat(access.num_tokens())}});
+}
+
 absl::Status Server::Parts::StartHttp() {
   HttpEndpoint::Sources sources{[this](ExpositionFormat format) { return metrics.Scrape(format); },
                                 [this] { return readiness.Obstacles(); },
                                 [this](std::string_view path) { return status_page.Get(path); }};
-  ASSIGN_OR_RETURN(http, HttpEndpoint::Start(config.listen, config.http_port, std::move(sources)));
+  if (access.asks_tokens())
+    sources.allowed = [this](const std::string& authorization) {
+      return access.Check(authorization, Role::kObserve);
+    };
+  ASSIGN_OR_RETURN(http, HttpEndpoint::Start({.address = config.listen,
+                                              .port = config.http_port,
+                                              .tls = listeners->http_tls(),
+                                              .limits = config.limits},
+                                             std::move(sources)));
   return absl::OkStatus();
 }
 
@@ -244,7 +285,13 @@ absl::Status Server::Parts::StartGrpc() {
   }
   if (grpc == nullptr || (config.health_port >= 0 && health == nullptr))
     return absl::InternalError("gRPC does not start");
-  ASSIGN_OR_RETURN(listeners, Listeners::Start(config, *grpc, health.get()));
+  std::function<void()> refresh;
+  if (access.asks_tokens()) refresh = [this] { RenewTokens(); };
+  ASSIGN_OR_RETURN(listeners, Listeners::Start(config, {.data = *grpc,
+                                                        .health = health.get(),
+                                                        .admin_from_fd = admin_from_fd,
+                                                        .addresses = &peers,
+                                                        .refresh = std::move(refresh)}));
   metrics.WatchConnections([this] { return listeners->Read(); });
   readiness.SetHealthSink([this](const std::string& service, bool serving) {
     grpc->GetHealthCheckService()->SetServingStatus(service, serving);
@@ -307,6 +354,7 @@ Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 absl::Status Server::CheckFiles(const ServerConfig& config) {
   RETURN_IF_ERROR(ReadPolicy(config.policy).status());
+  RETURN_IF_ERROR(TokenTable::Read(config.auth.tokens).status());
   if (!config.evaluation_text.empty()) {
     const absl::StatusOr<std::string> text = ReadConfigFile(config.evaluation_text);
     if (!text.ok()) {
@@ -337,8 +385,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
   ASSIGN_OR_RETURN(Gpus gpus, Gpus::Open(world, {.devices = config.gpu_devices,
                                                  .profile = config.gpu_profile,
                                                  .lt_directory = LtDirectory(config)}));
-  auto parts = std::make_unique<Parts>(std::move(config), std::move(policy), std::move(gpus),
-                                       std::move(models), hooks);
+  ASSIGN_OR_RETURN(TokenTable tokens, TokenTable::Read(config.auth.tokens));
+  auto parts =
+      std::make_unique<Parts>(Parts::Given{std::move(config), std::move(policy), std::move(gpus),
+                                           std::move(models), std::move(tokens)},
+                              hooks);
   Announce(StartBanner(parts->config, parts->policy, DescribeHardware(parts->gpus),
                        parts->pool.num_threads()));
   parts->WatchDevices();
@@ -346,8 +397,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
   RETURN_IF_ERROR(parts->StartGrpc());
   RETURN_IF_ERROR(parts->StartHttp());  // its metrics read the ports
   Announce(AddressLine(parts->config, parts->ports()));
-  const std::string warning = ExposureWarning(parts->config);
-  if (!warning.empty()) Log(LogLevel::kWarning, warning);
+  for (const std::string& warning : ExposureWarnings(parts->config))
+    Log(LogLevel::kWarning, warning);
   parts->AdmitModels();
   return std::unique_ptr<Server>(new Server(std::move(parts)));
 }

@@ -3,7 +3,10 @@
 #include "base/clock.h"
 #include "engine/lifecycle/admission.h"
 #include "engine/lifecycle/registry.h"
+#include "server/access.h"
 #include "server/config.h"
+#include "server/front/peer_addresses.h"
+#include "server/quotas.h"
 #include "server/readiness.h"
 #include "server/statistics.h"
 #include "server/text_workers.h"
@@ -29,6 +32,9 @@ struct ServiceContext {
   DriftMonitor& drift;
   EventLog& events;
   VersionControl& versions;
+  const AccessControl& access;
+  Quotas& quotas;
+  const PeerAddresses& peers;
 };
 
 inline constexpr std::string_view kServerVersion = ASSAY_VERSION;

@@ -2,21 +2,32 @@
 
 #include <string>
 
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+
 namespace assay {
 namespace {
 
 // A step of a loaded decoder takes tens of milliseconds, a draining server is replaced in seconds.
 constexpr const char* kQueueFullPushbackMs = "100";
 constexpr const char* kUnavailablePushbackMs = "1000";
+constexpr char kRetryPayload[] = "assay.retry_after_ms";
 constexpr absl::Duration kDeadlineTravel = absl::Milliseconds(20);
 constexpr size_t kMaxMessageBytes = 4096;  // trailers are headers: 8 KiB for all of them
 
 }  // namespace
 
+void SetRetryAfter(absl::Duration after, absl::Status& status) {
+  status.SetPayload(kRetryPayload, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(
+                                       absl::Ceil(after, absl::Milliseconds(1))))));
+}
+
 grpc::Status ToGrpc(const absl::Status& status, grpc::ServerContextBase* context) {
   if (status.ok()) return grpc::Status::OK;
   if (context != nullptr && absl::IsResourceExhausted(status)) {
-    context->AddTrailingMetadata("grpc-retry-pushback-ms", kQueueFullPushbackMs);
+    const absl::optional<absl::Cord> known = status.GetPayload(kRetryPayload);
+    context->AddTrailingMetadata("grpc-retry-pushback-ms",
+                                 known.has_value() ? std::string(*known) : kQueueFullPushbackMs);
   }
   if (context != nullptr && absl::IsUnavailable(status)) {
     context->AddTrailingMetadata("grpc-retry-pushback-ms", kUnavailablePushbackMs);

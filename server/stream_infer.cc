@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "server/open_inference_service.h"
-#include "server/trace_context.h"
 
 namespace assay {
 namespace {
@@ -33,7 +32,7 @@ StreamInferReactor::StreamInferReactor(ServiceContext& context, OpenInferenceSer
       service_(service),
       rpc_(rpc),
       deadline_(DeadlineOf(*rpc)),
-      trace_(TraceOf(*rpc)),
+      origin_(OriginOf(context, *rpc)),
       errors_end_the_stream_(HeaderIsTrue(*rpc, "triton_grpc_error")) {
   {
     MutexLock lock(mu_);
@@ -49,11 +48,11 @@ void StreamInferReactor::OnReadDone(bool ok) {
     if (!ok) no_more_reads_ = true;
     if (!no_more_reads_) {
       const JobId id = next_job_++;
-      job =
-          std::make_shared<InferJob>(context_, InferOptions{deadline_, /*can_stream=*/true, trace_},
-                                     [this, id, request_id = request_.id()](InferEvent&& event) {
-                                       OnEvent(id, request_id, std::move(event));
-                                     });
+      job = std::make_shared<InferJob>(context_,
+                                       InferOptions{deadline_, /*can_stream=*/true, origin_},
+                                       [this, id, request_id = request_.id()](InferEvent&& event) {
+                                         OnEvent(id, request_id, std::move(event));
+                                       });
       jobs_.emplace(id, job);
       starting_ = true;
       ++live_;

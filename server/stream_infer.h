@@ -58,7 +58,7 @@ class StreamInferReactor final
   grpc::CallbackServerContext* const rpc_;
   const absl::Time arrival_ = context_.clock.Now();
   const absl::Time deadline_;
-  const TraceId trace_;  // of every request of the stream
+  const RequestOrigin origin_;  // of every request of the stream
   const bool errors_end_the_stream_;
   inference::ModelInferRequest request_;  // of the read under way
   Message writing_message_;               // of the write under way

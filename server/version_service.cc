@@ -29,7 +29,8 @@ constexpr char kAsked[] = "asked for by RPC";
 AssayServiceImpl::Unary* AssayServiceImpl::SetCanaryShare(
     Context* context, const assay::v1::SetCanaryShareRequest* request,
     assay::v1::ModelLabels* response) {
-  absl::Status moved = admin_.CheckAllowed();
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kAdmin)) return refused;
+  absl::Status moved = admin_.CheckOpen();
   if (moved.ok()) moved = context_.versions.SetShare(request->model(), request->share());
   return Reply(context, Answer(context_, request->model(), moved, *response));
 }
@@ -37,7 +38,8 @@ AssayServiceImpl::Unary* AssayServiceImpl::SetCanaryShare(
 AssayServiceImpl::Unary* AssayServiceImpl::Promote(Context* context,
                                                    const assay::v1::PromoteRequest* request,
                                                    assay::v1::ModelLabels* response) {
-  absl::Status moved = admin_.CheckAllowed();
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kAdmin)) return refused;
+  absl::Status moved = admin_.CheckOpen();
   if (moved.ok()) moved = context_.versions.Promote(request->model(), request->force());
   return Reply(context, Answer(context_, request->model(), moved, *response));
 }
@@ -45,7 +47,8 @@ AssayServiceImpl::Unary* AssayServiceImpl::Promote(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::RollBack(Context* context,
                                                     const assay::v1::RollBackRequest* request,
                                                     assay::v1::ModelLabels* response) {
-  absl::Status moved = admin_.CheckAllowed();
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kAdmin)) return refused;
+  absl::Status moved = admin_.CheckOpen();
   if (moved.ok()) moved = context_.versions.RollBack(request->model(), 0, kAsked);
   return Reply(context, Answer(context_, request->model(), moved, *response));
 }
@@ -53,7 +56,8 @@ AssayServiceImpl::Unary* AssayServiceImpl::RollBack(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::DropCanary(Context* context,
                                                       const assay::v1::DropCanaryRequest* request,
                                                       assay::v1::ModelLabels* response) {
-  absl::Status moved = admin_.CheckAllowed();
+  if (auto* refused = Refuse<Unary>(context_, context, Role::kAdmin)) return refused;
+  absl::Status moved = admin_.CheckOpen();
   if (moved.ok()) moved = context_.versions.Drop(request->model(), 0, kAsked);
   return Reply(context, Answer(context_, request->model(), moved, *response));
 }

@@ -2,7 +2,6 @@
 
 #include <filesystem>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/mapped_file.h"
@@ -48,7 +47,7 @@ struct RecipeText {
 };
 
 absl::StatusOr<RecipeText> ReadRecipeText(const std::string& name_or_path) {
-  if (absl::StrContains(name_or_path, "/") || absl::EndsWith(name_or_path, ".yaml")) {
+  if (IsRecipePath(name_or_path)) {
     ASSIGN_OR_RETURN(std::string yaml, ReadFile(name_or_path));
     return RecipeText{std::move(yaml), name_or_path,
                       std::filesystem::path(name_or_path).stem().string()};
@@ -65,6 +64,10 @@ absl::StatusOr<RecipeText> ReadRecipeText(const std::string& name_or_path) {
 }
 
 }  // namespace
+
+bool IsRecipePath(std::string_view name_or_path) {
+  return name_or_path.find('/') != std::string_view::npos || name_or_path.ends_with(".yaml");
+}
 
 absl::StatusOr<Recipe> FindRecipe(std::string_view name_or_path) {
   ASSIGN_OR_RETURN(const RecipeText text, ReadRecipeText(std::string(name_or_path)));

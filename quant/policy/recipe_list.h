@@ -14,6 +14,8 @@ struct BuiltInRecipe {
 // quant/recipes/*.yaml, in the order of quant/policy/CMakeLists.txt (which generates this).
 std::span<const BuiltInRecipe> BuiltInRecipes();
 
+// Whether this is the path of a file, not the name of a built-in recipe.
+bool IsRecipePath(std::string_view name_or_path);
 // A built-in recipe by name, or the file of that path (it has a '/' or ends in .yaml). For the CPU.
 // InvalidArgument for a ladder. NotFound lists the names, or says that the file cannot be read;
 // InvalidArgument names line and key.

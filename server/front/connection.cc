@@ -143,13 +143,16 @@ bool Connection::Receive(absl::Time now) {
       continue;  // tells the server
     }
     const std::span<const std::byte> piece = options_.scratch.first(count);
-    if (absl::Status taken = guard_.Take(piece, now); !taken.ok()) return End(std::move(taken));
-    if (!guard_.begun() || guard_.inside_headers()) {
+    if (options_.speaks_http2) {
+      if (absl::Status taken = guard_.Take(piece, now); !taken.ok()) return End(std::move(taken));
+    }
+    const bool begun = !options_.speaks_http2 || guard_.begun();
+    if (!begun || guard_.inside_headers()) {
       if (deadline_ == absl::InfiniteFuture()) deadline_ = now + options_.handshake_timeout;
     } else {
       deadline_ = absl::InfiniteFuture();
     }
-    if (!server_.valid() && guard_.begun()) {
+    if (!server_.valid() && begun) {
       server_ = options_.connect();
       if (!server_.valid()) return End(absl::UnavailableError("the server takes no connections"));
       FlushToServer();

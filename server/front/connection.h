@@ -42,6 +42,7 @@ class Connection {
 
   struct Options {
     Http2Limits http2;
+    bool speaks_http2 = true;          // false: whatever it is, the server sees to it
     absl::Duration handshake_timeout;  // of TLS, the preface, a header block that has begun
     std::shared_ptr<ssl_ctx_st> tls;   // null: plain
     // [kPieceBytes], of the loop: what is read goes on from here at once, nearly always.

@@ -207,7 +207,7 @@ class Front::Loop {
   void Move(Held* held);
   void LookAtDeadlines();
   void End(Held* held);
-  Descriptor ConnectToServer();
+  Descriptor ConnectToServer(const std::string& address);
 
   Shared& shared_;
   const bool accepts_;
@@ -223,8 +223,9 @@ class Front::Loop {
   std::thread thread_;
 };
 
-Descriptor Front::Loop::ConnectToServer() {
+Descriptor Front::Loop::ConnectToServer(const std::string& address) {
   if (!shared_.accepts) return {};
+  if (shared_.options.connect) return Descriptor(shared_.options.connect());
   std::array<int, 2> ends{};
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends.data()) != 0)
     return {};
@@ -235,6 +236,11 @@ Descriptor Front::Loop::ConnectToServer() {
     theirs = fcntl(theirs, F_DUPFD_CLOEXEC, shared_.options.lowest_fd);
     if (theirs < 0) return {};
   }
+  if (theirs >= shared_.options.end_fd) {
+    const Descriptor too_high(theirs);
+    return {};
+  }
+  if (shared_.options.addresses != nullptr) shared_.options.addresses->Set(theirs, address);
   shared_.serve(theirs);
   return ours;
 }
@@ -269,10 +275,11 @@ void Front::Loop::Accept() {
     auto held = std::make_unique<Held>(
         std::move(client), host,
         Connection::Options{.http2 = shared_.options.limits.http2,
+                            .speaks_http2 = shared_.options.connect == nullptr,
                             .handshake_timeout = shared_.options.limits.handshake_timeout,
                             .tls = tls == nullptr ? nullptr : tls->context(),
                             .scratch = loop.scratch_,
-                            .connect = [&loop] { return loop.ConnectToServer(); }});
+                            .connect = [&loop, host] { return loop.ConnectToServer(host); }});
     if (&loop == this) {
       Take(std::move(held));
       continue;

@@ -6,6 +6,7 @@
 #pragma once
 #include <atomic>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "absl/time/time.h"
 #include "base/status.h"
 #include "server/front/limits.h"
+#include "server/front/peer_addresses.h"
 #include "server/front/tls_store.h"
 
 namespace assay {
@@ -22,9 +24,14 @@ struct FrontOptions {
   int port = 0;  // 0: a free one
   FrontLimits limits;
   const TlsStore* tls = nullptr;  // outlives the Front; null: plain
+  // Of another protocol than HTTP/2: opens the server's end for a client that has begun to speak;
+  // negative: it takes none. Null: a socket pair, whose other end `serve` takes over.
+  std::function<int()> connect;
   // The server's ends have numbers from here on: which port a client came in by can be told from
   // its peer ("fd:N"), for good.
   int lowest_fd = 0;
+  int end_fd = std::numeric_limits<int>::max();  // and are below this
+  PeerAddresses* addresses = nullptr;            // told of each; outlives the Front; null: none
 };
 
 // Why connections were not let in, or were cut. Counts since the start.

@@ -4,7 +4,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 
-#include <array>
+#include <cstring>
 #include <fstream>
 #include <sstream>
 
@@ -35,19 +35,22 @@ absl::Status Bad(const char* what, const std::string& path) {
   return absl::InvalidArgumentError(absl::StrCat(what, "=", path, ": ", Reason()));
 }
 
-// HTTP/2 is all that is spoken here. Clients that do not ask are believed to know.
+// One protocol is spoken here. Clients that do not ask are believed to know. `ours`: the store's,
+// which outlives its contexts' connections.
 int ChooseProtocol(SSL*, const unsigned char** out, unsigned char* out_length,
-                   const unsigned char* offered, unsigned offered_length, void*) {
-  static constexpr std::array<unsigned char, 3> kH2 = {2, 'h', '2'};
+                   const unsigned char* offered, unsigned offered_length, void* ours) {
+  const auto& protocol = *static_cast<const std::string*>(ours);
   unsigned char* chosen = nullptr;
-  if (SSL_select_next_proto(&chosen, out_length, kH2.data(), kH2.size(), offered, offered_length) !=
-      OPENSSL_NPN_NEGOTIATED)
+  if (SSL_select_next_proto(&chosen, out_length,
+                            reinterpret_cast<const unsigned char*>(protocol.data()),
+                            static_cast<unsigned>(protocol.size()), offered,
+                            offered_length) != OPENSSL_NPN_NEGOTIATED)
     return SSL_TLSEXT_ERR_ALERT_FATAL;
   *out = chosen;
   return SSL_TLSEXT_ERR_OK;
 }
 
-void Configure(SSL_CTX* context) {
+void Configure(SSL_CTX* context, const std::string& protocol) {
   SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
   // A session that is resumed would not be asked for a certificate that is trusted now.
   SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION);
@@ -55,7 +58,7 @@ void Configure(SSL_CTX* context) {
   SSL_CTX_set_num_tickets(context, 0);
   SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
                                 SSL_MODE_RELEASE_BUFFERS);
-  SSL_CTX_set_alpn_select_cb(context, ChooseProtocol, nullptr);
+  SSL_CTX_set_alpn_select_cb(context, ChooseProtocol, const_cast<std::string*>(&protocol));
 }
 
 absl::Time ExpiryOf(SSL_CTX* context) {
@@ -68,10 +71,12 @@ absl::Time ExpiryOf(SSL_CTX* context) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TlsStore>> TlsStore::Load(TlsFiles files) {
+absl::StatusOr<std::unique_ptr<TlsStore>> TlsStore::Load(TlsFiles files, const char* protocol) {
   if (files.certificate.empty() || files.key.empty())
     return absl::InvalidArgumentError("TLS needs both: tls.certificate and tls.key");
-  std::unique_ptr<TlsStore> store(new TlsStore(std::move(files)));
+  std::unique_ptr<TlsStore> store(new TlsStore(
+      std::move(files),
+      absl::StrCat(std::string(1, static_cast<char>(std::strlen(protocol))), protocol)));
   ASSIGN_OR_RETURN(Loaded loaded, store->Read());
   const MutexLock lock(store->mu_);
   store->loaded_ = std::move(loaded);
@@ -93,7 +98,7 @@ absl::StatusOr<TlsStore::Loaded> TlsStore::Read() const {
   loaded.context = std::shared_ptr<ssl_ctx_st>(SSL_CTX_new(TLS_server_method()), SSL_CTX_free);
   SSL_CTX* const context = loaded.context.get();
   if (context == nullptr) return absl::InternalError(absl::StrCat("TLS: ", Reason()));
-  Configure(context);
+  Configure(context, protocol_);
   if (SSL_CTX_use_certificate_chain_file(context, files_.certificate.c_str()) != 1)
     return Bad("tls.certificate", files_.certificate);
   if (SSL_CTX_use_PrivateKey_file(context, files_.key.c_str(), SSL_FILETYPE_PEM) != 1 ||

@@ -18,9 +18,13 @@ namespace assay {
 
 class TlsStore {
  public:
+  static constexpr char kHttp2[] = "h2", kHttp1[] = "http/1.1";
+
   // InvalidArgument names the file and what is wrong with it: missing, unreadable, not PEM, a key
   // of another certificate.
-  static absl::StatusOr<std::unique_ptr<TlsStore>> Load(TlsFiles files);
+  // Clients that ask for a protocol (ALPN) get `protocol`, or are turned away.
+  static absl::StatusOr<std::unique_ptr<TlsStore>> Load(TlsFiles files,
+                                                        const char* protocol = kHttp2);
 
   // Reads the files again. True: they are others than before and are in force for connections that
   // come from now on. An error leaves what was there in force.
@@ -36,10 +40,12 @@ class TlsStore {
     absl::Time expiry;
     std::string hash;  // of the files
   };
-  explicit TlsStore(TlsFiles files) : files_(std::move(files)) {}
+  TlsStore(TlsFiles files, std::string protocol)
+      : files_(std::move(files)), protocol_(std::move(protocol)) {}
   absl::StatusOr<Loaded> Read() const;
 
   const TlsFiles files_;
+  const std::string protocol_;  // with its length in front, as ALPN has it
   mutable Mutex mu_;
   Loaded loaded_ ABSL_GUARDED_BY(mu_);
 };

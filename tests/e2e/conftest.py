@@ -32,7 +32,8 @@ class Server:
     def __init__(self, folder, *flags, program=(BUILD / "server" / "assay-server",)):
         self.stderr = []
         self.process = subprocess.Popen(
-            [*program, "--grpc-port", "0", "--http-port", "0", "--cache-dir", folder / "artifacts", *map(str, flags)],
+            [*program, "--grpc-port", "0", "--http-port", "0", "--admin-port", "-1", "--admin", "true",
+             "--cache-dir", folder / "artifacts", *map(str, flags)],
             stderr=subprocess.PIPE, text=True, env=clean_environment())
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)

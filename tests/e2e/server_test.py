@@ -206,10 +206,12 @@ def test_a_bad_configuration_is_one_line_and_exit_code_1(tmp_path):
 
 
 def test_a_port_in_use_is_exit_code_2(server):
-    code, _, err = run_server("--grpc-port", server.address.split(":")[1], "--http-port", "0")
+    code, _, err = run_server("--grpc-port", server.address.split(":")[1], "--http-port", "0", "--admin-port", "-1")
     assert code == 2 and "cannot listen for gRPC on" in err and "chttp2" not in err
-    code, _, err = run_server("--http-port", server._port("HTTP"), "--grpc-port", "0")
+    code, _, err = run_server("--http-port", server._port("HTTP"), "--grpc-port", "0", "--admin-port", "-1")
     assert code == 2 and "cannot listen for HTTP on" in err and "in use" in err
+    code, _, err = run_server("--admin-port", server._port("HTTP"), "--grpc-port", "0", "--http-port", "0")
+    assert code == 2 and "admin_port=" in err and "in use" in err
 
 
 def test_cli_generate_streams_and_counts(cli):

@@ -7,7 +7,10 @@ namespace assay {
 namespace {
 
 using testing::AllOf;
+using testing::Contains;
+using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
 using testing::Not;
 
 AdmissionProgress Admitted() {
@@ -89,7 +92,7 @@ TEST(BannerTest, AModelThatCannotBeReadSaysSo) {
 TEST(BannerTest, ThreeCommandsToTryNext) {
   ServerConfig config;
   const std::string two =
-      ReadyBanner(config, {8001, 8002},
+      ReadyBanner(config, {8001, 8002, 0, 8003},
                   {.serving = {{"smollm2", ModelTask::kGenerate}, {"minilm", ModelTask::kEmbed}},
                    .not_serving = {"broken"},
                    .elapsed = absl::Seconds(2)});
@@ -97,8 +100,9 @@ TEST(BannerTest, ThreeCommandsToTryNext) {
                          HasSubstr("assay generate smollm2"), HasSubstr("assay embed minilm"),
                          HasSubstr("assay status\n")));
   EXPECT_THAT(two, AllOf(Not(HasSubstr("no model serves")), Not(HasSubstr("assay report"))));
-  const std::string none = ReadyBanner(config, {4001, 4002}, {.elapsed = absl::Seconds(2)});
-  EXPECT_THAT(none, AllOf(HasSubstr("assay admit --server 127.0.0.1:4001 PATH"),
+  const std::string none =
+      ReadyBanner(config, {4001, 4002, 0, 4003}, {.elapsed = absl::Seconds(2)});
+  EXPECT_THAT(none, AllOf(HasSubstr("assay admit --admin-server 127.0.0.1:4003 PATH"),
                           HasSubstr("curl http://127.0.0.1:4002/metrics")));
 }
 
@@ -107,21 +111,36 @@ TEST(BannerTest, WhenNoModelServesTheBannerSaysSoAndSuggestsTheReport) {
                          .obstacles = {"a: REJECTED: mean KL", "b: FAILED: truncated"},
                          .elapsed = absl::Seconds(2)};
   EXPECT_THAT(
-      ReadyBanner({}, {8001, 8002}, outcome),
+      ReadyBanner({}, {8001, 8002, 0, 8003}, outcome),
       AllOf(HasSubstr("  not ready: a: REJECTED: mean KL\n  not ready: b: FAILED: truncated\n"),
             HasSubstr("\nnot ready after 2.00 s; no model serves; try:\n"),
             HasSubstr("  assay report a\n  assay report b\n  assay status\n"),
             Not(HasSubstr("ready in")), Not(HasSubstr("assay generate"))));
   outcome.obstacles.clear();  // strict_readiness: false
-  EXPECT_THAT(ReadyBanner({}, {8001, 8002}, outcome),
+  EXPECT_THAT(ReadyBanner({}, {8001, 8002, 0, 8003}, outcome),
               AllOf(HasSubstr("ready in 2.00 s; no model serves; try:\n  assay report a\n")));
 }
 
 TEST(BannerTest, ExposureIsWarnedOfOutsideLoopback) {
   ServerConfig config;
-  EXPECT_EQ(ExposureWarning(config), "");
+  EXPECT_THAT(ExposureWarnings(config), IsEmpty());
   config.listen = "0.0.0.0";
-  EXPECT_THAT(ExposureWarning(config), AllOf(HasSubstr("0.0.0.0"), HasSubstr("without TLS")));
+  EXPECT_THAT(ExposureWarnings(config),
+              ElementsAre(AllOf(HasSubstr("0.0.0.0"), HasSubstr("without TLS")),
+                          HasSubstr("anybody who can reach this port can use the models")));
+  config.admin_listen = "0.0.0.0";
+  EXPECT_THAT(ExposureWarnings(config), Contains(HasSubstr("administration is open")));
+  config.tls = {"c.pem", "k.pem", ""};
+  config.auth.tokens = "tokens";
+  EXPECT_THAT(ExposureWarnings(config), IsEmpty());
+}
+
+TEST(BannerTest, WhereAdministrationIs) {
+  EXPECT_THAT(AddressLine({}, {1, 2, 0, 3}), HasSubstr("admin     127.0.0.1:3"));
+  EXPECT_THAT(AddressLine({}, {1, 2, 3, 0}), Not(HasSubstr("admin")));
+  EXPECT_THAT(ReadyBanner({}, {8001, 8002, 0, 8003}, {}), HasSubstr("assay admit PATH"));
+  EXPECT_THAT(ReadyBanner({}, {4001, 8002, 0, 0}, {}),
+              HasSubstr("assay admit --server 127.0.0.1:4001 PATH"));
 }
 
 }  // namespace

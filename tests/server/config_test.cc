@@ -155,15 +155,56 @@ TEST(ConfigTest, TheExampleIsValidAndNamesEveryKey) {
   }
 }
 
-TEST(ConfigTest, AdministrationIsForLoopbackUnlessSaidOtherwise) {
+TEST(ConfigTest, AdministrationIsOffTheDataPortUnlessSaidOtherwise) {
   ServerConfig config;
   EXPECT_TRUE(config.is_loopback());
-  EXPECT_TRUE(config.admin_allowed());
+  EXPECT_FALSE(config.admin_on_data_port());
+  config.admin = AdminAccess::kAuto;
+  EXPECT_TRUE(config.admin_on_data_port());
+  config.auth.tokens = "tokens";
+  EXPECT_FALSE(config.admin_on_data_port());
+  config.auth.tokens = "";
   config.listen = "0.0.0.0";
   EXPECT_FALSE(config.is_loopback());
-  EXPECT_FALSE(config.admin_allowed());
+  EXPECT_FALSE(config.admin_on_data_port());
   config.admin = AdminAccess::kOn;
-  EXPECT_TRUE(config.admin_allowed());
+  EXPECT_TRUE(config.admin_on_data_port());
+}
+
+TEST(ConfigTest, PathsAreFreeOnlyWhereNobodyElseCanAskForOne) {
+  ServerConfig config;
+  EXPECT_FALSE(config.paths_are_confined());
+  config.auth.tokens = "tokens";
+  EXPECT_TRUE(config.paths_are_confined());
+  config = {};
+  config.model_roots = {"/models"};
+  EXPECT_TRUE(config.paths_are_confined());
+  config = {};
+  config.listen = "0.0.0.0";
+  EXPECT_TRUE(config.paths_are_confined());
+  config = {};
+  config.admin_listen = "10.0.0.1";
+  EXPECT_TRUE(config.paths_are_confined());
+  config.admin_port = -1;
+  EXPECT_FALSE(config.paths_are_confined());
+}
+
+TEST(ConfigTest, PortsDiffer) {
+  ASSERT_OK(LoadYaml("admin_port: 9\n").status());
+  EXPECT_THAT(LoadYaml("admin_port: 8001\n").status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("admin_port: 8001 is grpc_port, too"))));
+  EXPECT_THAT(LoadYaml("grpc_port: 8003\n").status(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("admin_port")));
+  ASSERT_OK(LoadYaml("grpc_port: 0\nhttp_port: 0\nadmin_port: 0\n").status());
+  ASSERT_OK(LoadYaml("health_port: -1\nadmin_port: -1\n").status());
+}
+
+TEST(ConfigTest, RootsAreAListWithCommas) {
+  ASSERT_OK_AND_ASSIGN(const EffectiveConfig two, LoadYaml("model_roots: /a, /b c\n"));
+  EXPECT_THAT(two.config.model_roots, testing::ElementsAre("/a", "/b c"));
+  ASSERT_OK_AND_ASSIGN(const EffectiveConfig none, LoadYaml("model_roots: ''\n"));
+  EXPECT_THAT(none.config.model_roots, testing::IsEmpty());
 }
 
 }  // namespace

@@ -207,10 +207,12 @@ std::shared_ptr<Servable> FakeServable(const std::string& name, ModelTask task, 
 
 FakeServing::FakeServing(ServerConfig config)
     : config_(std::move(config)),
-      context_{config_,    Policy::Default(), gpus_,    RealClock(),
-               registry_,  admissions_,       metrics_, gate_,
-               readiness_, statistics_,       traffic_, texts_,
-               drift_,     events_,           versions_},
+      access_({.tokens_path = config_.auth.tokens, .admin_on_data = config_.admin_on_data_port()},
+              TokenTable::Read(config_.auth.tokens).value(), metrics_),
+      context_{
+          config_,   Policy::Default(), gpus_,       RealClock(), registry_, admissions_, metrics_,
+          gate_,     readiness_,        statistics_, traffic_,    texts_,    drift_,      events_,
+          versions_, access_,           quotas_,     peers_},
       admin_(std::make_unique<Admin>(context_)),
       open_inference_(context_, *admin_),
       assay_(context_, *admin_) {

@@ -103,7 +103,8 @@ class HeldTexts {
 // Models "text" (generates), "embed" and "classify" serve.
 class FakeServing {
  public:
-  explicit FakeServing(ServerConfig config = {});
+  // Administration comes by a port of gRPC's own here, which is the data port to the server.
+  explicit FakeServing(ServerConfig config = {.admin = AdminAccess::kOn});
   ~FakeServing();
 
   std::shared_ptr<grpc::Channel> channel() { return server_->InProcessChannel({}); }
@@ -131,6 +132,10 @@ class FakeServing {
   DriftMonitor drift_{config_.drift, registry_, metrics_, events_, RealClock()};
   VersionControl versions_{config_.versions, registry_, drift_, metrics_, events_};
   FakeAdmission admissions_{registry_, metrics_};
+  AccessControl access_;
+  Quotas quotas_{
+      {config_.auth.max_concurrent, config_.auth.tokens_per_minute}, RealClock(), metrics_};
+  PeerAddresses peers_;
   ServiceContext context_;
   std::unique_ptr<Admin> admin_;
   OpenInferenceService open_inference_;

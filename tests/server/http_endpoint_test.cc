@@ -52,7 +52,7 @@ class HttpEndpointTest : public testing::Test {
  protected:
   void SetUp() override {
     auto started = HttpEndpoint::Start(
-        "127.0.0.1", 0,
+        {.address = "127.0.0.1"},
         {[](ExpositionFormat format) {
            return std::string(format == ExpositionFormat::kText ? "a_metric 1\n" : "# EOF\n");
          },
@@ -137,7 +137,7 @@ TEST_F(HttpEndpointTest, ConnectionsThatAskNothingDoNotKeepOthersWaiting) {
 }
 
 TEST_F(HttpEndpointTest, APortInUseIsSaid) {
-  EXPECT_THAT(HttpEndpoint::Start("127.0.0.1", endpoint_->port(), {}),
+  EXPECT_THAT(HttpEndpoint::Start({.address = "127.0.0.1", .port = endpoint_->port()}, {}),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("cannot listen for HTTP on")));
 }
 

@@ -15,6 +15,7 @@ using testing::HasSubstr;
 
 ServerConfig WithDrift(double rate) {
   ServerConfig config;
+  config.admin = AdminAccess::kOn;
   config.drift.sampler.rate = rate;
   config.versions.promote_min_samples = 3;
   return config;
