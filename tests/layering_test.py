@@ -34,7 +34,7 @@ CONFINED = {
     "prometheus/": ("engine/metrics.cc", "engine/metrics_series.h"),
     "oneapi/dnnl/": ("quant/kernels/cpu/onednn_*",),
     "dnnl": ("quant/kernels/cpu/onednn_*",),
-    "openssl/": ("base/sha256.cc",),
+    "openssl/": ("base/sha256.cc", "server/front/connection.cc", "server/front/tls_store.cc"),
     "spdlog/": ("base/log.cc",),
     "pcre2.h": ("engine/model/tokenizer/*",),
     "unicode/": ("engine/model/tokenizer/*", "engine/model/checkpoint_text.cc"),
