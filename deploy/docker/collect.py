@@ -33,15 +33,18 @@ def loaded_by(program, extra):
     return set(re.findall(r"=> (/\S+)", text)) | set(re.findall(r"^\s*(/\S+) \(", text, re.MULTILINE))
 
 
-def owner(path):
-    """Package that owns a file, under any of the names that a merged /usr gives it; None: none does."""
-    names = [path, os.path.realpath(path)]
-    names += [name.removeprefix("/usr") if name.startswith("/usr/") else f"/usr{name}" for name in names]
-    for name in names:
-        found = subprocess.run(["dpkg-query", "--search", name], capture_output=True, text=True)
-        if found.returncode == 0:
-            return found.stdout.splitlines()[0].split(":")[0]
-    return None
+def owners_of(paths):
+    """The Debian package that owns each file; those that none owns are left out."""
+    names = {}
+    for path in paths:
+        for name in (path, os.path.realpath(path)):  # and the other names that a merged /usr gives it
+            names[name] = names[name.removeprefix("/usr") if name.startswith("/usr/") else f"/usr{name}"] = path
+    found = {}
+    for line in subprocess.run(["dpkg-query", "--search", *names], capture_output=True, text=True).stdout.splitlines():
+        of, _, name = line.rpartition(": ")
+        if name in names:
+            found[names[name]] = of.split(",")[0].split(":")[0]
+    return found
 
 
 def package(kind, name, version, supplier, *, source=None, architecture="all"):
@@ -65,20 +68,17 @@ class Collection:
         (self.root / place).chmod(mode)
         self.owners[str(place)] = of
 
-    def add_program(self, source):
+    def add_program(self, source, of):
         place = f"usr/bin/{source.name}"
-        found = owner(str(source))
-        self.copy(source, place, found or "assay", 0o755)
-        if found is None:
+        self.copy(source, place, of, 0o755)
+        if of == "assay":
             output("strip", str(self.root / place))
 
-    def add_library(self, path):
-        is_loader = "/lib64/" in path
-        place = f"usr/lib64/{os.path.basename(path)}" if is_loader else str(LIBRARIES / os.path.basename(path))
-        found = owner(path) or ("onednn" if os.path.basename(path).startswith("libdnnl.") else None)
-        if found is None:
+    def add_library(self, path, of):
+        name, is_loader = os.path.basename(path), "/lib64/" in path
+        if of is None and not name.startswith("libdnnl."):
             raise SystemExit(f"collect.py: {path} is of no package of the base")
-        self.copy(path, place, found, 0o755 if is_loader else 0o644)
+        self.copy(path, f"usr/lib64/{name}" if is_loader else str(LIBRARIES / name), of or "onednn", 0o755 if is_loader else 0o644)
 
     def add_debian(self, name):
         """What is to be known of a package whose files are here."""
@@ -110,13 +110,14 @@ def main():
     parser.add_argument("--timestamp", type=int, default=0, help="of the list, in seconds since 1970")
     arguments = parser.parse_args()
     collection = Collection(arguments.root)
-    programs = [arguments.programs / "assay-server", arguments.programs / "assay", pathlib.Path("/usr/bin/flock")]
+    programs = {arguments.programs / "assay-server": "assay", arguments.programs / "assay": "assay", pathlib.Path("/usr/bin/flock"): "util-linux"}
     libraries = set()
-    for program in programs:
-        collection.add_program(program)
+    for program, of in programs.items():
+        collection.add_program(program, of)
         libraries |= loaded_by(program, arguments.programs / "lib")
+    owners = owners_of(libraries)
     for path in sorted(libraries):
-        collection.add_library(path)
+        collection.add_library(path, owners.get(path))
     for place, text in USERS.items():
         collection.write(place, text, "assay")
     collection.copy(AUTHORITIES, AUTHORITIES[1:], "ca-certificates")
@@ -125,10 +126,11 @@ def main():
         collection.add_debian(name)
     for name in ("models", "tmp", "etc/assay"):
         (arguments.root / name).mkdir(parents=True)
+    (arguments.root / "tmp").chmod(0o1777)  # a tmpfs of podman takes over the mode of the folder that it is mounted on
     for link, target in (("lib", "usr/lib"), ("lib64", "usr/lib64"), ("etc/os-release", "../usr/lib/os-release")):
         (arguments.root / link).symlink_to(target)
 
-    version = output("env", f"LD_LIBRARY_PATH={arguments.programs}/lib", str(programs[0]), "--version").split()[-1]
+    version = output("env", f"LD_LIBRARY_PATH={arguments.programs}/lib", str(arguments.programs / "assay-server"), "--version").split()[-1]
     release = dict(line.split("=", 1) for line in pathlib.Path("/etc/os-release").read_text().splitlines() if "=" in line)
     distribution = f"{release['ID']}-{release.get('VERSION_ID', 'unstable')}".replace('"', "")
     collection.packages += other_packages(collection, arguments.programs, version, arguments.revision)
