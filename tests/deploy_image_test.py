@@ -193,6 +193,8 @@ def test_lists_packages_and_files(tmp_path):
     assert [entry["externalRefs"][0]["referenceLocator"] for entry in document["packages"]] == [
         "pkg:generic/assay@1", "pkg:deb/debian/libc%2B%2B@2%3A1.0-1%2Bdeb12u1?arch=amd64&distro=debian-12&upstream=gcc-12", "pkg:generic/cudart@13.0"]
     kinds = [(entry["spdxElementId"], entry["relationshipType"], entry["relatedSpdxElement"]) for entry in document["relationships"]]
+    # Section 7.9: SHA-1 of the sorted SHA-1 sums of the files; of one file here: sha1(sha1("a")), by sha1sum.
+    assert document["packages"][0]["packageVerificationCode"] == {"packageVerificationCodeValue": "eee411109a229046154bc9d75265a9ccb23a3a9c"}
     assert kinds == [("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-assay"), ("SPDXRef-assay", "DEPENDS_ON", "SPDXRef-library-libc.2b..2b."),
                      ("SPDXRef-assay", "STATIC_LINK", "SPDXRef-compiled-in-cudart"), ("SPDXRef-assay", "CONTAINS", "SPDXRef-file-usr.2f.bin.2f.a"),
                      ("SPDXRef-library-libc.2b..2b.", "CONTAINS", "SPDXRef-file-usr.2f.lib.2f.libc.2b..2b..so.6")]
@@ -214,6 +216,8 @@ def test_catches_an_image_that_is_not_what_its_list_says(tmp_path, spoil, proble
 @pytest.mark.parametrize("spoil, problem", [
     (lambda document: document.update(spdxVersion="SPDX-2.2"), "spdxVersion: 'SPDX-2.2'"),
     (lambda document: document["packages"][1].update(versionInfo=""), "SPDXRef-library-libc.2b..2b.: no versionInfo"),
+    (lambda document: document["packages"][0].update(filesAnalyzed=False), "SPDXRef-assay: not the code of its 1 files"),
+    (lambda document: document["packages"][0].pop("packageVerificationCode"), "SPDXRef-assay: not the code of its 1 files"),
     (lambda document: document["packages"].pop(), "relationship with SPDXRef-compiled-in-cudart, which is not there"),
     (lambda document: document["relationships"].pop(), "usr/lib/libc++.so.6: of no package"),
     (lambda document: document["files"][0].update(SPDXID="SPDXRef-a/b"), "SPDXRef-a/b: not an SPDX identifier")])

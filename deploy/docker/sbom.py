@@ -44,12 +44,19 @@ def package_url(package, distribution):
     return f"pkg:deb/debian/{urllib.parse.quote(package['name'])}@{urllib.parse.quote(package['version'])}?{query}"
 
 
-def package_entry(package, distribution):
+def verification_code(files):
+    """Of a package, over its files in the image (section 7.9)."""
+    sums = sorted(entry["checksums"][0]["checksumValue"] for entry in files)
+    return {"packageVerificationCodeValue": hashlib.sha1("".join(sums).encode()).hexdigest()}
+
+
+def package_entry(package, files, distribution):
+    analyzed = {"packageVerificationCode": verification_code(files)} if files else {}
     return {
+        **analyzed, "filesAnalyzed": bool(files),
         "SPDXID": package["id"], "name": package["name"], "versionInfo": package["version"],
         "supplier": package["supplier"],
-        "downloadLocation": "NOASSERTION", "filesAnalyzed": False, "licenseConcluded": "NOASSERTION",
-        "licenseDeclared": "NOASSERTION", "copyrightText": "NOASSERTION",
+        "downloadLocation": "NOASSERTION", "licenseConcluded": "NOASSERTION", "licenseDeclared": "NOASSERTION", "copyrightText": "NOASSERTION",
         "externalRefs": [{"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl",
                           "referenceLocator": package_url(package, distribution)}]}
 
@@ -73,10 +80,11 @@ def document(root, packages, owners, revision, timestamp, distribution):
             relationships.append(relationship(ROOT_PACKAGE, "STATIC_LINK", package["id"]))
         elif package["kind"] != "own":
             relationships.append(relationship(ROOT_PACKAGE, "DEPENDS_ON", package["id"]))
-    files = []
+    files, contained = [], {name: [] for name in by_name}
     for name in files_of(root):
         files.append({"SPDXID": spdx_id("file", name), "fileName": f"./{name}", "checksums": digests(root / name),
                       "licenseConcluded": "NOASSERTION", "licenseInfoInFiles": ["NOASSERTION"], "copyrightText": "NOASSERTION"})
+        contained[owners[name]].append(files[-1])
         relationships.append(relationship(by_name[owners[name]], "CONTAINS", files[-1]["SPDXID"]))
     content = hashlib.sha256(json.dumps([packages, files], sort_keys=True).encode()).hexdigest()
     return {
@@ -84,7 +92,7 @@ def document(root, packages, owners, revision, timestamp, distribution):
         "documentNamespace": f"urn:assay:image:{revision}:{content}",
         "creationInfo": {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(timestamp)),
                          "creators": ["Tool: assay-deploy-docker-sbom.py"]},
-        "packages": [package_entry(package, distribution) for package in packages],
+        "packages": [package_entry(package, contained[package["name"]], distribution) for package in packages],
         "files": files, "relationships": relationships}
 
 
@@ -99,6 +107,11 @@ def form_problems(sbom):
     found += [f"{name}: twice" for name in sorted({name for name in elements if elements.count(name) > 1})]
     for entry in sbom["packages"]:
         found += [f"{entry['SPDXID']}: no {key}" for key in ("name", "versionInfo", "downloadLocation", "supplier") if not entry.get(key)]
+        names = {one["relatedSpdxElement"] for one in sbom["relationships"]
+                 if (one["spdxElementId"], one["relationshipType"]) == (entry["SPDXID"], "CONTAINS")}
+        files = [one for one in sbom["files"] if one["SPDXID"] in names]
+        if entry["filesAnalyzed"] != bool(names) or entry.get("packageVerificationCode") != (verification_code(files) if names else None):
+            found.append(f"{entry['SPDXID']}: not the code of its {len(names)} files")
     known = {"SPDXRef-DOCUMENT", *elements}
     for entry in sbom["relationships"]:
         found += [f"relationship with {entry[key]}, which is not there" for key in ("spdxElementId", "relatedSpdxElement")
