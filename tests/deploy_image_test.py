@@ -244,7 +244,7 @@ class Store:
             pytest.skip(f"NOT RUN: no base in {CACHE} (deploy/docker/make_base); the image is not tried")
         if not all((BUILD / place).is_file() for place in ("server/assay-server", "cli/assay")):
             pytest.skip(f"NOT RUN: no assay-server and assay in {BUILD}; the image is not tried")
-        self.base = f"localhost/assay-{bases[-1].stem}"
+        self.base = f"localhost/assay-{bases[-1].stem}:{int(bases[-1].stat().st_mtime)}"
         self.driver = next((driver for driver in ("overlay", "vfs") if self._holds_base(driver, bases[-1])), None)
         assert self.driver, f"podman cannot import {bases[-1]}"
 
@@ -256,6 +256,9 @@ class Store:
         command = self._command(driver)
         if subprocess.run([*command, "image", "exists", self.base], capture_output=True).returncode == 0:
             return True
+        earlier = subprocess.run([*command, "images", "--quiet", self.base.rsplit(":", 1)[0]], capture_output=True, text=True).stdout.split()
+        if earlier:
+            subprocess.run([*command, "rmi", "--force", *earlier], capture_output=True)
         return subprocess.run([*command, "import", "--quiet", str(tar), self.base], capture_output=True).returncode == 0
 
     def podman(self, *arguments, code=0):
