@@ -209,7 +209,7 @@ def test_catches_an_image_that_is_not_what_its_list_says(tmp_path, spoil, proble
     listed_tree(tmp_path)
     spoil(tmp_path)
     assert sbom.problems(tmp_path) == [problem]
-    answer = subprocess.run([DOCKER / "sbom.py", tmp_path], capture_output=True, text=True)
+    answer = subprocess.run([sys.executable, DOCKER / "sbom.py", tmp_path], capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (1, f"{problem}\n")
 
 
