@@ -86,8 +86,8 @@ void AddPasses(const Admission& a, const ScratchOf& scratch, GpuMemoryInputs& in
   const int64_t longest = std::min(
       HasIntegerKv(a.recipe()) ? evaluation.long_window : evaluation.window, a.spec.max_context);
   // Decode steps are compared between two passes.
-  in.admission = std::max(
-      tuned, 2 * scratch({kChunkRows, kChunkRows, longest}) + keys(longest) + 2 * keys(kChunkRows));
+  in.admission = std::max(weights_pass, 2 * scratch({kChunkRows, kChunkRows, longest}) +
+                                            keys(longest) + 2 * keys(kChunkRows));
 }
 
 GpuMemoryInputs GpuInputs(const Admission& a, const ScratchOf& scratch) {
