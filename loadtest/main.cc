@@ -126,11 +126,13 @@ int RunScenario(const RunOptions& options) {
   monitor.Stop();
   if (!options.quiet && isatty(STDERR_FILENO)) std::fputc('\n', stderr);
   if (!ran.ok()) return Fail(kBadUsage, ran);
+  facts.phases = runner.phases();
+  facts.capacity_per_s = runner.capacity_per_s();
   facts.samples = monitor.samples();
   facts.metrics_error = monitor.error();
   const absl::Status after = scrape();
   if (!after.ok()) facts.metrics_error = std::string(after.message());
-  const Json report = MakeReport(*scenario, recorder, runner, facts);
+  const Json report = MakeReport(*scenario, recorder, facts);
   std::fputs(MarkdownOf(report).c_str(), stdout);
   if (!options.out.empty()) {
     const absl::Status written = WriteReport(report, options.out);

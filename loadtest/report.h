@@ -19,13 +19,14 @@ inline constexpr int kReportSchema = 1;
 struct RunFacts {
   std::string server, started;  // RFC 3339
   double scale = 1;
+  std::vector<PhaseRun> phases;                // as Runner has them
+  double capacity_per_s = 0;                   // 0: no closed phase
   std::vector<ServerSample> before_and_after;  // two, or none
   std::vector<ServerSample> samples;           // once a second
   std::string metrics_error;
 };
 
-Json MakeReport(const Scenario& scenario, const Recorder& recorder, const Runner& runner,
-                const RunFacts& facts);
+Json MakeReport(const Scenario& scenario, const Recorder& recorder, const RunFacts& facts);
 // For a terminal or an issue.
 std::string MarkdownOf(const Json& report);
 // One file that loads nothing from elsewhere.

@@ -67,16 +67,16 @@ Json RecoverySeconds(const std::vector<Window>& windows, const PhaseRun& phase) 
   return nullptr;
 }
 
-// What the open phases together say about overload; null with fewer than two.
-Json SweepJson(const Scenario& scenario, const Recorder& recorder, const Runner& runner,
+// What the open phases together say about overload; null with fewer than three.
+Json SweepJson(const Scenario& scenario, const Recorder& recorder, const RunFacts& facts,
                const Json& phases) {
   std::vector<size_t> open;
-  for (size_t i = 0; i < runner.phases().size(); ++i) {
+  for (size_t i = 0; i < facts.phases.size(); ++i) {
     if (!IsClosed(scenario.phases[i]) && !scenario.phases[i].warm_up) open.push_back(i);
   }
-  if (open.size() < 2) return nullptr;
+  if (open.size() < 3) return nullptr;
   const auto goodput = [&](size_t i) { return phases[i]["goodput_per_s"].get<double>(); };
-  const auto offered = [&](size_t i) { return runner.phases()[i].offered_per_s; };
+  const auto offered = [&](size_t i) { return facts.phases[i].offered_per_s; };
   const size_t best = *std::max_element(
       open.begin(), open.end(), [&](size_t a, size_t b) { return goodput(a) < goodput(b); });
   const size_t most = *std::max_element(
@@ -87,9 +87,9 @@ Json SweepJson(const Scenario& scenario, const Recorder& recorder, const Runner&
            {"heaviest_offered_per_s", offered(most)},
            {"heaviest_goodput_per_s", goodput(most)},
            {"share_of_peak", goodput(best) > 0 ? Json(goodput(most) / goodput(best)) : Json()}};
-  if (most + 1 < runner.phases().size() && offered(most + 1) > 0) {
+  if (most + 1 < facts.phases.size() && offered(most + 1) > 0) {
     out["recovery_phase"] = scenario.phases[most + 1].name;
-    out["recovery_s"] = RecoverySeconds(recorder.windows(), runner.phases()[most + 1]);
+    out["recovery_s"] = RecoverySeconds(recorder.windows(), facts.phases[most + 1]);
   }
   return out;
 }
@@ -174,8 +174,7 @@ void AddNotes(const Scenario& scenario, const Recorder& recorder, const RunFacts
 
 }  // namespace
 
-Json MakeReport(const Scenario& scenario, const Recorder& recorder, const Runner& runner,
-                const RunFacts& facts) {
+Json MakeReport(const Scenario& scenario, const Recorder& recorder, const RunFacts& facts) {
   Json report{{"schema", kReportSchema},  {"scenario", scenario.name},
               {"server", facts.server},   {"protocol", scenario.open_inference ? "oip" : "assay"},
               {"started", facts.started}, {"seed", scenario.seed},
@@ -188,8 +187,8 @@ Json MakeReport(const Scenario& scenario, const Recorder& recorder, const Runner
   std::vector<Tally> by_kind(scenario.kinds.size());
   double counted_s = 0;
   Json phases = Json::array();
-  for (size_t i = 0; i < runner.phases().size(); ++i) {
-    const PhaseRun& run = runner.phases()[i];
+  for (size_t i = 0; i < facts.phases.size(); ++i) {
+    const PhaseRun& run = facts.phases[i];
     const Phase& phase = scenario.phases[i];
     Tally sum;
     for (size_t kind = 0; kind < scenario.kinds.size(); ++kind) {
@@ -217,9 +216,9 @@ Json MakeReport(const Scenario& scenario, const Recorder& recorder, const Runner
   for (size_t kind = 0; kind < by_kind.size(); ++kind) {
     report["kinds"][scenario.kinds[kind].name] = FiguresJson(by_kind[kind], counted_s, false);
   }
-  report["sweep"] = SweepJson(scenario, recorder, runner, phases);
+  report["sweep"] = SweepJson(scenario, recorder, facts, phases);
   report["phases"] = std::move(phases);
-  report["capacity_per_s"] = runner.capacity_per_s() > 0 ? Json(runner.capacity_per_s()) : Json();
+  report["capacity_per_s"] = facts.capacity_per_s > 0 ? Json(facts.capacity_per_s) : Json();
   report["generator"] = {{"late_ms", LatencyJson(recorder.lateness(), false)},
                          {"not_sent", recorder.not_sent()}};
   report["server_metrics"] = ServerJson(facts);

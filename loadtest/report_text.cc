@@ -58,7 +58,7 @@ Rows FiguresRows(const Json& report) {
   for (const Json& phase : report["phases"]) {
     const bool closed = phase["loop"] == "closed";
     rows.push_back(FiguresRow(absl::StrCat(phase["name"].get<std::string>(),
-                                           phase["warm_up"] == true ? " (warm-up)" : ""),
+                                           phase["warm_up"] == true ? " (not counted)" : ""),
                               closed ? absl::StrCat(phase["clients"].get<int>(), " clients")
                                      : Shown(phase["offered_per_s"]),
                               phase));

@@ -19,9 +19,9 @@ void Add(std::optional<double>& sum, double value) { sum = sum.value_or(0) + val
 
 ServerSample ParseServerMetrics(std::string_view text) {
   ServerSample out;
-  for (const absl::string_view line :
-       absl::StrSplit(absl::string_view(text.data(), text.size()), '\n')) {
+  for (absl::string_view line : absl::StrSplit(absl::string_view(text.data(), text.size()), '\n')) {
     if (line.empty() || line[0] == '#') continue;
+    line = line.substr(0, line.find(" # {"));  // without an exemplar
     const size_t brace = line.find('{'), close = line.rfind('}');
     const bool labels = brace != line.npos && close != line.npos && close > brace;
     const size_t name_end = labels ? brace : line.find(' ');
