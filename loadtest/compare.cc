@@ -11,6 +11,43 @@ namespace {
 
 using Rows = std::vector<std::vector<std::string>>;
 
+// What is read below without looking, as a report that somebody has edited must not do more than be
+// refused.
+void CheckLatency(const Json& latency) {
+  if (latency.at("count").get<int64_t>() == 0) return;
+  for (const char* key : {"p50", "p90", "p99", "p99.9"}) (void)latency.at(key).get<double>();
+  if (!latency.contains("buckets")) return;
+  for (const Json& bucket : latency.at("buckets")) {
+    (void)bucket.at(0).get<double>();
+    (void)bucket.at(1).get<int64_t>();
+  }
+}
+
+void CheckFigures(const Json& figures) {
+  for (const char* key :
+       {"requests", "good", "tokens", "ok_per_s", "goodput_per_s", "tokens_per_s"}) {
+    (void)figures.at(key).get<double>();
+  }
+  for (const auto& [code, count] : figures.at("outcomes").items()) (void)count.get<int64_t>();
+  for (const char* key : {"ttft_ms", "itl_ms", "e2e_ms", "failed_ms"}) {
+    CheckLatency(figures.at(key));
+  }
+}
+
+void CheckReport(const Json& report) {
+  for (const char* key : {"scenario", "protocol"}) (void)report.at(key).get<std::string>();
+  for (const char* key : {"seed", "scale"}) (void)report.at(key).get<double>();
+  for (const char* key : {"ttft", "itl", "e2e"}) {
+    if (!report.at("slo_ms").at(key).is_null()) (void)report.at("slo_ms").at(key).get<double>();
+  }
+  (void)report.at("invalid").get<std::vector<std::string>>();
+  CheckFigures(report.at("totals"));
+  for (const Json& phase : report.at("phases")) {
+    (void)phase.at("name").get<std::string>();
+    CheckFigures(phase);
+  }
+}
+
 std::string Ratio(const Json& a, const Json& b) {
   if (!a.is_number() || !b.is_number() || a.get<double>() == 0) return "-";
   return absl::StrFormat("%.3f", b.get<double>() / a.get<double>());
@@ -136,8 +173,10 @@ absl::StatusOr<Json> ReadReport(const std::string& path) {
 absl::StatusOr<Comparison> Compare(const Json& a, const Json& b,
                                    const std::pair<std::string, std::string>& names) {
   try {
+    CheckReport(a);
+    CheckReport(b);
     return Compared(a, b, names);
-  } catch (const nlohmann::json::exception& e) {  // a report that somebody has edited
+  } catch (const nlohmann::json::exception& e) {  // somebody has edited it
     return absl::InvalidArgumentError(absl::StrCat("not a whole report: ", e.what()));
   }
 }

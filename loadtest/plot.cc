@@ -10,7 +10,7 @@
 namespace assay::load {
 namespace {
 
-constexpr double kWidth = 640, kHeight = 260, kLeft = 56, kRight = 12, kTop = 10, kBottom = 40;
+constexpr double kWidth = 640, kHeight = 260, kLeft = 56, kRight = 24, kTop = 10, kBottom = 40;
 
 // From the values of an axis to pixels.
 struct Axis {

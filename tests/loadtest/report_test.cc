@@ -82,7 +82,7 @@ TEST_F(ReportTest, EachLimitOfTheSloDecides) {
   AddFailed(0, 0.7, grpc::StatusCode::CANCELLED);
   const Json totals = Report()["totals"];
   EXPECT_EQ(totals["requests"], 7);
-  EXPECT_EQ(totals["good"], 1);
+  EXPECT_EQ(totals["good"], 2);
   EXPECT_EQ(
       totals["outcomes"],
       Json({{"CANCELLED", 1}, {"CANCELLED (ours)", 1}, {"OK", 4}, {"RESOURCE_EXHAUSTED", 1}}));
@@ -216,10 +216,35 @@ TEST_F(ReportTest, ComparisonShowsRatiosAndCounts) {
 }
 
 TEST_F(ReportTest, WhatIsNoReportIsNotCompared) {
-  Json broken = Report();
-  broken["totals"].erase("outcomes");
-  EXPECT_THAT(Compare(broken, Report(), {"a", "b"}),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not a whole report")));
+  for (int i = 0; i < 3; ++i) Add(Ended(i, 2.0 * i + 0.1, {10, 20}, 30));
+  const Json whole = Report();
+  ASSERT_OK(Compare(whole, whole, {"a", "b"}));
+  // Nothing that a comparison reads may be missing, nor be of another type.
+  for (const char* path :
+       {"/seed", "/slo_ms/ttft", "/invalid", "/phases", "/totals", "/totals/outcomes/OK",
+        "/totals/good", "/totals/e2e_ms", "/totals/e2e_ms/count", "/totals/e2e_ms/p99",
+        "/totals/e2e_ms/buckets/0/1", "/phases/1/name", "/phases/1/e2e_ms/p99"}) {
+    const Json::json_pointer at(path);
+    Json broken = whole;
+    broken[at] = Json::object({{"x", Json::array()}});
+    EXPECT_THAT(Compare(broken, whole, {"a", "b"}),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not a whole report")))
+        << path;
+    EXPECT_THAT(Compare(whole, broken, {"a", "b"}), StatusIs(absl::StatusCode::kInvalidArgument))
+        << path;
+  }
+  for (const char* key : {"totals", "phases", "slo_ms"}) {
+    Json broken = whole;
+    broken.erase(key);
+    EXPECT_THAT(Compare(broken, whole, {"a", "b"}), StatusIs(absl::StatusCode::kInvalidArgument))
+        << key;
+  }
+  for (const char* key : {"outcomes", "good", "ttft_ms"}) {
+    Json broken = whole;
+    broken["totals"].erase(key);
+    EXPECT_THAT(Compare(broken, whole, {"a", "b"}), StatusIs(absl::StatusCode::kInvalidArgument))
+        << key;
+  }
   EXPECT_THAT(ReadReport("/nowhere.json"),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("'/nowhere.json'")));
 }
