@@ -106,10 +106,11 @@ def test_the_open_loop_sees_a_stall_that_the_closed_loop_hides(own, run):
     latency, waited = stalled(own, run, "{constant: 100}")
     assert latency["count"] == 400
     assert latency["p99"] >= 800 and waited >= 15
-    # The closed loop's client stands still with the server: one request waited, of hundreds.
+    # The closed loop's client stands still with the server: one request waited. Of 100 or more, that is above the
+    # 99th percentile.
     latency, waited = stalled(own, run, "{closed: 1}")
     assert waited <= 1
-    assert latency["count"] > 200 and latency["p99"] < 800
+    assert latency["count"] >= 100 and latency["p99"] < 800
 
 
 def test_bad_usage_is_said(run, tmp_path):
