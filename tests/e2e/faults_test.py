@@ -1,0 +1,278 @@
+"""Faults done to a real server, and what must hold: nobody gets a wrong answer, and it serves again (docs/reliability.md)."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+
+import grpc
+import pytest
+
+from conftest import BUILD, Assay, Server, wait_until
+from http2_frames import END_HEADERS, HEADERS, REQUEST, connect, frame
+
+PROMPT = "Once upon a time"
+TOKENS = 12
+
+
+def answer(server, tokens=TOKENS):
+    """What the model says; greedy, so that every right answer is the same."""
+    parts = list(Assay(server.address).generate(PROMPT, max_tokens=tokens))
+    return "".join(part.text for part in parts)
+
+
+@pytest.fixture
+def folder(tmp_path, repository):
+    """A repository of stories260k alone, and servers over the same cache."""
+    shutil.copytree(repository / "stories260k", tmp_path / "models" / "stories260k")
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder):
+    servers = []
+
+    def start_one(*flags, wait=True, before=()):
+        server = Server(folder, "--model-repository", folder / "models", *flags,
+                        program=(*before, BUILD / "server" / "assay-server"))
+        servers.append(server)
+        return server.wait_ready() if wait else server
+
+    yield start_one
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def expected(start):
+    server = start("--cache-dir", "none")
+    text = answer(server)
+    server.stop()
+    assert text
+    return text
+
+
+def corrupt(server):
+    return server.metric(r'^assay_artifact_cache_requests_total{.*result="corrupt"')
+
+
+def test_killed_at_any_moment_of_an_admission(start, folder, expected):
+    """SIGKILL while an artifact is made: the next start finds a whole one or none."""
+    moments = [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9]
+    for moment in moments:
+        shutil.rmtree(folder / "artifacts", ignore_errors=True)
+        server = start(wait=False)
+        wait_until(lambda: any("gRPC" in line or "ADMITTING" in line for line in server.stderr) or server.process.poll() is not None)
+        time.sleep(moment)
+        server.stop()
+        after = start()
+        assert corrupt(after) == 0, f"killed after {moment} s"
+        assert answer(after) == expected
+        after.stop()
+
+
+def test_killed_under_load_and_started_again(start, expected):
+    server = start()
+    stop, wrong, done = threading.Event(), [], []
+
+    def client():
+        while not stop.is_set():
+            try:
+                text = answer(server)
+            except grpc.RpcError:
+                continue  # lost with its server; nobody was told anything
+            (done if text == expected else wrong).append(text)
+
+    clients = [threading.Thread(target=client) for _ in range(8)]
+    for one in clients:
+        one.start()
+    wait_until(lambda: len(done) >= 20)
+    server.process.kill()
+    stop.set()
+    for one in clients:
+        one.join()
+    assert wrong == []
+    again = start()
+    assert again.metric(r'^assay_artifact_cache_requests_total{.*result="hit"') == 1
+    assert answer(again) == expected
+
+
+def test_stopped_and_continued(start, expected):
+    """SIGSTOP for a second: late answers, right ones."""
+    server = start()
+    texts, failed = [], []
+
+    def client():
+        for _ in range(5):
+            try:
+                texts.append(answer(server))
+            except grpc.RpcError as error:
+                failed.append(error)
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for one in clients:
+        one.start()
+    server.process.send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    server.process.send_signal(signal.SIGCONT)
+    for one in clients:
+        one.join()
+    assert failed == [] and texts == [expected] * 20
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cache_that_rots(start, folder, expected, seed):
+    """Random bytes of an artifact are flipped, or its end is lost: found, set aside, quantized again."""
+    start().stop()
+    rng = random.Random(seed)
+    files = sorted(path for path in (folder / "artifacts").rglob("*") if path.is_file() and path.stat().st_size > 0)
+    assert files
+    for path in rng.sample(files, min(2, len(files))):
+        data = bytearray(path.read_bytes())
+        if seed % 2:
+            del data[rng.randrange(len(data)):]
+        else:
+            for _ in range(8):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+    server = start()
+    assert answer(server) == expected
+    server.stop()
+    assert answer(start()) == expected  # and what was made anew is whole
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: mounting a small file system needs root")
+@pytest.mark.parametrize("options", ["size=64k", "size=1m,ro"])
+def test_a_cache_that_is_full_or_read_only(start, folder, expected, options):
+    cache = folder / "artifacts"
+    cache.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", cache], capture_output=True).returncode != 0:
+        pytest.skip("NOT RUN: this root may not mount")
+    try:
+        server = start()
+        assert answer(server) == expected
+        assert any("cache" in line or "store" in line for line in server.stderr if "WARNING" in line or "not stored" in line), server.log()
+        server.stop()
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True)
+
+
+def test_no_descriptors_left(start, expected):
+    server = start(before=("prlimit", "--nofile=260:260"))
+    host, port = server.address.rsplit(":", 1)
+    clients = []
+    for _ in range(400):
+        try:
+            clients.append(socket.create_connection((host, int(port)), timeout=5))
+        except OSError:
+            break
+    assert server.process.poll() is None
+    for client in clients:
+        client.close()
+    wait_until(lambda: server.metric(r"^assay_grpc_connections ") <= 1)
+    assert answer(server) == expected
+
+
+def test_too_little_memory_is_a_verdict(start, folder):
+    server = start("--memory-limit", "64KiB", "--strict-readiness", "false")
+    assert any("does not fit" in line for line in server.stderr), server.log()
+    assert server.get("/healthz")[0] == 200
+
+
+def test_clients_that_break_off(start, expected):
+    """RST in the middle of streams: sequences end, nothing of them stays."""
+    server = start()
+    for _ in range(20):
+        client = connect(server)
+        request = frame(HEADERS, END_HEADERS, 1, REQUEST)
+        client.sendall(request)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    channels = []
+    for _ in range(30):
+        assay = Assay(server.address)
+        stream = iter(assay.generate(PROMPT, max_tokens=200))
+        next(stream)
+        channels.append((assay, stream))
+    for assay, _ in channels:
+        assay.channel.close()
+    wait_until(lambda: server.load() == 0)
+    wait_until(lambda: server.metric(r'^assay_llm_kv_cache_blocks{.*state="used"') == 0)
+    assert answer(server) == expected
+
+
+def test_ten_thousand_idle_streams(start, expected):
+    """Opened, never ended, nothing sent: bounded, and others are served."""
+    server = start("--limits-max-connections-per-address", "0")
+    memory = server.resident_bytes()
+    clients = [connect(server) for _ in range(40)]
+    for client in clients:
+        client.sendall(b"".join(frame(HEADERS, END_HEADERS, stream, REQUEST) for stream in range(1, 501, 2)))
+    assert answer(server) == expected
+    assert (server.resident_bytes() - memory) / 10_000 < 64 << 10  # of a stream: gRPC's call and its arena
+    for client in clients:
+        client.close()
+    wait_until(lambda: server.metric(r"^assay_grpc_connections ") <= 1)
+    assert answer(server) == expected
+
+
+def test_messages_of_noise(start, expected):
+    """Whatever bytes are sent as a request: a status, not a crash."""
+    server = start()
+    rng = random.Random(7)
+    allowed = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED,
+               grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED,
+               grpc.StatusCode.UNAVAILABLE}
+    valid = bytes.fromhex("0a0b73746f726965733236306b")  # model_name: stories260k
+    with grpc.insecure_channel(server.address) as channel:
+        for method in ("ModelInfer", "ModelReady", "ModelMetadata", "RepositoryModelLoad"):
+            call = channel.unary_unary("/inference.GRPCInferenceService/" + method)
+            for _ in range(300):
+                data = bytearray(valid + rng.randbytes(rng.randrange(40)))
+                for _ in range(rng.randrange(4)):
+                    data[rng.randrange(len(data))] = rng.randrange(256)
+                try:
+                    call(bytes(data), timeout=30)
+                except grpc.RpcError as error:
+                    assert error.code() in allowed, error
+    assert server.process.poll() is None
+    assert answer(server) == expected
+
+
+def test_deadlines_too_short_to_be_met(start, expected):
+    server = start()
+    assay = Assay(server.address)
+    for _ in range(300):
+        with pytest.raises(grpc.RpcError):
+            list(assay.generate(PROMPT, max_tokens=200, timeout=0.001))
+    wait_until(lambda: server.load() == 0)
+    assert answer(server) == expected
+
+
+def test_terminated_in_the_middle_of_it_all(start, expected):
+    """SIGTERM: what was accepted is answered, exit code 0."""
+    server = start()
+    texts, refused = [], []
+
+    def client():
+        try:
+            texts.append(answer(server, tokens=60))
+        except grpc.RpcError as error:
+            refused.append(error.code())
+
+    clients = [threading.Thread(target=client) for _ in range(16)]
+    for one in clients:
+        one.start()
+    wait_until(lambda: server.load() > 0)
+    server.terminate()
+    for one in clients:
+        one.join()
+    assert server.wait() == 0
+    assert set(refused) <= {grpc.StatusCode.UNAVAILABLE}
+    assert texts and all(text.startswith(expected) for text in texts)
+
