@@ -139,8 +139,8 @@ std::string ErrorLine(const grpc::Status& status, const std::string& server) {
   if (unreachable) {
     return absl::StrCat("no server answers at ", server,
                         "; is assay-server running, and with TLS where --ca is given? (another "
-                        "address: --server or ASSAY_SERVER, of administration --admin-server or "
-                        "ASSAY_ADMIN_SERVER)");
+                        "address: --server HOST:PORT or ASSAY_SERVER, of administration "
+                        "--admin-server or ASSAY_ADMIN_SERVER)");
   }
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
     return absl::StrCat(

@@ -44,6 +44,28 @@ TEST(ClientTest, AServerThatDoesNotAnswerIsOneLineWithAdvice) {
   EXPECT_EQ(line.find('\n'), std::string::npos);
 }
 
+TEST(ClientTest, AdministrationGoesWhereItIsSaidElseWhereItIsByDefault) {
+  GlobalOptions options;
+  EXPECT_EQ(options.ForAdmin().server, "127.0.0.1:8003");
+  options.server = "a:1";
+  options.server_given = true;
+  EXPECT_EQ(options.ForAdmin().server, "a:1");
+  options.admin_server = "b:2";
+  EXPECT_EQ(options.ForAdmin().server, "b:2");
+  EXPECT_EQ(options.server, "a:1");
+}
+
+TEST(ClientTest, FilesThatAreNoUseAreNamed) {
+  const std::pair<GlobalOptions, const char*> bad[] = {
+      {{.token_file = "/nowhere/token"}, "--token-file: /nowhere/token"},
+      {{.ca = "/nowhere/ca.pem"}, "--ca: /nowhere/ca.pem"},
+      {{.cert = "/nowhere/cert.pem"}, "--cert and --key go together"},
+      {{.key = "/nowhere/key.pem"}, "--cert and --key go together"}};
+  for (const auto& [options, what] : bad)
+    EXPECT_THAT(Client::Connect(options).status(),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(what)));
+}
+
 TEST(ClientTest, TheServersOwnWordsAreKept) {
   EXPECT_EQ(ErrorLine({grpc::StatusCode::UNAVAILABLE, "the server is draining"}, "x"),
             "the server is draining");
