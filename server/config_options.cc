@@ -287,6 +287,9 @@ std::vector<ConfigOption> AccessOptions() {
             ASSAY_FIELD(limits.http2.max_header_bytes)),
       Number("limits.max_resets_per_second", "Streams of a connection that its client resets", 1,
              1e6, ASSAY_FIELD(limits.http2.max_resets_per_second)),
+      Number("limits.memory_watermark",
+             "Share of the memory above which requests are refused; 0: none", 0, 1,
+             ASSAY_FIELD(memory_watermark)),
   };
 }
 

@@ -63,7 +63,9 @@ absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContex
   absl::StatusOr<WorkGate::Ticket> ticket = context.gate.Enter();
   if (!ticket.ok()) {
     if (const auto servable = context.registry.Acquire(model, wanted); servable.ok()) {
-      (*servable)->metrics->Rejected(RejectReason::kDraining);
+      (*servable)->metrics->Rejected(absl::IsUnavailable(ticket.status())
+                                         ? RejectReason::kDraining
+                                         : RejectReason::kQueueFull);
     }
     return ticket.status();
   }

@@ -16,6 +16,7 @@
 #include "server/drift_responder.h"
 #include "server/http_endpoint.h"
 #include "server/listeners.h"
+#include "server/memory_watermark.h"
 #include "server/model_repository.h"
 #include "server/open_inference_service.h"
 #include "server/revision.h"
@@ -184,6 +185,7 @@ struct Server::Parts {
   ThreadPool pool;
   Metrics metrics;
   ModelRegistry registry;
+  MemoryWatermark memory{config.memory_watermark, RealClock()};
   WorkGate gate;
   Readiness readiness;
   Statistics statistics;
@@ -392,6 +394,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerConfig config,
                               hooks);
   Announce(StartBanner(parts->config, parts->policy, DescribeHardware(parts->gpus),
                        parts->pool.num_threads()));
+  parts->gate.AskFirst([&memory = parts->memory] { return memory.Check(); });
   parts->WatchDevices();
   parts->WatchRegistry();
   RETURN_IF_ERROR(parts->StartGrpc());

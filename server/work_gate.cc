@@ -3,6 +3,7 @@
 namespace assay {
 
 absl::StatusOr<WorkGate::Ticket> WorkGate::Enter() {
+  if (check_ && !closed()) RETURN_IF_ERROR(check_());
   MutexLock lock(mu_);
   if (closed_) return absl::UnavailableError("the server is draining");
   ++active_;

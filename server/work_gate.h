@@ -2,6 +2,7 @@
 // accepted request is lost. Thread-safe.
 #pragma once
 #include <chrono>
+#include <functional>
 #include <utility>
 
 #include "base/mutex.h"
@@ -29,7 +30,10 @@ class WorkGate {
     WorkGate* gate_ = nullptr;
   };
 
-  absl::StatusOr<Ticket> Enter() ABSL_LOCKS_EXCLUDED(mu_);  // Unavailable: draining
+  // Before a request is accepted; its error is the answer. Before the first Enter.
+  void AskFirst(std::function<absl::Status()> check) { check_ = std::move(check); }
+  // Unavailable: draining; what the check says.
+  absl::StatusOr<Ticket> Enter() ABSL_LOCKS_EXCLUDED(mu_);
   void Close() ABSL_LOCKS_EXCLUDED(mu_);
   bool closed() const ABSL_LOCKS_EXCLUDED(mu_);
   int active() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -39,6 +43,7 @@ class WorkGate {
  private:
   void Leave() ABSL_LOCKS_EXCLUDED(mu_);
 
+  std::function<absl::Status()> check_;  // empty: none
   mutable Mutex mu_;
   CondVar idle_;
   int active_ ABSL_GUARDED_BY(mu_) = 0;

@@ -184,6 +184,16 @@ def test_too_little_memory_is_a_verdict(start, folder):
     assert server.get("/healthz")[0] == 200
 
 
+def test_memory_that_is_nearly_used_up(start):
+    """Above the watermark requests are refused, with a time to come again; health and metrics answer."""
+    server = start("--limits-memory-watermark", "0.0001")
+    with pytest.raises(grpc.RpcError) as refused:
+        answer(server)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "limits.memory_watermark" in refused.value.details()
+    assert server.get("/healthz")[0] == 200
+
+
 def test_clients_that_break_off(start, expected):
     """RST in the middle of streams: sequences end, nothing of them stays."""
     server = start()
