@@ -258,9 +258,7 @@ void Front::Loop::Accept() {
       }
       // With the spare one it is taken and closed: it would wait, and wake us, for ever.
       spare_ = Descriptor();
-      {
-        const Descriptor taken(accept4(shared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      }
+      { const Descriptor taken(accept4(shared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC)); }
       spare_ = Descriptor(open("/dev/null", O_RDONLY | O_CLOEXEC));
       if (!spare_.valid()) return;
       continue;
