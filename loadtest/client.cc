@@ -23,6 +23,7 @@
 #include <thread>
 
 #include "base/mutex.h"
+#include "loadtest/calls.h"
 #include "proto/assay/v1/assay.grpc.pb.h"
 #include "proto/open_inference/grpc_service.grpc.pb.h"
 
@@ -48,27 +49,6 @@ struct Tally {
 
 double Milliseconds(Instant from, Instant to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
-}
-
-const char* CodeName(grpc::StatusCode code) {
-  static const char* const kNames[] = {"OK",
-                                       "CANCELLED",
-                                       "UNKNOWN",
-                                       "INVALID_ARGUMENT",
-                                       "DEADLINE_EXCEEDED",
-                                       "NOT_FOUND",
-                                       "ALREADY_EXISTS",
-                                       "PERMISSION_DENIED",
-                                       "RESOURCE_EXHAUSTED",
-                                       "FAILED_PRECONDITION",
-                                       "ABORTED",
-                                       "OUT_OF_RANGE",
-                                       "UNIMPLEMENTED",
-                                       "INTERNAL",
-                                       "UNAVAILABLE",
-                                       "DATA_LOSS",
-                                       "UNAUTHENTICATED"};
-  return kNames[static_cast<int>(code)];
 }
 
 // Texts that differ from request to request, so that no prefix cache helps.
@@ -158,7 +138,7 @@ class Client {
 
   void Record(const grpc::Status& status, double latency_ms) {
     const bool ours = cancelled_ && status.error_code() == grpc::StatusCode::CANCELLED;
-    tally_.outcomes[ours ? "CANCELLED (ours)" : CodeName(status.error_code())]++;
+    tally_.outcomes[ours ? "CANCELLED (ours)" : load::CodeName(status.error_code())]++;
     if (status.ok()) {
       tally_.latency_ms.push_back(latency_ms);
     } else if (!ours && tally_.first_error.empty()) {

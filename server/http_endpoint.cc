@@ -190,6 +190,7 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const Place& p
     absl::StatusOr<std::unique_ptr<Front>> front =
         Front::Start({.address = place.address,
                       .port = place.port,
+                      .protocol = "HTTP",
                       .limits = place.limits,
                       .tls = server.tls.get(),
                       .connect = [&server] { return server.ConnectInside(); }},

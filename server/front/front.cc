@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <thread>
@@ -24,7 +25,8 @@ namespace {
 
 constexpr int kBacklog = 512, kEvents = 128, kMostLoops = 4;
 constexpr uint32_t kBoth = EPOLLIN | EPOLLOUT | EPOLLET;
-constexpr int kTickMs = 500;  // deadlines are looked at this often
+constexpr int kTickMs = 500;                     // deadlines are looked at this often
+constexpr std::chrono::milliseconds kPause(10);  // without any descriptor
 constexpr absl::Duration kBetweenLogs = absl::Seconds(1);
 
 std::string LastError() { return std::strerror(errno); }
@@ -42,7 +44,8 @@ struct Address {
   }
 };
 
-absl::StatusOr<Descriptor> Listen(const std::string& address, int port) {
+// `what`: of the protocol, for errors.
+absl::StatusOr<Descriptor> Listen(const std::string& address, int port, const char* what) {
   addrinfo hints{};
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;
@@ -52,8 +55,8 @@ absl::StatusOr<Descriptor> Listen(const std::string& address, int port) {
                                : address;
   if (const int failed = getaddrinfo(host.c_str(), absl::StrCat(port).c_str(), &hints, &found);
       failed != 0)
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen for gRPC on ", address, ":", port, ": ", gai_strerror(failed)));
+    return absl::UnavailableError(absl::StrCat("cannot listen for ", what, " on ", address, ":",
+                                               port, ": ", gai_strerror(failed)));
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, freeaddrinfo);
   Descriptor listener(socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int yes = 1;
@@ -61,7 +64,7 @@ absl::StatusOr<Descriptor> Listen(const std::string& address, int port) {
   if (!listener.valid() || bind(listener.get(), found->ai_addr, found->ai_addrlen) != 0 ||
       listen(listener.get(), kBacklog) != 0)
     return absl::UnavailableError(
-        absl::StrCat("cannot listen for gRPC on ", address, ":", port, ": ", LastError(),
+        absl::StrCat("cannot listen for ", what, " on ", address, ":", port, ": ", LastError(),
                      ": is the port in use, or the address not of this host?"));
   return listener;
 }
@@ -260,8 +263,10 @@ void Front::Loop::Accept() {
       spare_ = Descriptor();
       { const Descriptor taken(accept4(shared_.listener.get(), nullptr, nullptr, SOCK_CLOEXEC)); }
       spare_ = Descriptor(open("/dev/null", O_RDONLY | O_CLOEXEC));
-      if (!spare_.valid()) return;
-      continue;
+      if (spare_.valid()) continue;
+      std::this_thread::sleep_for(
+          kPause);  // another thread took it: who waits would wake us at once
+      return;
     }
     const std::string host = from.Host();
     if (!shared_.Admit(host)) {
@@ -335,10 +340,12 @@ void Front::Loop::LookAtDeadlines() {
 
 void Front::Loop::Run() {
   std::array<epoll_event, kEvents> events{};
+  std::vector<Held*> ready, gone;
   absl::Time next_tick = absl::Now() + absl::Milliseconds(kTickMs);
   while (!shared_.stop) {
     const int count = epoll_wait(poll_.get(), events.data(), kEvents, again_.empty() ? kTickMs : 0);
-    std::vector<Held*> ready, gone;
+    ready.clear();
+    gone.clear();
     ready.swap(again_);
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = events[static_cast<size_t>(i)];
@@ -395,7 +402,7 @@ Front::Front(std::unique_ptr<Shared> shared) : shared_(std::move(shared)) {
 absl::StatusOr<std::unique_ptr<Front>> Front::Start(FrontOptions options,
                                                     std::function<void(int fd)> serve) {
   auto shared = std::make_unique<Shared>();
-  ASSIGN_OR_RETURN(shared->listener, Listen(options.address, options.port));
+  ASSIGN_OR_RETURN(shared->listener, Listen(options.address, options.port, options.protocol));
   shared->port = PortOf(shared->listener);
   shared->options = std::move(options);
   shared->serve = std::move(serve);

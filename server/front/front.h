@@ -21,7 +21,8 @@ namespace assay {
 
 struct FrontOptions {
   std::string address = "127.0.0.1";
-  int port = 0;  // 0: a free one
+  int port = 0;                   // 0: a free one
+  const char* protocol = "gRPC";  // named in errors
   FrontLimits limits;
   const TlsStore* tls = nullptr;  // outlives the Front; null: plain
   // Of another protocol than HTTP/2: opens the server's end for a client that has begun to speak;

@@ -22,8 +22,8 @@ enum Type : uint8_t {
 };
 constexpr uint8_t kEndStream = 0x1, kEndHeaders = 0x4;
 
-// A block of the largest size takes 4 frames of 16 KiB.
-constexpr int kMostFramesOfABlock = 32;
+// Of a block, besides those that its bytes take in frames of 16 KiB, the largest that gRPC takes.
+constexpr size_t kSpareFrames = 32, kFrameBytes = 16384;
 // SETTINGS, PING, PRIORITY, empty DATA: clients that measure the bandwidth send some hundred pings.
 constexpr double kControlsPerSecond = 1000;
 constexpr double kBurstSeconds = 5;
@@ -117,9 +117,10 @@ absl::Status Http2Guard::TakeHeaders(size_t length, uint32_t stream, bool ends, 
   if (block_bytes_ > limits_.max_header_bytes)
     return absl::ResourceExhaustedError(
         absl::StrCat("a header block is too large: max_header_bytes=", limits_.max_header_bytes));
-  if (++block_frames_ > kMostFramesOfABlock)
+  const size_t most = kSpareFrames + limits_.max_header_bytes / kFrameBytes;
+  if (++block_frames_ > most)
     return absl::ResourceExhaustedError(
-        absl::StrCat("a header block has too many frames: most=", kMostFramesOfABlock));
+        absl::StrCat("a header block has too many frames: most=", most));
   return absl::OkStatus();
 }
 

@@ -49,7 +49,7 @@ class Http2Guard {
   bool in_block_ = false;
   uint32_t block_stream_ = 0;
   size_t block_bytes_ = 0;
-  int block_frames_ = 0;
+  size_t block_frames_ = 0;
   Bucket resets_, controls_;
 };
 

@@ -175,6 +175,7 @@ def test_no_descriptors_left(start, expected):
     for client in clients:
         client.close()
     wait_until(lambda: server.metric(r"^assay_grpc_connections ") <= 1)
+    assert server.metric(r'^assay_connections_refused_total{reason="no_descriptor"}') > 0
     assert answer(server) == expected
 
 

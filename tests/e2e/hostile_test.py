@@ -1,6 +1,6 @@
 """What clients may do to the port of a real server: bounded in CPU, memory and time, and the others are served meanwhile.
 
-The first test is the regression test of CVE-2023-33953 (docs/adr/0014): gRPC 1.51 by itself burns 29 seconds on 16 MB of header.
+The first test is the regression test of CVE-2023-33953 (docs/adr/0014): gRPC 1.51 by itself burns 5.7 seconds of CPU on 16 MB of header.
 """
 
 import os
