@@ -79,13 +79,13 @@ void EmbedReactor::Submit() {
   group_.SubmitAll(
       {tokens_.size(), window_},
       [this, engine](size_t row) {
-        absl::StatusOr<SequenceId> id = engine->Submit({tokens_[row], {}, DeadlineOf(*rpc_)},
-                                                       [this, row](EncodeResult&& result) {
-                                                         const absl::Status status = result.status;
-                                                         results_[row] = std::move(result);
-                                                         record_->Charge(tokens_[row].size());
-                                                         group_.Ended(status);
-                                                       });
+        absl::StatusOr<SequenceId> id = engine->Submit(
+            {tokens_[row], {}, DeadlineOf(*rpc_), row > 0}, [this, row](EncodeResult&& result) {
+              const absl::Status status = result.status;
+              results_[row] = std::move(result);
+              record_->Charge(tokens_[row].size());
+              group_.Ended(status);
+            });
         // No sink reads this before SubmitAll lets go of the group.
         progress_ = id.ok() ? Progress::kAccepted : std::max(progress_, Progress::kSubmitted);
         return id;

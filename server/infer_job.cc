@@ -206,15 +206,22 @@ absl::Status InferJob::CheckRequestedOutputs(const inference::ModelInferRequest&
 }
 
 absl::StatusOr<SequenceId> InferJob::SubmitGenerate(size_t row) {
-  GenerateRequest request{rows_[row].tokens, parameters_.sampling,
-                          std::min(options_.deadline, record_->arrival() + parameters_.timeout)};
+  GenerateRequest request{
+      .prompt = rows_[row].tokens,
+      .sampling = parameters_.sampling,
+      .deadline = std::min(options_.deadline, record_->arrival() + parameters_.timeout),
+      .trace = {},
+      .follows = row > 0};
   return record_->servable()->generate->Submit(
       std::move(request), [this, row](TokenEvent&& event) { OnToken(row, std::move(event)); });
 }
 
 absl::StatusOr<SequenceId> InferJob::SubmitEncode(size_t row) {
   EncodeRequest request{
-      rows_[row].tokens, {}, std::min(options_.deadline, record_->arrival() + parameters_.timeout)};
+      .tokens = rows_[row].tokens,
+      .token_types = {},
+      .deadline = std::min(options_.deadline, record_->arrival() + parameters_.timeout),
+      .follows = row > 0};
   return record_->servable()->encode->Submit(std::move(request),
                                              [this, row](EncodeResult&& result) {
                                                const absl::Status status = result.status;

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "absl/synchronization/mutex.h"
 #include "server/flags.h"
 #include "server/server.h"
 #include "server/signals.h"
@@ -23,6 +24,9 @@ int main(int argc, char** argv) {
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_TOP_PAD, 64 << 20);
+
+  // Debian's Abseil is built with its deadlock detector on, which makes gRPC's locks dear.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 
   const assay::Flags flags = assay::ParseFlags(argc, argv);
   if (flags.exit_code) return *flags.exit_code;

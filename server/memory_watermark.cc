@@ -3,7 +3,7 @@
 #include "absl/strings/str_format.h"
 #include "base/cpu_info.h"
 #include "base/log.h"
-#include "server/status_convert.h"
+#include "base/retry_after.h"
 
 namespace assay {
 namespace {

@@ -2,6 +2,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "server/status_convert.h"
 #include "server/trace_context.h"
 
 namespace assay {
@@ -11,13 +12,21 @@ Outcome OutcomeOf(const absl::Status& status, Progress progress) {
   if (status.ok()) return Outcome::kSuccess;
   if (absl::IsDeadlineExceeded(status)) return Outcome::kTimeout;
   if (absl::IsCancelled(status)) return Outcome::kCancelled;
+  // Also what waited in the queue for too long: it was refused late.
+  if (absl::IsResourceExhausted(status)) return Outcome::kRejected;
   return progress == Progress::kAccepted ? Outcome::kError : Outcome::kRejected;
+}
+
+absl::Status AskEngine(const Servable& servable, absl::Time deadline) {
+  if (servable.generate != nullptr) return servable.generate->Ask(deadline);
+  if (servable.encode != nullptr) return servable.encode->Ask(deadline);
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc) {
-  RequestOrigin origin{.trace = TraceOf(rpc)};
+  RequestOrigin origin{.trace = TraceOf(rpc), .client = {}, .deadline = DeadlineOf(rpc)};
   if (!context.quotas.bounds()) return origin;
   const std::string name = context.access.ClientOf(rpc);
   origin.client = name.empty() ? absl::StrCat("address ", context.peers.Of(rpc.peer()))
@@ -73,8 +82,13 @@ absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContex
   VersionSelector shared = wanted;
   shared.shared = true;
   ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, AcquireModel(context, model, shared));
-  return std::unique_ptr<RequestRecord>(new RequestRecord(
+  std::unique_ptr<RequestRecord> record(new RequestRecord(
       context, {*std::move(ticket), std::move(quota)}, std::move(servable), origin.trace));
+  if (absl::Status status = AskEngine(*record->servable(), origin.deadline); !status.ok()) {
+    record->Done(status, Progress::kSubmitted, {});
+    return status;
+  }
+  return record;
 }
 
 void RequestRecord::Done(const absl::Status& status, Progress progress, RequestTimes times) {

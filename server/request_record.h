@@ -19,14 +19,15 @@ enum class Progress {
 struct RequestOrigin {
   TraceId trace;
   std::string client;  // whose quota it counts against; empty: there are none
+  absl::Time deadline = absl::InfiniteFuture();
 };
 RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc);
 
 class RequestRecord {
  public:
   // Unavailable: draining, or the model does not serve; NotFound; ResourceExhausted: the client's
-  // quota. Each refusal is counted. Where `wanted` is open, this is a request that the canary has
-  // its share of.
+  // quota, or the model's queue. Each refusal is counted. Where `wanted` is open, this is a request
+  // that the canary has its share of.
   static absl::StatusOr<std::unique_ptr<RequestRecord>> Open(ServiceContext& context,
                                                              const std::string& model,
                                                              const VersionSelector& wanted,

@@ -2,32 +2,26 @@
 
 #include <string>
 
-#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "base/retry_after.h"
 
 namespace assay {
 namespace {
 
 // A step of a loaded decoder takes tens of milliseconds, a draining server is replaced in seconds.
-constexpr const char* kQueueFullPushbackMs = "100";
+constexpr absl::Duration kExhaustedPushback = absl::Milliseconds(100);
 constexpr const char* kUnavailablePushbackMs = "1000";
-constexpr char kRetryPayload[] = "assay.retry_after_ms";
 constexpr absl::Duration kDeadlineTravel = absl::Milliseconds(20);
 constexpr size_t kMaxMessageBytes = 4096;  // trailers are headers: 8 KiB for all of them
 
 }  // namespace
 
-void SetRetryAfter(absl::Duration after, absl::Status& status) {
-  status.SetPayload(kRetryPayload, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(
-                                       absl::Ceil(after, absl::Milliseconds(1))))));
-}
-
 grpc::Status ToGrpc(const absl::Status& status, grpc::ServerContextBase* context) {
   if (status.ok()) return grpc::Status::OK;
   if (context != nullptr && absl::IsResourceExhausted(status)) {
-    const absl::optional<absl::Cord> known = status.GetPayload(kRetryPayload);
+    const absl::Duration pushback = RetryAfter(status).value_or(kExhaustedPushback);
     context->AddTrailingMetadata("grpc-retry-pushback-ms",
-                                 known.has_value() ? std::string(*known) : kQueueFullPushbackMs);
+                                 absl::StrCat(absl::ToInt64Milliseconds(pushback)));
   }
   if (context != nullptr && absl::IsUnavailable(status)) {
     context->AddTrailingMetadata("grpc-retry-pushback-ms", kUnavailablePushbackMs);

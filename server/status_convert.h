@@ -8,10 +8,8 @@
 namespace assay {
 
 // RESOURCE_EXHAUSTED and UNAVAILABLE also tell the client when to come back: trailing metadata
-// `grpc-retry-pushback-ms` (gRFC A6). `context` may be null.
+// `grpc-retry-pushback-ms` (gRFC A6), RetryAfter of `status` if it has one. `context` may be null.
 grpc::Status ToGrpc(const absl::Status& status, grpc::ServerContextBase* context);
-// When the client may come again, where that is known better than by the code of `status`.
-void SetRetryAfter(absl::Duration after, absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 
 // The client's deadline; InfiniteFuture when it set none.

@@ -21,6 +21,7 @@ struct EncodeJob {
   EncodeSink sink;
   absl::Time arrival;
   absl::Time leave;      // no longer waits for company
+  absl::Time start_by;   // may not wait any longer at all
   bool watched = false;  // the traffic's watch wants it
 
   int64_t num_tokens() const { return static_cast<int64_t>(request.tokens.size()); }
@@ -69,6 +70,7 @@ class EncodeLoop final : public EncodeEngine {
   absl::Status StartThread();
 
   absl::StatusOr<SequenceId> Submit(EncodeRequest request, EncodeSink sink) override;
+  absl::Status Ask(absl::Time deadline) const override;
   void Cancel(SequenceId id) override { inbox_.Cancel(id); }
   void Drain() override { inbox_.Drain(); }
   EngineLoad load() const override { return inbox_.load(); }
@@ -78,6 +80,7 @@ class EncodeLoop final : public EncodeEngine {
   absl::Status Check(const EncodeRequest& request) const;
   absl::Status CheckLength(const EncodeRequest& request) const;
   absl::Status Reject(absl::Status status, RejectReason reason) const;
+  absl::Status Refuse(absl::Status status) const;
 
   void Loop();
   void Accept(std::unique_ptr<EncodeJob> job);
@@ -95,6 +98,7 @@ class EncodeLoop final : public EncodeEngine {
   const EngineOptions options_;
   const int max_context_;
   const EngineHost host_;
+  const QueueLimits limits_;
   Inbox<EncodeJob> inbox_;  // meets all threads; everything below belongs to the loop thread
 
   Arena scratch_;
@@ -104,8 +108,8 @@ class EncodeLoop final : public EncodeEngine {
   size_t batch_size_ = 0;  // of the prefix
   std::vector<int32_t> tokens_, token_types_;
   std::vector<SequenceSpan> spans_;
-  int num_ended_ = 0;  // since the last Publish
-  std::thread loop_;   // last member: started last
+  int num_started_ = 0, num_ended_ = 0;  // since the last Publish
+  std::thread loop_;                     // last member: started last
 };
 
 EncodeLoop::EncodeLoop(Parts parts, EngineHost host)
@@ -113,7 +117,8 @@ EncodeLoop::EncodeLoop(Parts parts, EngineHost host)
       options_(parts.options),
       max_context_(parts.max_context),
       host_(std::move(host)),
-      inbox_(parts.options.max_queue),
+      limits_(QueueLimitsOf(parts.options, parts.options.max_delay)),
+      inbox_(limits_),
       scratch_(std::move(parts.scratch)),
       out_(std::move(parts.out)) {
   tokens_.reserve(options_.max_batch_tokens);
@@ -187,12 +192,20 @@ absl::StatusOr<SequenceId> EncodeLoop::Submit(EncodeRequest request, EncodeSink 
   job->request = std::move(request);
   job->sink = std::move(sink);
   job->watched = host_.watch != nullptr && host_.watch->Sample();
-  absl::StatusOr<SequenceId> id = inbox_.Push(std::move(job));
-  if (!id.ok()) {
-    const bool draining = absl::IsUnavailable(id.status());
-    return Reject(id.status(), draining ? RejectReason::kDraining : RejectReason::kQueueFull);
-  }
-  return id;
+  const Newcomer newcomer{job->arrival, job->request.deadline, job->request.follows};
+  job->start_by = StartBy(limits_, newcomer);
+  absl::StatusOr<SequenceId> id = inbox_.Push(std::move(job), newcomer);
+  return id.ok() ? std::move(id) : Refuse(id.status());
+}
+
+absl::Status EncodeLoop::Refuse(absl::Status status) const {
+  const bool draining = absl::IsUnavailable(status);
+  return Reject(std::move(status), draining ? RejectReason::kDraining : RejectReason::kQueueFull);
+}
+
+absl::Status EncodeLoop::Ask(absl::Time deadline) const {
+  absl::Status status = inbox_.Check({.arrival = host_.clock.Now(), .deadline = deadline});
+  return status.ok() ? status : Refuse(std::move(status));
 }
 
 void EncodeLoop::Loop() {
@@ -238,9 +251,13 @@ void EncodeLoop::Cancelled(SequenceId id) {
 
 void EncodeLoop::Expire(absl::Time now) {
   std::erase_if(waiting_, [&](const std::unique_ptr<EncodeJob>& job) {
-    if (job->request.deadline > now) return false;
-    host_.metrics->DeadlineExceeded(WorkStage::kQueue);
-    Fail(*job, absl::DeadlineExceededError("the deadline passed"), now);
+    if (job->request.deadline <= now) {
+      host_.metrics->DeadlineExceeded(WorkStage::kQueue);
+      Fail(*job, absl::DeadlineExceededError("the deadline passed"), now);
+      return true;
+    }
+    if (job->start_by > now) return false;
+    Fail(*job, Refuse(WaitedTooLong(now - job->arrival)), now);
     return true;
   });
 }
@@ -269,6 +286,7 @@ void EncodeLoop::RunBatch() {
   const auto end = waiting_.begin() + static_cast<std::ptrdiff_t>(batch_size_);
   batch_.assign(std::move_iterator(waiting_.begin()), std::move_iterator(end));
   waiting_.erase(waiting_.begin(), end);
+  num_started_ += static_cast<int>(batch_.size());
   Publish(static_cast<int>(batch_.size()));
 
   const absl::Time begin = host_.clock.Now();
@@ -341,7 +359,9 @@ void EncodeLoop::Fail(EncodeJob& job, absl::Status status, absl::Time now) {
 void EncodeLoop::Publish(int num_running) {
   const EngineLoad load{.waiting = static_cast<int>(waiting_.size()), .running = num_running};
   host_.metrics->SetLoad(load.waiting, load.running);
-  inbox_.Publish(load, std::exchange(num_ended_, 0));
+  inbox_.Publish(load, {.now = host_.clock.Now(),
+                        .started = std::exchange(num_started_, 0),
+                        .ended = std::exchange(num_ended_, 0)});
 }
 
 }  // namespace

@@ -23,8 +23,11 @@ struct EngineOptions {
   // Running at once; bounded by max_step_tokens, and so that slots of the KV pool take up to half
   // of kv_bytes.
   int max_sequences = 64;
-  int max_step_tokens = 512;            // rows of one forward pass
-  int max_queue = 256;                  // waiting requests; beyond that ResourceExhausted
+  int max_step_tokens = 512;  // rows of one forward pass
+  int max_queue = 256;        // waiting requests; beyond that ResourceExhausted
+  // No request waits longer for its first step: who would, or has, gets ResourceExhausted. 0: no
+  // bound.
+  absl::Duration max_queue_wait = absl::Seconds(30);
   size_t kv_bytes = size_t{256} << 20;  // bound of the KV pool, blocks and slots
   int max_context =
       0;  // 0 = the model's, or what kv_bytes holds if that is less; never more than the model's
@@ -61,6 +64,10 @@ class GenerateEngine {
   // parameter, unknown token id. ResourceExhausted: queue full. Unavailable: draining.
   // DeadlineExceeded: already past.
   virtual absl::StatusOr<SequenceId> Submit(GenerateRequest request, TokenSink sink) = 0;
+  // What Submit would say now of a request with this deadline because of the queue, counted as
+  // Submit counts it: asked before work is done for a request, so that under overload a refusal
+  // costs as little as can be.
+  virtual absl::Status Ask(absl::Time deadline) const = 0;
   virtual void Cancel(SequenceId id) = 0;  // idempotent; the sink still gets its kEnd (Cancelled)
   virtual void
   Drain() = 0;  // refuses new work from now on; returns when the last request has ended
@@ -80,6 +87,7 @@ class EncodeEngine {
   // As GenerateEngine::Submit; InvalidArgument also when the sequence is longer than the model's
   // max_context.
   virtual absl::StatusOr<SequenceId> Submit(EncodeRequest request, EncodeSink sink) = 0;
+  virtual absl::Status Ask(absl::Time deadline) const = 0;  // as GenerateEngine::Ask
   virtual void Cancel(SequenceId id) = 0;
   virtual void Drain() = 0;
   virtual EngineLoad load() const = 0;

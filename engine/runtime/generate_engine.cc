@@ -9,69 +9,13 @@
 #include "absl/strings/str_cat.h"
 #include "base/arena.h"
 #include "base/thread_pool.h"
+#include "engine/runtime/generate_sizes.h"
 #include "engine/runtime/inbox.h"
 #include "engine/runtime/sampler_candidates.h"
 #include "engine/runtime/scheduler.h"
 
 namespace assay {
 namespace {
-
-// What Start works out before anything runs.
-struct Sizes {
-  int max_sequences = 0;  // running at once = rows of logits
-  int max_step_tokens = 0;
-  int max_context = 0;
-  int num_blocks = 0;
-  int num_slots = 0;  // of the KV pool
-};
-
-absl::Status CheckAtLeastOne(const char* name, int64_t value) {
-  if (value >= 1) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, " must be at least 1: ", name, "=", value));
-}
-
-absl::StatusOr<Sizes> WorkOut(const Model& model, const EngineOptions& options) {
-  const ModelSpec& spec = model.spec();
-  if (spec.task != ModelTask::kGenerate)
-    return absl::InvalidArgumentError(
-        absl::StrCat("not a generative model: architecture=", spec.architecture));
-  RETURN_IF_ERROR(CheckAtLeastOne("max_sequences", options.max_sequences));
-  RETURN_IF_ERROR(CheckAtLeastOne("max_step_tokens", options.max_step_tokens));
-  RETURN_IF_ERROR(CheckAtLeastOne("max_queue", options.max_queue));
-  const KvPool::Layout layout = model.kv_layout(options.kv_format);
-  if (!layout.holds(layout.dtype))
-    return absl::InvalidArgumentError(
-        absl::StrCat("the KV cache is f32, f16, i8 or u4 (f8_e4m3 on a GPU): kv_dtype=",
-                     std::string(Name(options.kv_format.dtype))));
-  if (options.max_context < 0)
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_context must not be negative: max_context=", options.max_context));
-  Sizes sizes;
-  sizes.max_sequences = std::min(options.max_sequences, options.max_step_tokens);
-  sizes.max_step_tokens = options.max_step_tokens;
-  sizes.max_context =
-      options.max_context > 0 ? std::min(options.max_context, spec.max_context) : spec.max_context;
-  size_t kv_bytes = options.kv_bytes;
-  if (layout.has_slots()) {
-    const auto room = static_cast<int64_t>(kv_bytes / 2 / layout.slot_bytes());
-    sizes.max_sequences =
-        static_cast<int>(std::clamp<int64_t>(room, 1, int64_t{sizes.max_sequences}));
-    sizes.num_slots = sizes.max_sequences;
-    kv_bytes -= std::min(kv_bytes, sizes.num_slots * layout.slot_bytes());
-  }
-  const size_t block_bytes = layout.block_bytes();
-  const int64_t useful = int64_t{sizes.max_sequences} * KvCache::BlocksFor(sizes.max_context);
-  sizes.num_blocks =
-      static_cast<int>(std::min<int64_t>(useful, static_cast<int64_t>(kv_bytes / block_bytes)));
-  const int64_t positions = int64_t{sizes.num_blocks} * KvCache::kBlockTokens;
-  if (positions == 0 || (options.max_context > 0 && positions < options.max_context))
-    return absl::InvalidArgumentError(absl::StrCat(
-        "kv_bytes is too small for one sequence: kv_bytes=", options.kv_bytes,
-        " max_context=", sizes.max_context, " bytes needed=",
-        block_bytes * KvCache::BlocksFor(sizes.max_context) + options.kv_bytes - kv_bytes));
-  sizes.max_context = static_cast<int>(std::min<int64_t>(sizes.max_context, positions));
-  return sizes;
-}
 
 bool DependsOnPhase(const Model& model) {
   return std::ranges::any_of(model.linears(), [](const auto& linear) {
@@ -84,7 +28,7 @@ class GenerateLoop final : public GenerateEngine {
   struct Parts {
     std::shared_ptr<const Model> model;
     std::shared_ptr<const Tokenizer> tokenizer;
-    Sizes sizes;
+    GenerateSizes sizes;
     KvPool kv_pool;
     Arena scratch;
     Tensor logits;  // [max_sequences, vocab]
@@ -95,6 +39,7 @@ class GenerateLoop final : public GenerateEngine {
   absl::Status StartThread();
 
   absl::StatusOr<SequenceId> Submit(GenerateRequest request, TokenSink sink) override;
+  absl::Status Ask(absl::Time deadline) const override;
   void Cancel(SequenceId id) override { inbox_.Cancel(id); }
   void Drain() override { inbox_.Drain(); }
   EngineLoad load() const override { return inbox_.load(); }
@@ -105,10 +50,12 @@ class GenerateLoop final : public GenerateEngine {
   absl::Status Check(const GenerateRequest& request) const;
   absl::Status CheckLength(const GenerateRequest& request) const;
   absl::Status Reject(absl::Status status, RejectReason reason) const;
+  absl::Status Refuse(absl::Status status) const;
   std::unique_ptr<Sequence> NewSequence(GenerateRequest request, TokenSink sink) const;
 
   void Loop();
   void Step();
+  void Expire(std::unique_ptr<Sequence> s, absl::Time now);
   void BuildBatch(const StepPlan& plan);
   absl::Status Forward();
   void SampleAll();
@@ -124,8 +71,9 @@ class GenerateLoop final : public GenerateEngine {
 
   const std::shared_ptr<const Model> model_;
   const std::shared_ptr<const Tokenizer> tokenizer_;
-  const Sizes sizes_;
+  const GenerateSizes sizes_;
   const EngineHost host_;
+  const QueueLimits limits_;
   Inbox<Sequence> inbox_;  // meets all threads; everything below belongs to the loop thread
 
   KvPool kv_pool_;
@@ -140,7 +88,7 @@ class GenerateLoop final : public GenerateEngine {
   std::vector<RankedLogit> ranked_;                    // [max_sequences, kMostCandidates]
   std::vector<absl::StatusOr<SampledToken>> sampled_;  // likewise
   std::vector<SamplerScratch> sampler_scratch_;        // one per pool thread
-  int num_ended_ = 0;                                  // since the last Publish
+  int num_started_ = 0, num_ended_ = 0;                // since the last Publish
   int step_prompt_tokens_ = 0;
   std::thread loop_;  // last member: started last
 };
@@ -150,7 +98,8 @@ GenerateLoop::GenerateLoop(Parts parts, const EngineOptions& options, EngineHost
       tokenizer_(std::move(parts.tokenizer)),
       sizes_(parts.sizes),
       host_(std::move(host)),
-      inbox_(options.max_queue),
+      limits_(QueueLimitsOf(options)),
+      inbox_(limits_),
       kv_pool_(std::move(parts.kv_pool)),
       scratch_(std::move(parts.scratch)),
       logits_(std::move(parts.logits)),
@@ -241,12 +190,21 @@ absl::StatusOr<SequenceId> GenerateLoop::Submit(GenerateRequest request, TokenSi
     host_.metrics->DeadlineExceeded(WorkStage::kQueue);
     return absl::DeadlineExceededError("the deadline had passed when the request arrived");
   }
-  absl::StatusOr<SequenceId> id = inbox_.Push(NewSequence(std::move(request), std::move(sink)));
-  if (!id.ok()) {
-    const bool draining = absl::IsUnavailable(id.status());
-    return Reject(id.status(), draining ? RejectReason::kDraining : RejectReason::kQueueFull);
-  }
-  return id;
+  const Newcomer newcomer{host_.clock.Now(), request.deadline, request.follows};
+  std::unique_ptr<Sequence> s = NewSequence(std::move(request), std::move(sink));
+  s->start_by = StartBy(limits_, newcomer);
+  absl::StatusOr<SequenceId> id = inbox_.Push(std::move(s), newcomer);
+  return id.ok() ? std::move(id) : Refuse(id.status());
+}
+
+absl::Status GenerateLoop::Refuse(absl::Status status) const {
+  const bool draining = absl::IsUnavailable(status);
+  return Reject(std::move(status), draining ? RejectReason::kDraining : RejectReason::kQueueFull);
+}
+
+absl::Status GenerateLoop::Ask(absl::Time deadline) const {
+  absl::Status status = inbox_.Check({.arrival = host_.clock.Now(), .deadline = deadline});
+  return status.ok() ? status : Refuse(std::move(status));
 }
 
 void GenerateLoop::Loop() {
@@ -271,11 +229,11 @@ void GenerateLoop::Loop() {
 void GenerateLoop::Step() {
   const absl::Time begin = host_.clock.Now();
   StepPlan& plan = scheduler_.Next(begin);
-  for (std::unique_ptr<Sequence>& s : plan.expired)
-    End(std::move(s), FinishReason::kDeadline, absl::DeadlineExceededError("the deadline passed"));
+  for (std::unique_ptr<Sequence>& s : plan.expired) Expire(std::move(s), begin);
   for (int i = 0; i < plan.num_preempted; ++i) host_.metrics->Preempted();
   step_prompt_tokens_ = 0;
   int hits = 0;
+  num_started_ += static_cast<int>(plan.started.size());
   for (Sequence* s : plan.started) {
     s->usage.queued = begin - s->arrival;
     host_.metrics->Queued(s->usage.queued);
@@ -295,6 +253,15 @@ void GenerateLoop::Step() {
                                  hits);
   const absl::Time now = host_.clock.Now();
   for (size_t i = 0; i < sampling_.size(); ++i) Deliver(*sampling_[i], sampled_[i], now);
+}
+
+void GenerateLoop::Expire(std::unique_ptr<Sequence> s, absl::Time now) {
+  if (s->deadline <= now) {
+    return End(std::move(s), FinishReason::kDeadline,
+               absl::DeadlineExceededError("the deadline passed"));
+  }
+  const absl::Duration waited = now - s->arrival;
+  End(std::move(s), FinishReason::kError, Refuse(WaitedTooLong(waited)));
 }
 
 void GenerateLoop::BuildBatch(const StepPlan& plan) {
@@ -464,7 +431,9 @@ void GenerateLoop::Publish() {
                         .kv_blocks_total = kv_.num_blocks()};
   host_.metrics->SetLoad(load.waiting, load.running);
   host_.metrics->SetKvBlocks(load.kv_blocks_used, load.kv_blocks_cached, load.kv_blocks_total);
-  inbox_.Publish(load, std::exchange(num_ended_, 0));
+  inbox_.Publish(load, {.now = host_.clock.Now(),
+                        .started = std::exchange(num_started_, 0),
+                        .ended = std::exchange(num_ended_, 0)});
 }
 
 }  // namespace
@@ -472,7 +441,7 @@ void GenerateLoop::Publish() {
 absl::StatusOr<std::unique_ptr<GenerateEngine>> GenerateEngine::Start(
     std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,
     const EngineOptions& options, EngineHost host) {
-  ASSIGN_OR_RETURN(const Sizes sizes, WorkOut(*model, options));
+  ASSIGN_OR_RETURN(const GenerateSizes sizes, WorkOutSizes(*model, options));
   Device& device = model->device();
   ASSIGN_OR_RETURN(KvPool kv_pool, KvPool::Create(device, model->kv_layout(options.kv_format),
                                                   sizes.num_blocks, sizes.num_slots));

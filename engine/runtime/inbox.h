@@ -8,27 +8,38 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "base/mutex.h"
 #include "engine/runtime/engine.h"
+#include "engine/runtime/queue_limit.h"
 
 namespace assay {
+
+// `company`: how long a request may wait for others although there is room.
+inline QueueLimits QueueLimitsOf(const EngineOptions& options,
+                                 absl::Duration company = absl::ZeroDuration()) {
+  const bool bounded = options.max_queue_wait > absl::ZeroDuration();
+  return {.max_waiting = options.max_queue,
+          .max_wait = bounded ? options.max_queue_wait + company : absl::InfiniteDuration()};
+}
 
 template <typename Item>  // has a field `id`
 class Inbox {
  public:
-  // `max_waiting` bounds arrivals that have not been started.
-  explicit Inbox(int max_waiting) : max_waiting_(max_waiting) {}
+  // `limits` bound arrivals that have not been started.
+  explicit Inbox(const QueueLimits& limits) : limits_(limits) {}
 
-  // Gives the item its id. Unavailable: draining; ResourceExhausted: full, with both numbers.
-  absl::StatusOr<SequenceId> Push(std::unique_ptr<Item> item) ABSL_LOCKS_EXCLUDED(mu_) {
+  // Unavailable: draining; ResourceExhausted: CheckQueue's. Push asks again.
+  absl::Status Check(const Newcomer& newcomer) const ABSL_LOCKS_EXCLUDED(mu_) {
     MutexLock lock(mu_);
-    if (draining_) return absl::UnavailableError("the engine is draining");
-    if (load_.waiting >= max_waiting_) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the queue is full: waiting=", load_.waiting, " max_queue=", max_waiting_));
-    }
+    return CheckLocked(newcomer);
+  }
+
+  // Gives the item its id.
+  absl::StatusOr<SequenceId> Push(std::unique_ptr<Item> item, const Newcomer& newcomer)
+      ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(mu_);
+    RETURN_IF_ERROR(CheckLocked(newcomer));
     const SequenceId id = item->id = ++last_id_;
     arrivals_.push_back(std::move(item));
     ++load_.waiting;
@@ -86,27 +97,38 @@ class Inbox {
     delivery.stopped = stopped_;
   }
 
-  // The loop's state after all of the last delivery was taken in, and how many items have ended
-  // (their sinks were called) since the last call.
-  void Publish(EngineLoad load, int num_ended) ABSL_LOCKS_EXCLUDED(mu_) {
+  // What happened since the last call.
+  struct Changes {
+    absl::Time now;
+    int started = 0;  // left the queue for a step
+    int ended = 0;    // their sinks were called
+  };
+  // The loop's state after all of the last delivery was taken in.
+  void Publish(EngineLoad load, const Changes& changes) ABSL_LOCKS_EXCLUDED(mu_) {
     MutexLock lock(mu_);
+    rate_.Observe(changes.now, changes.started, load.waiting);
     load.waiting += static_cast<int>(arrivals_.size());
     load_ = load;
-    num_open_ -= num_ended;
+    num_open_ -= changes.ended;
     if (num_open_ == 0) changed_.NotifyAll();
   }
 
  private:
+  absl::Status CheckLocked(const Newcomer& newcomer) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (draining_) return absl::UnavailableError("the engine is draining");
+    return CheckQueue(limits_, rate_, load_.waiting, newcomer);
+  }
   bool HasNews() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return wake_ || stopped_ || !arrivals_.empty() || !cancelled_.empty();
   }
 
-  const int max_waiting_;
+  const QueueLimits limits_;
   mutable Mutex mu_;
   CondVar changed_;
   std::vector<std::unique_ptr<Item>> arrivals_ ABSL_GUARDED_BY(mu_);
   std::vector<SequenceId> cancelled_ ABSL_GUARDED_BY(mu_);
   EngineLoad load_ ABSL_GUARDED_BY(mu_);
+  QueueRate rate_ ABSL_GUARDED_BY(mu_);
   SequenceId last_id_ ABSL_GUARDED_BY(mu_) = 0;
   int num_open_ ABSL_GUARDED_BY(mu_) = 0;  // accepted and not ended
   bool draining_ ABSL_GUARDED_BY(mu_) = false;

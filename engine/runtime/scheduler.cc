@@ -85,7 +85,8 @@ std::unique_ptr<Sequence> Scheduler::RemoveAny() {
 
 void Scheduler::Expire(Queue& queue, absl::Time now) {
   for (auto at = queue.begin(); at != queue.end();) {
-    if ((*at)->deadline > now) {
+    const Sequence& s = **at;
+    if (s.deadline > now && (s.started || s.start_by > now)) {
       ++at;
       continue;
     }

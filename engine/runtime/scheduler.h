@@ -36,9 +36,10 @@ struct StepPlan {
     int num_rows = 0;
     bool sample = false;  // the last row is the sequence's last token: its logits are wanted
   };
-  std::vector<Rows> rows;                          // decoding sequences first
-  std::vector<Sequence*> started;                  // left the queue for the first time
-  std::vector<std::unique_ptr<Sequence>> expired;  // deadline passed; the caller ends them
+  std::vector<Rows> rows;          // decoding sequences first
+  std::vector<Sequence*> started;  // left the queue for the first time
+  // Their deadline passed, or start_by in the queue; the caller ends them.
+  std::vector<std::unique_ptr<Sequence>> expired;
   int num_preempted = 0;
 };
 

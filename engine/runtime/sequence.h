@@ -49,7 +49,8 @@ struct TokenEvent {
   // kEnd: exactly one, always last
   FinishReason reason = FinishReason::kStop;
   absl::Status status;  // OK for kStop and kLength; Cancelled for kCancelled; DeadlineExceeded for
-                        // kDeadline; with kError Unavailable (shut down) or Internal
+                        // kDeadline; with kError Unavailable (shut down),
+                        // ResourceExhausted (waited too long) or Internal
   Usage usage;
 };
 // Called on the engine's loop thread: never blocks; of the engine it may call Submit and
@@ -61,12 +62,14 @@ struct GenerateRequest {
   SamplingParams sampling;
   absl::Time deadline = absl::InfiniteFuture();
   TraceId trace;
+  bool follows = false;  // a later row of a request that was taken: no bound on its wait
 };
 
 struct EncodeRequest {
   std::vector<int32_t> tokens;       // not empty, special tokens included
   std::vector<int32_t> token_types;  // empty = all 0
   absl::Time deadline = absl::InfiniteFuture();
+  bool follows = false;  // as above
 };
 struct EncodeResult {
   absl::Status status;

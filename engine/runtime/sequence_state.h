@@ -17,6 +17,7 @@ struct Sequence {
   SequenceId id = 0;  // in order of arrival
   SamplingParams sampling;
   absl::Time arrival, deadline = absl::InfiniteFuture();
+  absl::Time start_by = absl::InfiniteFuture();  // may not wait in the queue any longer
   TraceId trace;
 
   // scheduler

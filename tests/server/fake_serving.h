@@ -25,6 +25,7 @@ class FakeGenerateEngine final : public GenerateEngine {
   explicit FakeGenerateEngine(int max_queue = 1000);
   ~FakeGenerateEngine() override;
   absl::StatusOr<SequenceId> Submit(GenerateRequest request, TokenSink sink) override;
+  absl::Status Ask(absl::Time) const override { return absl::OkStatus(); }
   void Cancel(SequenceId id) override ABSL_LOCKS_EXCLUDED(mu_);
   void Drain() override ABSL_LOCKS_EXCLUDED(mu_);
   EngineLoad load() const override ABSL_LOCKS_EXCLUDED(mu_);
@@ -62,6 +63,7 @@ class FakeGenerateEngine final : public GenerateEngine {
 class FakeEncodeEngine final : public EncodeEngine {
  public:
   absl::StatusOr<SequenceId> Submit(EncodeRequest request, EncodeSink sink) override;
+  absl::Status Ask(absl::Time) const override { return absl::OkStatus(); }
   void Cancel(SequenceId) override {}
   void Drain() override {}
   EngineLoad load() const override { return {}; }

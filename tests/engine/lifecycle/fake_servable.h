@@ -19,6 +19,7 @@ class EndingEngine final : public GenerateEngine {
     if (drained_) return absl::UnavailableError("draining");
     return SequenceId{1};
   }
+  absl::Status Ask(absl::Time) const override { return absl::OkStatus(); }
   void Cancel(SequenceId) override {}
   void Drain() override {
     drained_ = true;

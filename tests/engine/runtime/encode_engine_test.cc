@@ -292,6 +292,27 @@ TEST_F(EncodeEngineTest, AFullQueueRefuses) {
   recorder.WaitForAll();
 }
 
+TEST_F(EncodeEngineTest, WhoHasWaitedTooLongIsRefused) {
+  Gate gate;
+  EncodeSetup setup = Gated(gate);
+  setup.engine.max_queue_wait = absl::Seconds(5);
+  auto engine = Start(setup);
+  ResultRecorder recorder;
+  EncodeRequest row = Request(1, 2);
+  row.follows = true;
+  ASSERT_OK(engine->Submit(Request(1, 0), recorder.NewSink()));
+  gate.WaitForArrival();
+  ASSERT_OK(engine->Submit(Request(1, 1), recorder.NewSink()));
+  ASSERT_OK(engine->Submit(row, recorder.NewSink()));
+  clock_.Advance(absl::Seconds(6));
+  gate.Open();
+  const auto results = recorder.WaitForAll();
+  EXPECT_OK(results[0].status);
+  EXPECT_THAT(results[1].status,
+              StatusIs(Code::kResourceExhausted, HasSubstr("waited 6s in the queue")));
+  EXPECT_OK(results[2].status);
+}
+
 TEST_F(EncodeEngineTest, AFailedBatchEndsItsRequestsAndTheEngineGoesOn) {
   EncodeSetup setup;
   setup.model.fail_at_step = 0;

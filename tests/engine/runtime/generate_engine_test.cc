@@ -198,6 +198,65 @@ TEST_F(GenerateEngineTest, AFullQueueRefuses) {
   for (const auto& stream : recorder.WaitForAll()) EXPECT_OK(stream.end.status);
 }
 
+TEST_F(GenerateEngineTest, WhoHasWaitedTooLongIsRefusedAndWhoRunsIsNot) {
+  EngineSetup setup;
+  setup.engine.max_sequences = 1;
+  setup.engine.max_queue_wait = absl::Seconds(5);
+  setup.model.before_step = [&](int, const ForwardBatch&) { clock_.Advance(absl::Seconds(1)); };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  GenerateRequest row = Request(4, 3, 1);
+  row.follows = true;
+  ASSERT_OK(engine->Submit(Request(4, 1, 10), recorder.NewSink()));  // ten steps of a second
+  ASSERT_OK(engine->Submit(Request(4, 2, 1), recorder.NewSink()));
+  ASSERT_OK(engine->Submit(row, recorder.NewSink()));
+  const auto streams = recorder.WaitForAll();
+  EXPECT_OK(streams[0].end.status);
+  EXPECT_EQ(streams[0].tokens.size(), 10u);
+  EXPECT_THAT(streams[1].end.status,
+              StatusIs(Code::kResourceExhausted, HasSubstr("longer than max_queue_wait")));
+  EXPECT_TRUE(streams[1].tokens.empty());
+  EXPECT_OK(streams[2].end.status);  // a later row of a request waits as long as it must
+  EXPECT_EQ(metrics_->last_reject_reason, static_cast<int>(RejectReason::kQueueFull));
+}
+
+TEST_F(GenerateEngineTest, WithoutABoundOnWaitingRequestsWait) {
+  EngineSetup setup;
+  setup.engine.max_sequences = 1;
+  setup.engine.max_queue_wait = absl::ZeroDuration();
+  setup.model.before_step = [&](int, const ForwardBatch&) { clock_.Advance(absl::Hours(1)); };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  ASSERT_OK(engine->Submit(Request(4, 1, 10), recorder.NewSink()));
+  ASSERT_OK(engine->Submit(Request(4, 2, 1), recorder.NewSink()));
+  for (const auto& stream : recorder.WaitForAll()) EXPECT_OK(stream.end.status);
+}
+
+// One slot, one second a step, one step a request: behind seven others one would wait seven
+// seconds, which the engine knows once it has served some.
+TEST_F(GenerateEngineTest, WhoWouldWaitTooLongIsRefusedAtOnce) {
+  Gate first, eighth;
+  EngineSetup setup;
+  setup.engine.max_sequences = 1;
+  setup.engine.max_queue_wait = absl::Seconds(5);
+  setup.model.before_step = [&](int step, const ForwardBatch&) {
+    clock_.Advance(absl::Seconds(1));
+    if (step == 0) first.Pass();
+    if (step == 7) eighth.Pass();
+  };
+  auto engine = Start(setup);
+  StreamRecorder recorder;
+  GenerateRequest row = Request(4, 1, 1);
+  row.follows = true;
+  for (int i = 0; i < 14; ++i) ASSERT_OK(engine->Submit(row, recorder.NewSink()));
+  first.Open();
+  eighth.WaitForArrival();  // seven have been served, seven are left
+  EXPECT_THAT(engine->Submit(Request(4, 2, 1), [](TokenEvent&&) {}),
+              StatusIs(Code::kResourceExhausted, HasSubstr("waiting=7 would take 7s")));
+  eighth.Open();
+  for (const auto& stream : recorder.WaitForAll()) EXPECT_OK(stream.end.status);
+}
+
 TEST_F(GenerateEngineTest, DeadlinesEndRunningAndWaitingRequests) {
   EngineSetup setup;
   setup.engine.max_sequences = 1;
