@@ -80,20 +80,51 @@ void ThreadPool::Run(absl::FunctionRef<void(int worker)> fn) {
     return;
   }
   MutexLock lock(run_mu_);
+  Open(fn);
+  fn(0);
+  WaitFor(threads_.size());
+  gate_.fetch_or(kClosed);
+}
+
+void ThreadPool::Share(absl::FunctionRef<void(int worker)> fn) {
+  if (threads_.empty()) {
+    fn(0);
+    return;
+  }
+  MutexLock lock(run_mu_);
+  Open(fn);
+  fn(0);
+  WaitFor(gate_.fetch_or(kClosed) & (kClosed - 1));
+}
+
+// Nobody is inside a run: `fn` may be published.
+void ThreadPool::Open(absl::FunctionRef<void(int worker)>& fn) {
   arg_ = &fn;
   call_ = [](void* f, int worker) { (*static_cast<absl::FunctionRef<void(int)>*>(f))(worker); };
-  pending_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(
-      1);  // sequentially consistent with sleepers_: either we see the sleeper or it sees the epoch
+  finished_.store(0, std::memory_order_relaxed);
+  const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  gate_.store(uint64_t{epoch} << 32, std::memory_order_release);
+  epoch_.store(epoch);  // sequentially consistent with sleepers_: either we see the sleeper or it
+                        // sees the epoch
   if (sleepers_.load() != 0) FutexWakeAll(epoch_);
-  fn(0);
-  for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
+}
+
+void ThreadPool::WaitFor(uint64_t workers) {
+  for (int spins = 0; finished_.load(std::memory_order_acquire) != workers; ++spins) {
     if (spins < 4096) {
       Pause();
     } else {
       sched_yield();  // a worker lost its core: let it have this one
     }
   }
+}
+
+bool ThreadPool::Join(uint32_t epoch) {
+  uint64_t gate = gate_.load(std::memory_order_relaxed);
+  while (gate >> 32 == epoch && (gate & kClosed) == 0) {
+    if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire)) return true;
+  }
+  return false;
 }
 
 void ThreadPool::ParallelFor(int64_t n, int64_t grain,
@@ -106,7 +137,7 @@ void ThreadPool::ParallelFor(int64_t n, int64_t grain,
   // Four chunks per worker: the tail that a slow worker leaves is a quarter of its share.
   const int64_t chunk = std::max(grain, (n + 4 * num_threads() - 1) / (4 * num_threads()));
   std::atomic<int64_t> next{0};
-  Run([&](int) {
+  Share([&](int) {
     for (int64_t begin = next.fetch_add(chunk); begin < n; begin = next.fetch_add(chunk)) {
       fn(begin, std::min(n, begin + chunk));
     }
@@ -130,8 +161,9 @@ void ThreadPool::Loop(int worker) {
     }
     seen = epoch_.load(std::memory_order_acquire);
     if (stop_.load()) return;
+    if (!Join(seen)) continue;  // over already
     call_(arg_, worker);
-    pending_.fetch_sub(1, std::memory_order_release);
+    finished_.fetch_add(1, std::memory_order_release);
   }
 }
 

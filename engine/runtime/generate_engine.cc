@@ -327,7 +327,7 @@ void GenerateLoop::SampleRows(bool undecided) {
     for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1))
       if (candidates_[i].undecided == undecided) SampleRow(i, sampler_scratch_[worker]);
   };
-  count > 1 ? host_.pool.Run(sample) : sample(0);
+  count > 1 ? host_.pool.Share(sample) : sample(0);
 }
 
 void GenerateLoop::SampleRow(size_t row, SamplerScratch& scratch) {

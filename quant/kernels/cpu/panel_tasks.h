@@ -50,7 +50,7 @@ inline void ForPanelTasks(ThreadPool& pool, const PanelGrid& grid,
       std::max((grid.rows + grid.rows_per_task - 1) / grid.rows_per_task,
                std::min(needed, (grid.rows + grid.min_rows - 1) / grid.min_rows));
   std::atomic<int64_t> next{0};
-  pool.Run([&](int worker) {
+  pool.Share([&](int worker) {
     if (worker >= threads) return;
     for (int64_t t = next.fetch_add(1); t < row_tasks * column_tasks; t = next.fetch_add(1)) {
       const int64_t r = t / column_tasks, c = t % column_tasks;
