@@ -11,5 +11,7 @@ class Clock {
 };
 
 const Clock& RealClock();  // absl::Now()
+// For how long things take: its zero means nothing, and nobody sets it, as the host's is set.
+const Clock& SteadyClock();
 
 }  // namespace assay

@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -48,7 +49,10 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
 }
 
 bool NeedsQuotes(std::string_view value) {
-  return value.empty() || value.find_first_of(" \t\n\"=") != std::string_view::npos;
+  return value.empty() || std::any_of(value.begin(), value.end(), [](char c) {
+           return c == ' ' || c == '"' || c == '=' ||
+                  absl::ascii_iscntrl(static_cast<unsigned char>(c));
+         });
 }
 
 using Fields = std::initializer_list<std::pair<std::string_view, std::string>>;

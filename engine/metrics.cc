@@ -82,9 +82,14 @@ void AddDevices(const std::vector<DeviceReading>& gpus,
 void AddConnections(const ConnectionReading& reading,
                     std::vector<prometheus::MetricFamily>& families) {
   constexpr auto kGauge = prometheus::MetricType::Gauge;
-  prometheus::ClientMetric open, expiry;
+  prometheus::ClientMetric open, open_http;
   open.gauge.value = reading.open;
+  open_http.gauge.value = reading.open_http;
   families.push_back({"assay_grpc_connections", "Open connections", kGauge, {std::move(open)}});
+  families.push_back({"assay_http_connections",
+                      "Open connections to the HTTP port, that of the scrape included",
+                      kGauge,
+                      {std::move(open_http)}});
   prometheus::MetricFamily refused = {"assay_connections_refused_total",
                                       "Connections turned away or cut, by reason",
                                       prometheus::MetricType::Counter,
@@ -95,12 +100,16 @@ void AddConnections(const ConnectionReading& reading,
     metric.counter.value = static_cast<double>(count);
   }
   if (!refused.metric.empty()) families.push_back(std::move(refused));
-  if (!reading.certificate_expiry.has_value()) return;
-  expiry.gauge.value = absl::ToDoubleSeconds(*reading.certificate_expiry - absl::UnixEpoch());
-  families.push_back({"assay_tls_certificate_expiry_timestamp_seconds",
-                      "End of the server certificate's validity, Unix time",
-                      kGauge,
-                      {std::move(expiry)}});
+  prometheus::MetricFamily expiry = {"assay_tls_certificate_expiry_timestamp_seconds",
+                                     "End of a certificate's validity, Unix time",
+                                     kGauge,
+                                     {}};
+  for (const auto& [certificate, until] : reading.certificate_expiry) {
+    prometheus::ClientMetric& metric = expiry.metric.emplace_back();
+    metric.label.push_back({"certificate", certificate});
+    metric.gauge.value = absl::ToDoubleSeconds(until - absl::UnixEpoch());
+  }
+  if (!expiry.metric.empty()) families.push_back(std::move(expiry));
 }
 
 // What nobody counts: it is read when it is asked for.
@@ -166,6 +175,7 @@ struct Metrics::Impl {
   Counter* version_changes[std::size(kVersionChanges)];
   Counter* auth_refused[std::size(kAuthRefusals)];
   Counter* quota_rejected[std::size(kQuotas)];
+  Counter* unread;
   Gauge *cache_bytes, *admissions_in_progress;
 };
 
@@ -207,6 +217,8 @@ Metrics::Metrics(std::string_view version, std::string_view backend, const Clock
         &f.AddCounter("assay_quota_rejected_total", "Requests beyond their client's quota",
                       {{"quota", kQuotas[i]}});
   }
+  impl_->unread = &f.AddCounter("assay_grpc_unread_rpcs_total",
+                                "RPCs cut because their client did not read", {});
   impl_->cache_bytes =
       &f.AddGauge("assay_artifact_cache_bytes", "Size of the artifact cache on disk", {});
   impl_->admissions_in_progress =
@@ -295,6 +307,8 @@ void Metrics::AuthRefused(AuthRefusal why) {
 void Metrics::QuotaRejected(Quota quota) {
   impl_->quota_rejected[static_cast<size_t>(quota)]->Increment();
 }
+
+void Metrics::Unread() { impl_->unread->Increment(); }
 
 void Metrics::WatchDevices(std::function<std::vector<DeviceReading>()> read) {
   impl_->gpus = std::move(read);

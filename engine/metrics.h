@@ -104,13 +104,14 @@ struct DeviceReading {
   bool healthy = true;  // false: an error ended its use
 };
 
-// The gRPC ports as they are now.
+// The ports as they are now.
 struct ConnectionReading {
-  int open = 0;
+  int open = 0;       // to the gRPC ports
+  int open_http = 0;  // to the HTTP port
   // Since the start, by reason: turned away, or cut before their time.
   std::vector<std::pair<std::string, uint64_t>> refused;
-  // Until when the server's certificate is valid; nothing: it has none.
-  std::optional<absl::Time> certificate_expiry;
+  // Until when the certificates in use are valid, by what they are for: server, client_ca.
+  std::vector<std::pair<std::string, absl::Time>> certificate_expiry;
 };
 
 class Metrics {
@@ -141,6 +142,7 @@ class Metrics {
   void VersionChanged(VersionChange change);
   void AuthRefused(AuthRefusal why);
   void QuotaRejected(Quota quota);
+  void Unread();  // an RPC was cut, because its client did not read
   std::string Scrape(ExpositionFormat format = ExpositionFormat::kText) const;
 
  private:

@@ -72,7 +72,7 @@ std::string TokenIn(const std::string& authorization) {
 }
 
 // Empty: there is none, or there are several, which are not guessed at.
-std::string AuthorizationOf(const grpc::CallbackServerContext& rpc) {
+std::string AuthorizationOf(const grpc::ServerContextBase& rpc) {
   const auto [first, last] = rpc.client_metadata().equal_range("authorization");
   if (first == last || std::next(first) != last) return "";
   return {first->second.data(), first->second.size()};
@@ -158,7 +158,8 @@ bool AccessControl::CameByAdminPort(const std::string& peer) const {
          fd >= options_.admin_from_fd;
 }
 
-absl::Status AccessControl::CheckToken(const std::string& authorization, Role role) const {
+absl::StatusOr<std::string> AccessControl::CheckToken(const std::string& authorization,
+                                                      Role role) const {
   const std::string token = TokenIn(authorization);
   if (token.empty()) {
     metrics_.AuthRefused(AuthRefusal::kNoToken);
@@ -176,24 +177,27 @@ absl::Status AccessControl::CheckToken(const std::string& authorization, Role ro
     return absl::PermissionDeniedError(absl::StrCat(
         "this needs the role '", std::string(Name(role)), "', which the token does not have"));
   }
-  return absl::OkStatus();
+  return entry->name;
 }
 
 absl::Status AccessControl::Check(const std::string& authorization, Role role) const {
-  return asks_tokens() ? CheckToken(authorization, role) : absl::OkStatus();
+  return asks_tokens() ? CheckToken(authorization, role).status() : absl::OkStatus();
 }
 
-absl::Status AccessControl::Check(const grpc::CallbackServerContext& rpc, Role role) const {
-  if (asks_tokens()) RETURN_IF_ERROR(CheckToken(AuthorizationOf(rpc), role));
-  if (role != Role::kAdmin || options_.admin_on_data || CameByAdminPort(rpc.peer()))
-    return absl::OkStatus();
+absl::StatusOr<std::string> AccessControl::Check(const grpc::CallbackServerContext& rpc,
+                                                 Role role) const {
+  std::string client;
+  if (asks_tokens()) {
+    ASSIGN_OR_RETURN(client, CheckToken(AuthorizationOf(rpc), role));
+  }
+  if (role != Role::kAdmin || options_.admin_on_data || CameByAdminPort(rpc.peer())) return client;
   metrics_.AuthRefused(AuthRefusal::kPort);
   return absl::PermissionDeniedError(
       "this port serves no administration: use that of admin_port, or set 'admin: true' where the "
       "server is configured");
 }
 
-std::string AccessControl::ClientOf(const grpc::CallbackServerContext& rpc) const {
+std::string AccessControl::ClientOf(const grpc::ServerContextBase& rpc) const {
   if (!asks_tokens()) return "";
   const std::shared_ptr<const TokenTable> table = tokens();
   const TokenTable::Entry* const entry = table->Find(TokenIn(AuthorizationOf(rpc)));

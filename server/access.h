@@ -60,12 +60,14 @@ class AccessControl {
 
   // Unauthenticated: no token, or an unknown one; PermissionDenied: its role is missing (named), or
   // administration came by a port that does not serve it. No message holds any of the token.
-  absl::Status Check(const grpc::CallbackServerContext& rpc, Role role) const
+  // Returns the name of the client's token; empty: none is asked for.
+  absl::StatusOr<std::string> Check(const grpc::CallbackServerContext& rpc, Role role) const
       ABSL_LOCKS_EXCLUDED(mu_);
-  // The same for a header of HTTP, empty: there was none. Ports are not looked at.
+  // Likewise for a header of HTTP, empty: there was none. Ports are not looked at.
   absl::Status Check(const std::string& authorization, Role role) const ABSL_LOCKS_EXCLUDED(mu_);
-  // Name of the client's token; empty: no tokens are asked for, or it has shown no known one.
-  std::string ClientOf(const grpc::CallbackServerContext& rpc) const ABSL_LOCKS_EXCLUDED(mu_);
+  // Name of the client's token; empty: no tokens are asked for, or it has shown no known one. Of
+  // who may go on Check has said it already.
+  std::string ClientOf(const grpc::ServerContextBase& rpc) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Reads the file again. True: it is another than before, and in force. An error leaves what was
   // there in force.
@@ -75,7 +77,7 @@ class AccessControl {
 
  private:
   std::shared_ptr<const TokenTable> tokens() const ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status CheckToken(const std::string& authorization, Role role) const;
+  absl::StatusOr<std::string> CheckToken(const std::string& authorization, Role role) const;
   bool CameByAdminPort(const std::string& peer) const;
 
   const AccessOptions options_;

@@ -26,7 +26,7 @@ absl::StatusOr<int64_t> Admin::Admit(AdmissionRequest request, ProgressSink sink
     ASSIGN_OR_RETURN(request.calibration, paths_.Resolve(request.calibration));
   }
   if (IsRecipePath(request.recipe)) {
-    ASSIGN_OR_RETURN(request.recipe, paths_.Resolve(request.recipe));
+    ASSIGN_OR_RETURN(request.recipe, paths_.ResolveRecipe(request.recipe));
   }
   return context_.admissions.Enqueue(std::move(request), std::move(sink));
 }

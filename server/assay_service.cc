@@ -101,17 +101,19 @@ absl::StatusOr<std::shared_ptr<Servable>> AcquireWithTokenizer(ServiceContext& c
 
 grpc::ServerWriteReactor<assay::v1::GenerateResponse>* AssayServiceImpl::Generate(
     Context* context, const assay::v1::GenerateRequest* request) {
+  Caller caller{context};
   if (auto* refused = Refuse<grpc::ServerWriteReactor<assay::v1::GenerateResponse>>(
-          context_, context, Role::kInfer))
+          context_, caller, Role::kInfer))
     return refused;
-  return new GenerateReactor(context_, *request, context);
+  return new GenerateReactor(context_, *request, std::move(caller));
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::Embed(Context* context,
                                                  const assay::v1::EmbedRequest* request,
                                                  assay::v1::EmbedResponse* response) {
-  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
-  return new EmbedReactor(context_, *request, response, context);
+  Caller caller{context};
+  if (auto* refused = Refuse<Unary>(context_, caller, Role::kInfer)) return refused;
+  return new EmbedReactor(context_, *request, response, std::move(caller));
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,

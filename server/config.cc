@@ -144,6 +144,23 @@ absl::Status CheckPorts(const EffectiveConfig& effective) {
   return absl::OkStatus();
 }
 
+// Bounds that cannot be off.
+absl::Status CheckLimits(const EffectiveConfig& effective) {
+  constexpr size_t kLeastHeader = 1024;  // below it a gRPC library's own headers are refused
+  const FrontLimits& limits = effective.config.limits;
+  if (limits.http2.max_header_bytes < kLeastHeader)
+    return absl::InvalidArgumentError(
+        absl::StrCat(effective.origin.at("limits.max_header_size"), ": limits.max_header_size: '",
+                     limits.http2.max_header_bytes,
+                     "' is too small: expected 1KiB or more; this bound cannot be off"));
+  if (limits.handshake_timeout <= absl::ZeroDuration())
+    return absl::InvalidArgumentError(absl::StrCat(
+        effective.origin.at("limits.handshake_timeout"), ": limits.handshake_timeout: '",
+        absl::FormatDuration(limits.handshake_timeout),
+        "' would cut every connection: expected a time above 0; this bound cannot be off"));
+  return absl::OkStatus();
+}
+
 bool NeedsQuotes(std::string_view value) {
   return value.empty() || value.find_first_of(":#'\"{}[],&*!|>%@` ") != std::string_view::npos;
 }
@@ -218,6 +235,7 @@ absl::StatusOr<EffectiveConfig> LoadConfig(const ConfigSources& sources) {
     out.config.cache_dir = DefaultCacheDir(sources, out.origin["cache_dir"]);
   }
   RETURN_IF_ERROR(CheckPorts(out));
+  RETURN_IF_ERROR(CheckLimits(out));
   if (out.config.grpc.max_message_bytes == 0 || out.config.grpc.max_message_bytes > uint64_t{2047}
                                                                                         << 20) {
     return absl::InvalidArgumentError(

@@ -169,6 +169,7 @@ void DriftResponder::Act(const DriftStatus& status) {
     return Tell(status, LogLevel::kWarning, "alert: drift.action is alert: nothing else is done");
   }
   if (answered_.contains({status.model, status.version})) return;
+  history.last = std::min(history.last, clock_.Now());  // the clock may have been set back
   if (clock_.Now() - history.last > kForgotten) history.actions = 0;
   const absl::Time due = NotBefore(status.model);
   if (clock_.Now() >= due) return Admit(status);
@@ -183,6 +184,7 @@ void DriftResponder::Act(const DriftStatus& status) {
 void DriftResponder::Compared(const DriftStatus& status) {
   const auto found = history_.find(status.model);
   if (found == history_.end() || found->second.waits != status.version) return;
+  found->second.last = std::min(found->second.last, clock_.Now());
   if (status.state != DriftState::kViolated) {
     found->second.waits = 0;
   } else if (clock_.Now() >= NotBefore(status.model)) {

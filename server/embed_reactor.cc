@@ -14,9 +14,9 @@ constexpr int kMaxInputs = 1024;  // of one request
 }  // namespace
 
 EmbedReactor::EmbedReactor(ServiceContext& context, const assay::v1::EmbedRequest& request,
-                           assay::v1::EmbedResponse* response, grpc::CallbackServerContext* rpc)
+                           assay::v1::EmbedResponse* response, Caller caller)
     : clock_(context.clock),
-      rpc_(rpc),
+      caller_(std::move(caller)),
       response_(response),
       window_(RowsInEngine(context.config.engine)) {
   const absl::Status opened = Open(context, request);
@@ -31,19 +31,18 @@ EmbedReactor::EmbedReactor(ServiceContext& context, const assay::v1::EmbedReques
 }
 
 void EmbedReactor::OnCancel() {
-  if (!IsExpiry(arrival_, DeadlineOf(*rpc_), clock_.Now())) group_.Cancel();
+  if (!IsExpiry(arrival_, deadline_, clock_.Now())) group_.Cancel();
 }
 
 absl::Status EmbedReactor::Open(ServiceContext& context, const assay::v1::EmbedRequest& request) {
   ASSIGN_OR_RETURN(const VersionSelector version,
                    VersionSelector::Create(request.version(), request.version_label()));
-  ASSIGN_OR_RETURN(
-      record_, RequestRecord::Open(context, request.model(), version, OriginOf(context, *rpc_)));
+  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), version, caller_.origin));
   return absl::OkStatus();
 }
 
 absl::Status EmbedReactor::Prepare(const assay::v1::EmbedRequest& request) {
-  RETURN_IF_ERROR(CheckWanted(group_.cancelled(), DeadlineOf(*rpc_), clock_.Now()));
+  RETURN_IF_ERROR(CheckWanted(group_.cancelled(), deadline_, clock_.Now()));
   const Servable& servable = *record_->servable();
   if (servable.encode == nullptr) {
     return absl::FailedPreconditionError(
@@ -79,13 +78,13 @@ void EmbedReactor::Submit() {
   group_.SubmitAll(
       {tokens_.size(), window_},
       [this, engine](size_t row) {
-        absl::StatusOr<SequenceId> id = engine->Submit(
-            {tokens_[row], {}, DeadlineOf(*rpc_), row > 0}, [this, row](EncodeResult&& result) {
-              const absl::Status status = result.status;
-              results_[row] = std::move(result);
-              record_->Charge(tokens_[row].size());
-              group_.Ended(status);
-            });
+        absl::StatusOr<SequenceId> id = engine->Submit({tokens_[row], {}, deadline_, row > 0},
+                                                       [this, row](EncodeResult&& result) {
+                                                         const absl::Status status = result.status;
+                                                         results_[row] = std::move(result);
+                                                         record_->Charge(tokens_[row].size());
+                                                         group_.Ended(status);
+                                                       });
         // No sink reads this before SubmitAll lets go of the group.
         progress_ = id.ok() ? Progress::kAccepted : std::max(progress_, Progress::kSubmitted);
         return id;

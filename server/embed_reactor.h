@@ -13,7 +13,7 @@ namespace assay {
 class EmbedReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
  public:
   EmbedReactor(ServiceContext& context, const assay::v1::EmbedRequest& request,
-               assay::v1::EmbedResponse* response, grpc::CallbackServerContext* rpc);
+               assay::v1::EmbedResponse* response, Caller caller);
   void OnCancel() override;
 
  private:
@@ -23,8 +23,10 @@ class EmbedReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
   void AllEnded(const absl::Status& status);
 
   const Clock& clock_;
+  const Caller caller_;
+  grpc::CallbackServerContext* const rpc_ = caller_.rpc;
   const absl::Time arrival_ = clock_.Now();
-  grpc::CallbackServerContext* const rpc_;
+  const absl::Time deadline_ = DeadlineOf(*rpc_, clock_);
   assay::v1::EmbedResponse* const response_;
   std::unique_ptr<RequestRecord> record_;
   const size_t window_;

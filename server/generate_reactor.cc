@@ -54,8 +54,8 @@ absl::StatusOr<SamplingParams> ToSampling(const assay::v1::SamplingParams& proto
 }
 
 GenerateReactor::GenerateReactor(ServiceContext& context, const assay::v1::GenerateRequest& request,
-                                 grpc::CallbackServerContext* rpc)
-    : clock_(context.clock), rpc_(rpc) {
+                                 Caller caller)
+    : clock_(context.clock), caller_(std::move(caller)) {
   const absl::Status opened = Open(context, request);
   if (!opened.ok()) {
     Refuse(opened);
@@ -82,17 +82,15 @@ absl::Status GenerateReactor::Open(ServiceContext& context,
                                    const assay::v1::GenerateRequest& request) {
   ASSIGN_OR_RETURN(const VersionSelector version,
                    VersionSelector::Create(request.version(), request.version_label()));
-  ASSIGN_OR_RETURN(
-      record_, RequestRecord::Open(context, request.model(), version, OriginOf(context, *rpc_)));
+  ASSIGN_OR_RETURN(record_, RequestRecord::Open(context, request.model(), version, caller_.origin));
   return absl::OkStatus();
 }
 
 absl::Status GenerateReactor::Submit(const assay::v1::GenerateRequest& request,
                                      Progress& progress) {
-  const absl::Time deadline = DeadlineOf(*rpc_);
   {
     MutexLock lock(mu_);
-    RETURN_IF_ERROR(CheckWanted(cancelled_, deadline, clock_.Now()));
+    RETURN_IF_ERROR(CheckWanted(cancelled_, deadline_, clock_.Now()));
   }
   // The engine's end may destroy the reactor, and its record, before this returns.
   const std::shared_ptr<Servable> servable = record_->servable();
@@ -110,7 +108,7 @@ absl::Status GenerateReactor::Submit(const assay::v1::GenerateRequest& request,
     submitting_ = true;
   }
   const absl::StatusOr<SequenceId> id = servable->generate->Submit(
-      {std::move(prompt), std::move(sampling), deadline, record_->trace()},
+      {std::move(prompt), std::move(sampling), deadline_, record_->trace()},
       [this](TokenEvent&& event) { OnToken(std::move(event)); });
   RETURN_IF_ERROR(id.status());
   Next next;
@@ -229,7 +227,7 @@ void GenerateReactor::OnCancel() {
     MutexLock lock(mu_);
     broken_ = true;
     // A deadline is left to the engine.
-    if (IsExpiry(arrival_, DeadlineOf(*rpc_), clock_.Now())) return;
+    if (IsExpiry(arrival_, deadline_, clock_.Now())) return;
     if (!ended_ && !cancelled_) id = id_;
     cancelled_ = true;
   }

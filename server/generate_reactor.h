@@ -15,7 +15,7 @@ class GenerateReactor final
     : public SelfOwned<grpc::ServerWriteReactor<assay::v1::GenerateResponse>> {
  public:
   GenerateReactor(ServiceContext& context, const assay::v1::GenerateRequest& request,
-                  grpc::CallbackServerContext* rpc);
+                  Caller caller);
   void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnCancel() override ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -38,8 +38,10 @@ class GenerateReactor final
   void Act(const Next& next);
 
   const Clock& clock_;
+  const Caller caller_;
+  grpc::CallbackServerContext* const rpc_ = caller_.rpc;
   const absl::Time arrival_ = clock_.Now();
-  grpc::CallbackServerContext* const rpc_;
+  const absl::Time deadline_ = DeadlineOf(*rpc_, clock_);
   std::unique_ptr<RequestRecord> record_;  // set by Open
   bool wants_logprobs_ = false;            // set by Submit
   size_t uncharged_ = 0;                   // tokens of the prompt; set by Submit, then the engine's

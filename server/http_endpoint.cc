@@ -19,9 +19,12 @@
 namespace assay {
 
 struct HttpEndpoint::Server {
-  ~Server() {
-    front = nullptr;
+  // Requests under way are finished while everything that they may ask is there.
+  ~Server() { Stop(); }
+  void Stop() {
     if (context != nullptr) mg_stop(context);
+    context = nullptr;
+    front = nullptr;
   }
   // A connection to civetweb; negative: it takes none.
   int ConnectInside() ABSL_LOCKS_EXCLUDED(mu);
@@ -36,7 +39,7 @@ struct HttpEndpoint::Server {
   Mutex mu;
   std::set<int> relayed ABSL_GUARDED_BY(mu);
   int inside_port = 0;
-  std::unique_ptr<Front> front;  // null: civetweb listens itself
+  std::unique_ptr<Front> front;
   std::string first_error;  // written by civetweb while it starts, on the thread that starts it
   mg_context* context = nullptr;
 };
@@ -86,7 +89,7 @@ int Handle(mg_connection* connection, void* data) {
   HttpEndpoint::Server& server = *static_cast<HttpEndpoint::Server*>(data);
   const HttpEndpoint::Sources& sources = server.sources;
   const mg_request_info* request = mg_get_request_info(connection);
-  if (server.front != nullptr && !server.TakeRelayed(request->remote_port)) return kCut;
+  if (!server.TakeRelayed(request->remote_port)) return kCut;
   const std::string_view method = request->request_method, path = request->local_uri;
   const bool head = method == "HEAD";
   if (method != "GET" && !head) {
@@ -138,7 +141,7 @@ int HttpEndpoint::Server::ConnectInside() {
   return -1;
 }
 
-absl::Status HttpEndpoint::Listen(const std::string& address, int port) {
+absl::Status HttpEndpoint::ListenInside() {
   Server& server = *server_;
   mg_callbacks callbacks{};
   callbacks.log_message = [](const mg_connection* connection, const char* message) {
@@ -147,12 +150,10 @@ absl::Status HttpEndpoint::Listen(const std::string& address, int port) {
     if (server != nullptr && server->first_error.empty()) server->first_error = message;
     return 1;  // not to its own log
   };
-  const std::string host = address == "localhost" ? "127.0.0.1" : address;
-  const std::string listen = absl::StrCat(host, ":", port);
-  // A scraper that reads slowly, or a connection that asks nothing, must not keep the probes
-  // waiting: a thread for each of several such, and little patience with them.
+  // Requests come whole. A page that is made slowly must not keep the probes waiting: a thread for
+  // each of several such.
   const char* options[] = {"listening_ports",
-                           listen.c_str(),
+                           "127.0.0.1:0",
                            "num_threads",
                            "16",
                            "request_timeout_ms",
@@ -163,14 +164,12 @@ absl::Status HttpEndpoint::Listen(const std::string& address, int port) {
                            "no",
                            nullptr};
   server.context = mg_start(&callbacks, &server, options);
-  if (server.context == nullptr) {
+  if (server.context == nullptr)
     return absl::UnavailableError(
-        absl::StrCat("cannot listen for HTTP on ", listen, ": ",
-                     server.first_error.empty() ? "is the port in use?" : server.first_error));
-  }
+        absl::StrCat("cannot listen for HTTP on a port of 127.0.0.1: ", server.first_error));
   mg_server_port bound[1];
   std::memset(bound, 0, sizeof(bound));
-  if (mg_get_server_ports(server.context, 1, bound) == 1) port_ = bound[0].port;
+  if (mg_get_server_ports(server.context, 1, bound) == 1) server.inside_port = bound[0].port;
   return absl::OkStatus();
 }
 
@@ -182,30 +181,29 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const Place& p
   Server& server = *endpoint->server_;
   server.sources = std::move(sources);
   server.tls = place.tls;
-  if (place.tls == nullptr) {
-    RETURN_IF_ERROR(endpoint->Listen(place.address, place.port));
-  } else {
-    RETURN_IF_ERROR(endpoint->Listen("127.0.0.1", 0));
-    server.inside_port = endpoint->port_;
-    absl::StatusOr<std::unique_ptr<Front>> front =
-        Front::Start({.address = place.address,
-                      .port = place.port,
-                      .protocol = "HTTP",
-                      .limits = place.limits,
-                      .tls = server.tls.get(),
-                      .connect = [&server] { return server.ConnectInside(); }},
-                     nullptr);
-    if (!front.ok())
-      return absl::UnavailableError(
-          absl::StrCat("http_port: ", std::string(front.status().message())));
-    server.front = *std::move(front);
-    endpoint->port_ = server.front->port();
-  }
+  RETURN_IF_ERROR(endpoint->ListenInside());
   mg_set_request_handler(server.context, "/", Handle, &server);
+  absl::StatusOr<std::unique_ptr<Front>> front =
+      Front::Start({.address = place.address,
+                    .port = place.port,
+                    .protocol = "HTTP",
+                    .limits = place.limits,
+                    .tls = server.tls.get(),
+                    .connect = [&server] { return server.ConnectInside(); }},
+                   nullptr);
+  if (!front.ok())
+    return absl::UnavailableError(
+        absl::StrCat("http_port: ", std::string(front.status().message())));
+  server.front = *std::move(front);
   return endpoint;
 }
 
+int HttpEndpoint::port() const { return server_->front->port(); }
+
+FrontCounts HttpEndpoint::counts() const { return server_->front->counts(); }
+
 HttpEndpoint::~HttpEndpoint() {
+  server_->Stop();
   server_ = nullptr;
   mg_exit_library();
 }

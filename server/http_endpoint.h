@@ -1,7 +1,8 @@
 // The HTTP port: GET /metrics (Prometheus text or OpenMetrics, as Accept says), /healthz (the
 // process lives), /readyz (200, or 503 with one line per obstacle). Served by civetweb on threads
-// of its own, so that a saturated server still answers. Other paths are asked of `Sources::page`
-// (server/status_page.h). The library is confined to the .cc.
+// of its own, so that a saturated server still answers; it listens on a port of loopback, which
+// serves nobody but the Front that clients see (docs/adr/0015-*.md). Other paths are asked of
+// `Sources::page` (server/status_page.h). The library is confined to the .cc.
 #pragma once
 #include <functional>
 #include <memory>
@@ -36,24 +37,23 @@ class HttpEndpoint {
   struct Place {
     std::string address;
     int port = 0;  // 0: a free one
-    // TLS, for HTTP/1.1 (civetweb's own finds no OpenSSL 3): a Front that passes on what it
-    // decrypts to civetweb on a port of loopback, which serves nobody else. Null: plain.
+    // For HTTP/1.1; civetweb's own finds no OpenSSL 3. Null: plain.
     std::shared_ptr<const TlsStore> tls = nullptr;
     FrontLimits limits = {};
   };
   // Unavailable: the address cannot be bound (says why).
   static absl::StatusOr<std::unique_ptr<HttpEndpoint>> Start(const Place& place, Sources sources);
   ~HttpEndpoint();  // finishes the requests under way
-  int port() const { return port_; }
+  int port() const;
+  FrontCounts counts() const;  // of its connections
 
   struct Server;  // of the .cc
 
  private:
   HttpEndpoint() = default;
-  absl::Status Listen(const std::string& address, int port);  // civetweb's
+  absl::Status ListenInside();  // civetweb
 
   std::unique_ptr<Server> server_;
-  int port_ = 0;
 };
 
 }  // namespace assay

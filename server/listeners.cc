@@ -50,7 +50,9 @@ absl::StatusOr<std::unique_ptr<Listeners>> Listeners::Start(const ServerConfig& 
     options.tls = listeners->tls_.get();
     ASSIGN_OR_RETURN(listeners->http_tls_, TlsStore::Load(config.tls, TlsStore::kHttp1));
   }
+  options.tick = servers.tick;
   ASSIGN_OR_RETURN(listeners->data_, Front::Start(options, GiveTo(servers.data)));
+  options.tick = nullptr;
   if (config.admin_port >= 0) {
     options.lowest_fd = servers.admin_from_fd;
     options.end_fd = std::numeric_limits<int>::max();
@@ -134,10 +136,11 @@ std::vector<Front*> Listeners::fronts() const {
   return all;
 }
 
-ConnectionReading Listeners::Read() const {
-  FrontCounts all;
+ConnectionReading Listeners::Read(const FrontCounts& http) const {
+  FrontCounts all = http;
   for (const Front* const front : fronts()) all += front->counts();
-  ConnectionReading reading = {.open = all.open,
+  ConnectionReading reading = {.open = all.open - http.open,
+                               .open_http = http.open,
                                .refused = {{"too_many", all.too_many},
                                            {"no_descriptor", all.no_descriptor},
                                            {"not_http2", all.not_http2},
@@ -145,7 +148,10 @@ ConnectionReading Listeners::Read() const {
                                            {"too_slow", all.too_slow},
                                            {"limit", all.limit},
                                            {"not_taken", all.not_taken}}};
-  if (tls_ != nullptr) reading.certificate_expiry = tls_->expiry();
+  if (tls_ == nullptr) return reading;
+  reading.certificate_expiry.emplace_back("server", tls_->expiry());
+  if (tls_->asks_clients())
+    reading.certificate_expiry.emplace_back("client_ca", tls_->client_ca_expiry());
   return reading;
 }
 

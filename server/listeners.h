@@ -28,6 +28,7 @@ class Listeners {
     grpc::Server* health = nullptr;  // health alone; null: no such port
     int admin_from_fd = 0;           // what ReserveAdminDescriptors said
     PeerAddresses* addresses = nullptr;
+    std::function<void()> tick;  // FrontOptions::tick, of the data port
     // Called as often as files are looked at; may be empty.
     std::function<void()> refresh;
   };
@@ -42,7 +43,8 @@ class Listeners {
   int health_port() const { return health_ == nullptr ? 0 : health_->port(); }
   // For the HTTP port, kept fresh; null: no TLS.
   std::shared_ptr<const TlsStore> http_tls() const { return http_tls_; }
-  ConnectionReading Read() const;  // of all ports
+  // Of all ports. `http`: of the HTTP port, which is not one of these.
+  ConnectionReading Read(const FrontCounts& http) const;
   void StopAccepting();
 
  private:

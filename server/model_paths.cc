@@ -7,6 +7,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "quant/policy/recipe_list.h"
 
 namespace assay {
 namespace {
@@ -84,6 +85,27 @@ absl::StatusOr<std::string> ModelPaths::Resolve(const std::string& path) const {
       absl::StrCat("no file or folder below model_repository or model_roots, the only ones that "
                    "may be named here: '",
                    path.substr(0, 256), "'"));
+}
+
+absl::StatusOr<std::string> ModelPaths::ResolveRecipe(const std::string& path) const {
+  ASSIGN_OR_RETURN(std::string recipe, Resolve(path));
+  if (!confined_) return recipe;
+  std::error_code error;
+  const fs::path here = fs::current_path(error);
+  std::vector<std::string> open = {recipe};
+  for (int depth = 0; depth < 2; ++depth) {  // a ladder's recipes are no ladders
+    std::vector<std::string> next;
+    for (const std::string& file : open) {
+      ASSIGN_OR_RETURN(const FilesOfRecipe named, FilesNamedIn(file));
+      for (const std::string& one : named.recipes) {
+        ASSIGN_OR_RETURN(next.emplace_back(), Resolve((here / one).string()));
+      }
+      if (!named.calibration.empty())
+        RETURN_IF_ERROR(Resolve((here / named.calibration).string()).status());
+    }
+    open = std::move(next);
+  }
+  return recipe;
 }
 
 }  // namespace assay

@@ -18,10 +18,10 @@ using Unary = OpenInferenceService::Unary;
 
 class InferReactor final : public SelfOwned<grpc::ServerUnaryReactor> {
  public:
-  InferReactor(ServiceContext& context, Context* rpc, const inference::ModelInferRequest& request,
-               inference::ModelInferResponse* response)
-      : job_(context, {DeadlineOf(*rpc), /*can_stream=*/false, OriginOf(context, *rpc)},
-             [this, rpc, response](InferEvent&& event) {
+  InferReactor(ServiceContext& context, const Caller& caller,
+               const inference::ModelInferRequest& request, inference::ModelInferResponse* response)
+      : job_(context, {DeadlineOf(*caller.rpc, context.clock), /*can_stream=*/false, caller.origin},
+             [this, rpc = caller.rpc, response](InferEvent&& event) {
                *response = std::move(event.response);
                Finish(ToGrpc(event.status, rpc));
              }) {
@@ -191,17 +191,19 @@ Unary* OpenInferenceService::ModelStatistics(Context* context,
 Unary* OpenInferenceService::ModelInfer(Context* context,
                                         const inference::ModelInferRequest* request,
                                         inference::ModelInferResponse* response) {
-  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
-  return new InferReactor(context_, context, *request, response);
+  Caller caller{context};
+  if (auto* refused = Refuse<Unary>(context_, caller, Role::kInfer)) return refused;
+  return new InferReactor(context_, caller, *request, response);
 }
 
 grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*
 OpenInferenceService::ModelStreamInfer(Context* context) {
+  Caller caller{context};
   if (auto* refused = Refuse<grpc::ServerBidiReactor<inference::ModelInferRequest,
                                                      inference::ModelStreamInferResponse>>(
-          context_, context, Role::kInfer))
+          context_, caller, Role::kInfer))
     return refused;
-  auto* stream = new StreamInferReactor(context_, *this, context);
+  auto* stream = new StreamInferReactor(context_, *this, std::move(caller));
   bool draining = false;
   {
     MutexLock lock(mu_);

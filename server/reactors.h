@@ -4,6 +4,7 @@
 #pragma once
 #include <grpcpp/grpcpp.h>
 
+#include "server/request_record.h"
 #include "server/service_context.h"
 #include "server/status_convert.h"
 
@@ -37,8 +38,17 @@ class OverReactor final : public SelfOwned<Reactor> {
 // else the reactor that refuses it.
 template <typename Reactor>
 Reactor* Refuse(const ServiceContext& context, grpc::CallbackServerContext* rpc, Role role) {
-  const absl::Status allowed = context.access.Check(*rpc, role);
+  const absl::Status allowed = context.access.Check(*rpc, role).status();
   return allowed.ok() ? nullptr : new OverReactor<Reactor>(ToGrpc(allowed, rpc));
+}
+
+// The same for inference; fills in whose it is.
+template <typename Reactor>
+Reactor* Refuse(const ServiceContext& context, Caller& caller, Role role) {
+  const absl::StatusOr<std::string> client = context.access.Check(*caller.rpc, role);
+  if (!client.ok()) return new OverReactor<Reactor>(ToGrpc(client.status(), caller.rpc));
+  caller.origin = OriginOf(context, *caller.rpc, *client);
+  return nullptr;
 }
 
 }  // namespace assay

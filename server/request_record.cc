@@ -25,12 +25,13 @@ absl::Status AskEngine(const Servable& servable, absl::Time deadline) {
 
 }  // namespace
 
-RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc) {
-  RequestOrigin origin{.trace = TraceOf(rpc), .client = {}, .deadline = DeadlineOf(rpc)};
+RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc,
+                       const std::string& client) {
+  RequestOrigin origin{
+      .trace = TraceOf(rpc), .client = {}, .deadline = DeadlineOf(rpc, context.clock)};
   if (!context.quotas.bounds()) return origin;
-  const std::string name = context.access.ClientOf(rpc);
-  origin.client = name.empty() ? absl::StrCat("address ", context.peers.Of(rpc.peer()))
-                               : absl::StrCat("token ", name);
+  origin.client = client.empty() ? absl::StrCat("address ", CountedAs(context.peers.Of(rpc.peer())))
+                                 : absl::StrCat("token ", client);
   return origin;
 }
 
@@ -103,7 +104,8 @@ void RequestRecord::Done(const absl::Status& status, Progress progress, RequestT
   context_.traffic.Add(servable_->name, servable_->version,
                        {.total = times.total, .ok = status.ok(), .tokens = times.tokens}, now);
   if (status.ok()) {
-    context_.statistics.Succeeded(servable_->name, servable_->version, times, now);
+    context_.statistics.Succeeded(servable_->name, servable_->version, times,
+                                  context_.calendar.Now());
   } else {
     context_.statistics.Failed(servable_->name, servable_->version, times);
   }

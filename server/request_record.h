@@ -21,7 +21,14 @@ struct RequestOrigin {
   std::string client;  // whose quota it counts against; empty: there are none
   absl::Time deadline = absl::InfiniteFuture();
 };
-RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc);
+// `client`: the name of its token, empty: none (AccessControl::Check).
+RequestOrigin OriginOf(const ServiceContext& context, const grpc::CallbackServerContext& rpc,
+                       const std::string& client);
+// An RPC that asks for inference.
+struct Caller {
+  grpc::CallbackServerContext* rpc = nullptr;
+  RequestOrigin origin = {};
+};
 
 class RequestRecord {
  public:

@@ -61,49 +61,69 @@ std::vector<std::pair<std::string, const google::protobuf::MethodDescriptor*>> S
 // One per RPC; gRPC calls it from one thread at a time.
 class RpcObserver final : public grpc::experimental::Interceptor {
  public:
-  RpcObserver(RpcMetrics& metrics, const Clock& clock)
-      : metrics_(metrics), clock_(clock), begin_(clock.Now()) {
+  struct Watchers {
+    const Clock& clock;
+    UnreadWatch& unread;
+  };
+  RpcObserver(RpcMetrics& metrics, const Watchers& watchers, ServerRpcInfo& rpc)
+      : metrics_(metrics), watchers_(watchers), rpc_(rpc), begin_(watchers.clock.Now()) {
     metrics_.Started();
   }
-  ~RpcObserver() override { Done(grpc::CANCELLED); }  // what never sent a status was cut
+  ~RpcObserver() override {
+    if (call_ != nullptr) watchers_.unread.End(call_);
+    Done(grpc::CANCELLED);  // what never sent a status was cut
+  }
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
         methods->GetRecvMessage() != nullptr) {
       ++received_;
     }
-    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) ++sent_;
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) {
+      ++sent_;
+      Sends();
+    }
+    if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_SEND_MESSAGE) && !done_) {
+      watchers_.unread.End(call_);
+    }
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_STATUS)) {
       Done(methods->GetSendStatus().error_code());
+      Sends();  // until this is destroyed
     }
     methods->Proceed();
   }
 
  private:
+  void Sends() {
+    call_ = rpc_.server_context()->c_call();
+    watchers_.unread.Begin(call_, rpc_.method());
+  }
   // Counted before the status goes out: who has the answer sees the count.
   void Done(grpc::StatusCode code) {
     if (std::exchange(done_, true)) return;
-    metrics_.Done(code, clock_.Now() - begin_, received_, sent_);
+    metrics_.Done(code, watchers_.clock.Now() - begin_, received_, sent_);
   }
 
   RpcMetrics& metrics_;
-  const Clock& clock_;
+  const Watchers& watchers_;
+  ServerRpcInfo& rpc_;
   const absl::Time begin_;
+  grpc_call* call_ = nullptr;  // once it has sent
   int received_ = 0, sent_ = 0;
   bool done_ = false;
 };
 
 class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {
  public:
-  RpcObserverFactory(Metrics& metrics, const Clock& clock)
-      : clock_(clock), unknown_(metrics.ForRpc(kUnknown, kUnknown, kUnknown)) {
+  RpcObserverFactory(Metrics& metrics, const RpcObserver::Watchers& watchers)
+      : watchers_(watchers), unknown_(metrics.ForRpc(kUnknown, kUnknown, kUnknown)) {
     for (const auto& [path, method] : ServedMethods()) {
       const auto [service, name] = ServiceAndMethod(path);
       known_.emplace(path, &metrics.ForRpc(service, name, TypeName(*method)));
     }
   }
   grpc::experimental::Interceptor* CreateServerInterceptor(ServerRpcInfo* info) override {
-    return new RpcObserver(Find(*info), clock_);  // gRPC deletes it
+    return new RpcObserver(Find(*info), watchers_, *info);  // gRPC deletes it
   }
 
  private:
@@ -113,7 +133,7 @@ class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFac
     return it == known_.end() ? unknown_ : *it->second;
   }
 
-  const Clock& clock_;
+  const RpcObserver::Watchers watchers_;
   RpcMetrics& unknown_;
   absl::flat_hash_map<std::string, RpcMetrics*> known_;  // by path; only read
 };
@@ -121,8 +141,8 @@ class RpcObserverFactory final : public grpc::experimental::ServerInterceptorFac
 }  // namespace
 
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> NewRpcMetrics(
-    Metrics& metrics, const Clock& clock) {
-  return std::make_unique<RpcObserverFactory>(metrics, clock);
+    Metrics& metrics, const Clock& clock, UnreadWatch& unread) {
+  return std::make_unique<RpcObserverFactory>(metrics, RpcObserver::Watchers{clock, unread});
 }
 
 }  // namespace assay

@@ -1,4 +1,5 @@
-// Counts every RPC of every service (grpc_server_*): a gRPC interceptor. Thread-safe.
+// Counts every RPC of every service (grpc_server_*), and tells the watch for clients that do not
+// read: a gRPC interceptor. Thread-safe.
 #pragma once
 #include <grpcpp/support/server_interceptor.h>
 
@@ -6,13 +7,14 @@
 
 #include "base/clock.h"
 #include "engine/metrics.h"
+#include "server/unread_watch.h"
 
 namespace assay {
 
 // Makes the series of all methods of our services and of reflection, where it is linked. Methods
 // that no service has count together: grpc_service, grpc_method and grpc_type are "_unknown".
-// `metrics` and `clock` outlive the gRPC server.
+// What is passed outlives the gRPC server.
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> NewRpcMetrics(
-    Metrics& metrics, const Clock& clock);
+    Metrics& metrics, const Clock& clock, UnreadWatch& unread);
 
 }  // namespace assay

@@ -5,6 +5,7 @@
 #include <grpcpp/health_check_service_interface.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "absl/strings/str_cat.h"
 #include "base/thread_pool.h"
@@ -12,6 +13,7 @@
 #include "engine/lifecycle/progress_display.h"
 #include "server/admin.h"
 #include "server/assay_service.h"
+#include "server/audit_log.h"
 #include "server/banner.h"
 #include "server/drift_responder.h"
 #include "server/http_endpoint.h"
@@ -116,7 +118,7 @@ struct Server::Parts {
         readiness(config.strict_readiness),
         drift(config.drift, registry, metrics, events, RealClock()),
         versions(config.versions, registry, drift, metrics, events),
-        admissions(StartAdmissionPipeline(registry, pool, metrics, RealClock(),
+        admissions(StartAdmissionPipeline(registry, pool, metrics, SteadyClock(),
                                           OptionsFor(config, policy, gpus, models.size(), drift),
                                           hooks == nullptr ? AdmissionHooks() : *hooks)),
         responder({config.drift_action, config.drift_action_interval},
@@ -126,10 +128,10 @@ struct Server::Parts {
                 .admin_on_data = config.admin_on_data_port(),
                 .admin_from_fd = admin_from_fd},
                std::move(given.tokens), metrics),
-        quotas({config.auth.max_concurrent, config.auth.tokens_per_minute}, RealClock(), metrics),
-        context{config,  policy, gpus,      RealClock(), registry, *admissions,
-                metrics, gate,   readiness, statistics,  traffic,  texts,
-                drift,   events, versions,  access,      quotas,   peers},
+        quotas({config.auth.max_concurrent, config.auth.tokens_per_minute}, SteadyClock(), metrics),
+        context{config,  policy,   gpus,      SteadyClock(), RealClock(), registry, *admissions,
+                metrics, gate,     readiness, statistics,    traffic,     texts,    drift,
+                events,  versions, access,    quotas,        peers},
         status_page(context, absl::StrCat(std::string(kServerVersion), "+", kRevision), started),
         admin(std::make_unique<Admin>(context)),
         open_inference(context, *admin),
@@ -185,7 +187,7 @@ struct Server::Parts {
   ThreadPool pool;
   Metrics metrics;
   ModelRegistry registry;
-  MemoryWatermark memory{config.memory_watermark, RealClock()};
+  MemoryWatermark memory{config.memory_watermark, SteadyClock()};
   WorkGate gate;
   Readiness readiness;
   Statistics statistics;
@@ -203,11 +205,13 @@ struct Server::Parts {
   Quotas quotas;
   std::string tokens_failure;  // said already; of the thread that renews them
   ServiceContext context;
+  UnreadWatch unread{config.max_unread_time, SteadyClock(), metrics};
   StatusPage status_page;
   std::unique_ptr<Admin> admin;
   OpenInferenceService open_inference;
   AssayServiceImpl assay;
   std::unique_ptr<HttpEndpoint> http;
+  std::atomic<const HttpEndpoint*> http_started{nullptr};  // it may be asked before `http` is set
   std::unique_ptr<grpc::Server> grpc, health;  // health: of a port for probes; null: none
   std::unique_ptr<Listeners> listeners;
   bool drained = false;
@@ -266,6 +270,7 @@ absl::Status Server::Parts::StartHttp() {
                                               .tls = listeners->http_tls(),
                                               .limits = config.limits},
                                              std::move(sources)));
+  http_started = http.get();
   return absl::OkStatus();
 }
 
@@ -277,7 +282,8 @@ absl::Status Server::Parts::StartGrpc() {
   builder.RegisterService(&open_inference);
   builder.RegisterService(&assay);
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> observers;
-  observers.push_back(NewRpcMetrics(metrics, RealClock()));
+  observers.push_back(NewRpcMetrics(metrics, SteadyClock(), unread));
+  observers.push_back(NewAuditLog(access, peers));
   builder.experimental().SetInterceptorCreators(std::move(observers));
   grpc = builder.BuildAndStart();
   if (config.health_port >= 0) {
@@ -293,8 +299,12 @@ absl::Status Server::Parts::StartGrpc() {
                                                         .health = health.get(),
                                                         .admin_from_fd = admin_from_fd,
                                                         .addresses = &peers,
+                                                        .tick = [this] { unread.Look(); },
                                                         .refresh = std::move(refresh)}));
-  metrics.WatchConnections([this] { return listeners->Read(); });
+  metrics.WatchConnections([this] {
+    const HttpEndpoint* const started = http_started;
+    return listeners->Read(started == nullptr ? FrontCounts() : started->counts());
+  });
   readiness.SetHealthSink([this](const std::string& service, bool serving) {
     grpc->GetHealthCheckService()->SetServingStatus(service, serving);
     if (health != nullptr) health->GetHealthCheckService()->SetServingStatus(service, serving);

@@ -20,7 +20,8 @@ struct ServiceContext {
   const ServerConfig& config;
   const Policy& policy;
   const Gpus& gpus;
-  const Clock& clock;
+  const Clock& clock;     // for how long things take, and deadlines
+  const Clock& calendar;  // for what people read: it may be set while the server runs
   ModelRegistry& registry;
   AdmissionPipeline& admissions;
   Metrics& metrics;

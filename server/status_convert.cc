@@ -34,13 +34,12 @@ absl::Status FromGrpc(const grpc::Status& status) {
   return {static_cast<absl::StatusCode>(status.error_code()), status.error_message()};
 }
 
-absl::Time DeadlineOf(const grpc::ServerContextBase& context) {
-  const std::chrono::system_clock::time_point deadline = context.deadline();
+absl::Time DeadlineOf(const grpc::ServerContextBase& context, const Clock& clock) {
+  const std::chrono::system_clock::time_point deadline = context.deadline(),
+                                              now = std::chrono::system_clock::now();
   // gRPC's "never" is the largest time point.
-  if (deadline > std::chrono::system_clock::now() + std::chrono::hours(24 * 365)) {
-    return absl::InfiniteFuture();
-  }
-  return absl::FromChrono(deadline);
+  if (deadline > now + std::chrono::hours(24 * 365)) return absl::InfiniteFuture();
+  return clock.Now() + absl::FromChrono(deadline - now);
 }
 
 bool IsExpiry(absl::Time arrival, absl::Time deadline, absl::Time now) {

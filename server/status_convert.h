@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace assay {
@@ -12,8 +13,8 @@ namespace assay {
 grpc::Status ToGrpc(const absl::Status& status, grpc::ServerContextBase* context);
 absl::Status FromGrpc(const grpc::Status& status);
 
-// The client's deadline; InfiniteFuture when it set none.
-absl::Time DeadlineOf(const grpc::ServerContextBase& context);
+// The client's deadline, in the time of `clock`; InfiniteFuture when it set none.
+absl::Time DeadlineOf(const grpc::ServerContextBase& context, const Clock& clock);
 
 // gRPC cancels an RPC whose deadline passes, and so does the client, somewhat earlier: the timeout
 // that it sends is rounded up (by at most 1%) and travels. True when a cancellation at `now` is

@@ -296,7 +296,7 @@ StatusView StatusPage::Look() const {
   StatusView view;
   view.version = version_;
   view.started = started_;
-  view.now = context_.clock.Now();
+  view.now = context_.calendar.Now();
   view.obstacles = context_.readiness.Obstacles();
   const HardwareInfo hardware = DescribeHardware(context_.gpus);
   view.hardware = HardwareLine(hardware);
@@ -316,7 +316,7 @@ StatusView StatusPage::Look() const {
   for (const VersionInfo& version : view.versions) {
     if (version.state != VersionState::kServing) continue;
     view.traffic[{version.name, version.version}] =
-        context_.traffic.Last(version.name, version.version, view.now);
+        context_.traffic.Last(version.name, version.version, context_.clock.Now());
   }
   return view;
 }

@@ -27,13 +27,13 @@ void AppendText(const std::string& from, std::string& to) {
 }  // namespace
 
 StreamInferReactor::StreamInferReactor(ServiceContext& context, OpenInferenceService& service,
-                                       grpc::CallbackServerContext* rpc)
+                                       Caller caller)
     : context_(context),
       service_(service),
-      rpc_(rpc),
-      deadline_(DeadlineOf(*rpc)),
-      origin_(OriginOf(context, *rpc)),
-      errors_end_the_stream_(HeaderIsTrue(*rpc, "triton_grpc_error")) {
+      rpc_(caller.rpc),
+      deadline_(DeadlineOf(*caller.rpc, context.clock)),
+      origin_(std::move(caller.origin)),
+      errors_end_the_stream_(HeaderIsTrue(*caller.rpc, "triton_grpc_error")) {
   {
     MutexLock lock(mu_);
     reading_ = true;

@@ -22,8 +22,7 @@ class StreamInferReactor final
     : public SelfOwned<grpc::ServerBidiReactor<inference::ModelInferRequest,
                                                inference::ModelStreamInferResponse>> {
  public:
-  StreamInferReactor(ServiceContext& context, OpenInferenceService& service,
-                     grpc::CallbackServerContext* rpc);
+  StreamInferReactor(ServiceContext& context, OpenInferenceService& service, Caller caller);
 
   // Finishes with UNAVAILABLE once no request is left.
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);

@@ -109,13 +109,15 @@ def serving():
                   (rate("grpc_server_handled_total", method, PROCESS) + " > 0", "{{grpc_method}} {{grpc_code}}")),
         ]),
         (None, [
-            panel("Refused", LINES, "reqps", "Requests refused before any work, by reason.",
-                  (rate("assay_inference_rejected_total", "model, reason"), "{{model}} {{reason}}")),
+            panel("Refused", LINES, "reqps", "Requests refused before any work, and connections turned away or cut, by reason.",
+                  (rate("assay_inference_rejected_total", "model, reason"), "{{model}} {{reason}}"),
+                  (rate("assay_connections_refused_total", "reason", PROCESS) + " > 0", "connection {{reason}}")),
             panel("Given up", LINES, "reqps", "Deadlines that passed and requests that clients cancelled, by stage.",
                   (rate("assay_inference_deadline_exceeded_total", "model, stage"), "deadline {{model}} {{stage}}"),
                   (rate("assay_inference_cancelled_total", "model, stage"), "cancelled {{model}} {{stage}}")),
             panel("Connections and RPCs", LINES, "none", "Open connections and RPCs that are being handled.",
                   (gauge("assay_grpc_connections", "instance", PROCESS), "connections {{instance}}"),
+                  (gauge("assay_http_connections", "instance", PROCESS), "HTTP {{instance}}"),
                   (gauge("assay_grpc_rpcs_in_flight", "instance", PROCESS), "RPCs {{instance}}")),
         ]),
         ("Text generation", [

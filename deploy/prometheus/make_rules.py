@@ -163,6 +163,14 @@ def serving_alerts(job):
         Alert("AssayFileDescriptorsHigh", "ticket",
               f'process_open_fds{{job="{job}"}} / process_max_fds{{job="{job}"}} > 0.8', "5m",
               f"assay-server {where} runs out of file descriptors", "{{ $value | humanizePercentage }} of its limit are open."),
+        Alert("AssayCertificateExpires", "ticket",
+              f'assay_tls_certificate_expiry_timestamp_seconds{{job="{job}"}} - time() < <#7d>', "5m",
+              f"the certificate of assay-server {where} ({{{{ $labels.certificate }}}}) ends within a week",
+              "{{ $value | humanizeDuration }} are left. Whoever renews it has not done so."),
+        Alert("AssayConnectionsRefused", "ticket",
+              f'sum by (instance, reason) (rate(assay_connections_refused_total{{job="{job}"}}[<5m>])) > 0.1', "10m",
+              f"assay-server {where} refuses connections: {{{{ $labels.reason }}}}",
+              "{{ $value | printf \"%.3g\" }} connections per second are turned away or cut."),
     )
 
 

@@ -58,6 +58,10 @@ bool TrafficSampler::Sample() {
   if (options_.floor_per_hour <= 0) return chosen;
   const int64_t now = absl::ToUnixNanos(clock_.Now());
   int64_t due = due_ns_.load(std::memory_order_relaxed);
+  if (due > now + interval_ns_) {  // the clock was set back
+    due = now + interval_ns_;
+    due_ns_.store(due, std::memory_order_relaxed);
+  }
   while (chosen || now >= due) {
     // From when it was due, not from now: else the floor falls behind by what it waits for
     // requests.

@@ -18,11 +18,19 @@ absl::StatusOr<Recipe> ParseRecipe(std::string_view yaml, std::string_view origi
   return ResolveRecipe(raw, DeviceKind::kCpu);
 }
 
+namespace {
+
+bool IsLadder(const YAML::Node& document) {
+  return document.IsMap() && document["ladder"].IsDefined();
+}
+
+}  // namespace
+
 absl::StatusOr<RecipeLadder> ParseLadder(std::string_view yaml, std::string_view origin,
                                          std::string_view name) {
   ASSIGN_OR_RETURN(const YAML::Node document, LoadYaml(yaml, std::string(origin)));
   RecipeLadder ladder;
-  if (!document.IsMap() || !document["ladder"].IsDefined()) {
+  if (!IsLadder(document)) {
     ASSIGN_OR_RETURN(ladder.rungs.emplace_back(), ParseRecipe(yaml, origin, name));
     return ladder;
   }
@@ -77,6 +85,21 @@ absl::StatusOr<Recipe> FindRecipe(std::string_view name_or_path) {
 absl::StatusOr<RecipeLadder> FindLadder(std::string_view name_or_path) {
   ASSIGN_OR_RETURN(const RecipeText text, ReadRecipeText(std::string(name_or_path)));
   return ParseLadder(text.yaml, text.origin, text.name);
+}
+
+absl::StatusOr<FilesOfRecipe> FilesNamedIn(const std::string& path) {
+  ASSIGN_OR_RETURN(const RecipeText text, ReadRecipeText(path));
+  ASSIGN_OR_RETURN(const YAML::Node document, LoadYaml(text.yaml, text.origin));
+  FilesOfRecipe files;
+  if (IsLadder(document)) {
+    ASSIGN_OR_RETURN(YamlSection section, YamlSection::Open(document, text.origin, text.name));
+    ASSIGN_OR_RETURN(files.recipes, section.TextList("ladder"));
+    std::erase_if(files.recipes, [](const std::string& name) { return !IsRecipePath(name); });
+    return files;
+  }
+  ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe(text.yaml, text.origin, text.name));
+  files.calibration = recipe.calibration.path;
+  return files;
 }
 
 }  // namespace assay

@@ -2,7 +2,9 @@
 // each, with the keys of a policy's `recipes.<name>` (docs/formats.md). Thread-safe.
 #pragma once
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "quant/policy/policy.h"
 
@@ -25,6 +27,13 @@ absl::StatusOr<Recipe> FindRecipe(std::string_view name_or_path);
 absl::StatusOr<RecipeLadder> FindLadder(std::string_view name_or_path);
 absl::StatusOr<RecipeLadder> ParseLadder(std::string_view yaml, std::string_view origin,
                                          std::string_view name);
+// The files that the recipe or ladder in this file names itself. Other recipes are not looked into.
+// Errors as of FindLadder.
+struct FilesOfRecipe {
+  std::vector<std::string> recipes;
+  std::string calibration;  // empty: none
+};
+absl::StatusOr<FilesOfRecipe> FilesNamedIn(const std::string& path);
 // The recipe called `name` from `yaml`; `origin` for messages.
 absl::StatusOr<Recipe> ParseRecipe(std::string_view yaml, std::string_view origin,
                                    std::string_view name);

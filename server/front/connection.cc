@@ -2,6 +2,7 @@
 
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <openssl/x509.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -36,8 +37,9 @@ Connection::Connection(Descriptor client, std::string address, const Options& op
       client_(std::move(client)),
       address_(std::move(address)),
       ssl_(nullptr, SSL_free),
-      guard_(options.http2, now),
-      deadline_(now + options.handshake_timeout) {
+      guard_(options.limits.http2, now),
+      request_(options.limits.http2.max_header_bytes),
+      deadline_(now + options.limits.handshake_timeout) {
   if (options.tls == nullptr) {
     shaken_ = true;
     return;
@@ -78,6 +80,16 @@ bool Connection::Handshake() {
   const char* const reason = ERR_reason_error_string(ERR_get_error());
   return End(absl::UnauthenticatedError(
       absl::StrCat("TLS handshake: ", reason == nullptr ? "the client left" : reason)));
+}
+
+std::string Connection::Subject() const {
+  const X509* const certificate = ssl_ == nullptr ? nullptr : SSL_get0_peer_certificate(ssl_.get());
+  if (certificate == nullptr) return "";
+  const std::unique_ptr<BIO, int (*)(BIO*)> text(BIO_new(BIO_s_mem()), BIO_free);
+  X509_NAME_print_ex(text.get(), X509_get_subject_name(certificate), 0, XN_FLAG_RFC2253);
+  char* bytes = nullptr;
+  const long length = BIO_get_mem_data(text.get(), &bytes);
+  return length > 0 ? std::string(bytes, static_cast<size_t>(length)) : "";
 }
 
 Connection::Moved Connection::ReadClient(std::span<std::byte> into, size_t& count) {
@@ -128,6 +140,24 @@ void Connection::FlushToServer() {
   shutdown(server_.get(), SHUT_WR);
 }
 
+// And when it must have come to an end.
+absl::Status Connection::Watch(std::span<const std::byte> bytes, absl::Time now) {
+  const FrontLimits& limits = options_.limits;
+  if (!options_.speaks_http2) {
+    const bool begun_before = request_.begun();
+    RETURN_IF_ERROR(request_.Take(bytes));
+    if (!begun_before && request_.begun()) deadline_ = now + limits.http_answer_time;
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(guard_.Take(bytes, now));
+  if (guard_.begun() && !guard_.inside_headers()) {
+    deadline_ = absl::InfiniteFuture();
+  } else if (deadline_ == absl::InfiniteFuture()) {
+    deadline_ = now + limits.handshake_timeout;
+  }
+  return absl::OkStatus();
+}
+
 bool Connection::Receive(absl::Time now) {
   for (int turn = 0; turn < kTurn; ++turn) {
     if (server_.valid()) {
@@ -143,21 +173,13 @@ bool Connection::Receive(absl::Time now) {
       continue;  // tells the server
     }
     const std::span<const std::byte> piece = options_.scratch.first(count);
-    if (options_.speaks_http2) {
-      if (absl::Status taken = guard_.Take(piece, now); !taken.ok()) return End(std::move(taken));
-    }
-    const bool begun = !options_.speaks_http2 || guard_.begun();
-    if (!begun || guard_.inside_headers()) {
-      if (deadline_ == absl::InfiniteFuture()) deadline_ = now + options_.handshake_timeout;
-    } else {
-      deadline_ = absl::InfiniteFuture();
-    }
-    if (!server_.valid() && begun) {
-      server_ = options_.connect();
+    if (absl::Status taken = Watch(piece, now); !taken.ok()) return End(std::move(taken));
+    if (!server_.valid() && begun()) {
+      server_ = options_.connect(Subject());
       if (!server_.valid()) return End(absl::UnavailableError("the server takes no connections"));
       FlushToServer();
     }
-    // Before the preface is whole, less than that is kept.
+    // Before the server's end is there, what the guard lets pass is kept.
     const bool straight = server_.valid() && to_server_.empty();
     to_server_.Add(straight ? ToServer(piece) : piece);
   }
@@ -218,9 +240,13 @@ bool Connection::Pump(absl::Time now) {
 bool Connection::InTime(absl::Time now) {
   if (now < deadline_) return true;
   if (told_client_) return End(absl::OkStatus());
-  return End(absl::DeadlineExceededError(!shaken_         ? "the TLS handshake took too long"
-                                         : guard_.begun() ? "a header block took too long"
-                                                          : "no HTTP/2 preface in time"));
+  const bool http2 = options_.speaks_http2;
+  const char* const reason =
+      !shaken_  ? "the TLS handshake took too long"
+      : begun() ? http2 ? "a header block took too long" : "the answer was not read in time"
+      : http2   ? "no HTTP/2 preface in time"
+                : "no whole HTTP request in time";
+  return End(absl::DeadlineExceededError(reason));
 }
 
 }  // namespace assay

@@ -14,7 +14,9 @@
 #include <utility>
 #include <vector>
 
+#include "server/front/http1_guard.h"
 #include "server/front/http2_guard.h"
+#include "server/front/limits.h"
 
 struct ssl_ctx_st;
 struct ssl_st;
@@ -41,15 +43,14 @@ class Connection {
   static constexpr size_t kPieceBytes = size_t{64} << 10;
 
   struct Options {
-    Http2Limits http2;
-    bool speaks_http2 = true;          // false: whatever it is, the server sees to it
-    absl::Duration handshake_timeout;  // of TLS, the preface, a header block that has begun
-    std::shared_ptr<ssl_ctx_st> tls;   // null: plain
+    FrontLimits limits;
+    bool speaks_http2 = true;         // false: one request of HTTP/1
+    std::shared_ptr<ssl_ctx_st> tls;  // null: plain
     // [kPieceBytes], of the loop: what is read goes on from here at once, nearly always.
     std::span<std::byte> scratch;
-    // Makes the server's end; called once, when a client has shown that it speaks HTTP/2. Invalid:
-    // the server takes no more.
-    std::function<Descriptor()> connect;
+    // Makes the server's end; called once, when a client has shown that it speaks HTTP/2, or its
+    // request's head is whole. Invalid: the server takes no more.
+    std::function<Descriptor(std::string subject)> connect;  // of the client's certificate
   };
   Connection(Descriptor client, std::string address, const Options& options, absl::Time now);
   ~Connection();
@@ -79,6 +80,9 @@ class Connection {
     void Add(std::span<const std::byte> more);
   };
   bool Handshake();
+  std::string Subject() const;  // of the client's certificate; empty: it has shown none
+  bool begun() const { return options_.speaks_http2 ? guard_.begun() : request_.begun(); }
+  absl::Status Watch(std::span<const std::byte> bytes, absl::Time now);
   bool Receive(absl::Time now);  // client to server
   bool Send();                   // server to client
   Moved ReadClient(std::span<std::byte> into, size_t& count);
@@ -95,6 +99,7 @@ class Connection {
   const std::string address_;
   std::unique_ptr<ssl_st, void (*)(ssl_st*)> ssl_;
   Http2Guard guard_;
+  Http1Guard request_;  // the one or the other is used
   Piece to_server_, to_client_;
   bool shaken_ = false;  // hands, where there is TLS
   bool client_ended_ = false, server_ended_ = false, told_server_ = false, told_client_ = false;

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/mutex.h"
 #include "server/front/connection.h"
@@ -94,13 +95,14 @@ struct Front::Shared {
 
   // False: there are too many, in all or of this address.
   bool Admit(const std::string& address) {
+    const std::string counted = CountedAs(address);
     const MutexLock lock(mu);
-    int& of = of_address[address];
+    int& of = of_address[counted];
     const FrontLimits& limits = options.limits;
     const bool many =
         limits.max_connections_per_address > 0 && of >= limits.max_connections_per_address;
     if (many || counts.open >= limits.max_connections) {
-      if (of == 0) of_address.erase(address);
+      if (of == 0) of_address.erase(counted);
       ++counts.too_many;
       return false;
     }
@@ -113,7 +115,8 @@ struct Front::Shared {
     {
       const MutexLock lock(mu);
       --counts.open;
-      if (const auto of = of_address.find(address); of != of_address.end() && --of->second == 0)
+      if (const auto of = of_address.find(CountedAs(address));
+          of != of_address.end() && --of->second == 0)
         of_address.erase(of);
       if (why.ok()) return;
       ++CountOf(why);
@@ -125,7 +128,7 @@ struct Front::Shared {
     uint64_t others = 0;
     {
       const MutexLock lock(mu);
-      const absl::Time now = absl::Now();
+      const absl::Time now = SteadyClock().Now();
       if (now - logged < kBetweenLogs) {
         ++unlogged;
         return;
@@ -188,7 +191,7 @@ class Front::Loop {
   struct Held {
     Held(Descriptor client, std::string address, Connection::Options o)
         : options(std::move(o)),
-          connection(std::move(client), std::move(address), options, absl::Now()) {}
+          connection(std::move(client), std::move(address), options, SteadyClock().Now()) {}
     const Connection::Options options;
     Connection connection;
     bool server_known = false;  // to the kernel
@@ -210,7 +213,7 @@ class Front::Loop {
   void Move(Held* held);
   void LookAtDeadlines();
   void End(Held* held);
-  Descriptor ConnectToServer(const std::string& address);
+  Descriptor ConnectToServer(PeerAddresses::Peer peer);
 
   Shared& shared_;
   const bool accepts_;
@@ -226,7 +229,7 @@ class Front::Loop {
   std::thread thread_;
 };
 
-Descriptor Front::Loop::ConnectToServer(const std::string& address) {
+Descriptor Front::Loop::ConnectToServer(PeerAddresses::Peer peer) {
   if (!shared_.accepts) return {};
   if (shared_.options.connect) return Descriptor(shared_.options.connect());
   std::array<int, 2> ends{};
@@ -243,7 +246,7 @@ Descriptor Front::Loop::ConnectToServer(const std::string& address) {
     const Descriptor too_high(theirs);
     return {};
   }
-  if (shared_.options.addresses != nullptr) shared_.options.addresses->Set(theirs, address);
+  if (shared_.options.addresses != nullptr) shared_.options.addresses->Set(theirs, std::move(peer));
   shared_.serve(theirs);
   return ours;
 }
@@ -279,12 +282,13 @@ void Front::Loop::Accept() {
     const TlsStore* const tls = shared_.options.tls;
     auto held = std::make_unique<Held>(
         std::move(client), host,
-        Connection::Options{.http2 = shared_.options.limits.http2,
+        Connection::Options{.limits = shared_.options.limits,
                             .speaks_http2 = shared_.options.connect == nullptr,
-                            .handshake_timeout = shared_.options.limits.handshake_timeout,
                             .tls = tls == nullptr ? nullptr : tls->context(),
                             .scratch = loop.scratch_,
-                            .connect = [&loop, host] { return loop.ConnectToServer(host); }});
+                            .connect = [&loop, host](std::string subject) {
+                              return loop.ConnectToServer({host, std::move(subject)});
+                            }});
     if (&loop == this) {
       Take(std::move(held));
       continue;
@@ -316,7 +320,7 @@ void Front::Loop::Take(std::unique_ptr<Held> held) {
 
 void Front::Loop::Move(Held* held) {
   Connection& connection = held->connection;
-  if (!connection.Pump(absl::Now())) return End(held);
+  if (!connection.Pump(SteadyClock().Now())) return End(held);
   if (connection.again()) again_.push_back(held);
   if (connection.server_fd() < 0 || held->server_known) return;
   held->server_known = true;
@@ -330,7 +334,7 @@ void Front::Loop::End(Held* held) {
 }
 
 void Front::Loop::LookAtDeadlines() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyClock().Now();
   std::vector<Held*> late;
   for (const auto& [held, owner] : held_) {
     if (!held->connection.InTime(now)) late.push_back(held);
@@ -341,7 +345,7 @@ void Front::Loop::LookAtDeadlines() {
 void Front::Loop::Run() {
   std::array<epoll_event, kEvents> events{};
   std::vector<Held*> ready, gone;
-  absl::Time next_tick = absl::Now() + absl::Milliseconds(kTickMs);
+  absl::Time next_tick = SteadyClock().Now() + absl::Milliseconds(kTickMs);
   while (!shared_.stop) {
     const int count = epoll_wait(poll_.get(), events.data(), kEvents, again_.empty() ? kTickMs : 0);
     ready.clear();
@@ -371,9 +375,10 @@ void Front::Loop::Run() {
       End(held);
     }
     for (Held* const held : ready) Move(held);
-    if (absl::Now() < next_tick) continue;
-    next_tick = absl::Now() + absl::Milliseconds(kTickMs);
+    if (SteadyClock().Now() < next_tick) continue;
+    next_tick = SteadyClock().Now() + absl::Milliseconds(kTickMs);
     LookAtDeadlines();
+    if (accepts_ && shared_.options.tick) shared_.options.tick();
   }
 }
 

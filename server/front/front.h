@@ -1,6 +1,7 @@
 // A port of the server: accepts clients, bounds how many and how long they may take to begin, ends
 // TLS, watches their HTTP/2 frames (http2_guard.h) and gives each to gRPC as one end of a socket
-// pair. So that everything that gRPC reads has been looked at (docs/adr/0014-*.md).
+// pair. So that everything that gRPC reads has been looked at (docs/adr/0014-*.md). The HTTP port
+// is one, too: its clients' requests go to civetweb once their heads are whole (http1_guard.h).
 //
 // Thread rule: any thread; `serve` is called on threads of the Front.
 #pragma once
@@ -25,14 +26,17 @@ struct FrontOptions {
   const char* protocol = "gRPC";  // named in errors
   FrontLimits limits;
   const TlsStore* tls = nullptr;  // outlives the Front; null: plain
-  // Of another protocol than HTTP/2: opens the server's end for a client that has begun to speak;
-  // negative: it takes none. Null: a socket pair, whose other end `serve` takes over.
+  // Of HTTP/1, one request per connection: opens the server's end for a client whose request has a
+  // whole head; negative: it takes none. Null: HTTP/2, over a socket pair whose other end `serve`
+  // takes over.
   std::function<int()> connect;
   // The server's ends have numbers from here on: which port a client came in by can be told from
   // its peer ("fd:N"), for good.
   int lowest_fd = 0;
   int end_fd = std::numeric_limits<int>::max();  // and are below this
   PeerAddresses* addresses = nullptr;            // told of each; outlives the Front; null: none
+  // Called on a thread of the Front, twice a second; may be empty.
+  std::function<void()> tick;
 };
 
 // Why connections were not let in, or were cut. Counts since the start.

@@ -20,7 +20,8 @@ enum Type : uint8_t {
   kPing = 6,
   kContinuation = 9
 };
-constexpr uint8_t kEndStream = 0x1, kEndHeaders = 0x4;
+constexpr uint8_t kEndStream = 0x1, kEndHeaders = 0x4, kPadded = 0x8, kPriorityFlag = 0x20;
+constexpr size_t kPadBytes = 1, kPriorityBytes = 5;  // in front of the block
 
 // Of a block, besides those that its bytes take in frames of 16 KiB, the largest that gRPC takes.
 constexpr size_t kSpareFrames = 32, kFrameBytes = 16384;
@@ -58,6 +59,7 @@ absl::Status Http2Guard::Take(std::span<const std::byte> bytes, absl::Time now) 
       continue;
     }
     const size_t payload = std::min(payload_left_, bytes.size());
+    RETURN_IF_ERROR(TakePayload(bytes.first(payload)));
     payload_left_ -= payload;
     bytes = bytes.subspan(payload);
     if (payload_left_ > 0 || bytes.empty()) continue;
@@ -66,6 +68,22 @@ absl::Status Http2Guard::Take(std::span<const std::byte> bytes, absl::Time now) 
     if (header_seen_ == kFrameHeader) RETURN_IF_ERROR(TakeFrame(now));
   }
   return absl::OkStatus();
+}
+
+// Only of header blocks anything is looked at: elsewhere both lengths are 0.
+absl::Status Http2Guard::TakePayload(std::span<const std::byte> bytes) {
+  if (pad_unread_ && !bytes.empty()) {
+    const auto pad = static_cast<size_t>(bytes.front());
+    if (pad > fragment_left_) return absl::InvalidArgumentError("a frame is all padding");
+    fragment_left_ -= pad;
+    pad_unread_ = false;
+  }
+  const size_t lead = std::min(lead_left_, bytes.size());
+  lead_left_ -= lead;
+  bytes = bytes.subspan(lead);
+  const size_t part = std::min(fragment_left_, bytes.size());
+  fragment_left_ -= part;
+  return fields_.Take(bytes.first(part));
 }
 
 absl::Status Http2Guard::TakeFrame(absl::Time now) {
@@ -77,8 +95,13 @@ absl::Status Http2Guard::TakeFrame(absl::Time now) {
   payload_left_ = length;
   if (in_block_ && type != kContinuation)
     return absl::InvalidArgumentError("a header block is interrupted by another frame");
+  lead_left_ = fragment_left_ = 0;
+  pad_unread_ = false;
   switch (type) {
     case kHeaders:
+      pad_unread_ = (flags & kPadded) != 0;
+      lead_left_ =
+          (pad_unread_ ? kPadBytes : 0) + ((flags & kPriorityFlag) != 0 ? kPriorityBytes : 0);
       return TakeHeaders(length, stream, (flags & kEndHeaders) != 0, /*continues=*/false);
     case kContinuation:
       return TakeHeaders(length, stream, (flags & kEndHeaders) != 0, /*continues=*/true);
@@ -111,7 +134,10 @@ absl::Status Http2Guard::TakeHeaders(size_t length, uint32_t stream, bool ends, 
     block_bytes_ = 0;
     block_frames_ = 0;
     block_stream_ = stream;
+    fields_.Begin();
   }
+  if (length < lead_left_) return absl::InvalidArgumentError("a HEADERS frame is too short");
+  fragment_left_ = length - lead_left_;
   block_bytes_ += length;
   in_block_ = !ends;
   if (block_bytes_ > limits_.max_header_bytes)

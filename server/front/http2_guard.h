@@ -1,7 +1,8 @@
 // Watches what a client sends to an HTTP/2 server and stops what would cost the server more than
 // it is worth (RFC 9113): header blocks without end, which gRPC 1.51 collects and parses again and
-// again (CVE-2023-33953), floods of resets (CVE-2023-44487) and of other control frames. It
-// reads the 9 bytes in front of each frame, changes nothing and keeps nothing.
+// again (CVE-2023-33953), blocks of a great many fields (hpack_fields.h), floods of resets
+// (CVE-2023-44487) and of other control frames. It reads the 9 bytes in front of each frame and the
+// lengths in header blocks, changes nothing and keeps nothing.
 //
 // Thread rule: one thread per object.
 #pragma once
@@ -12,6 +13,7 @@
 
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "server/front/hpack_fields.h"
 #include "server/front/limits.h"
 
 namespace assay {
@@ -39,6 +41,7 @@ class Http2Guard {
     bool TakeOne(absl::Time now);
   };
   absl::Status TakeFrame(absl::Time now);
+  absl::Status TakePayload(std::span<const std::byte> bytes);
   absl::Status TakeHeaders(size_t length, uint32_t stream, bool ends, bool continues);
 
   const Http2Limits limits_;
@@ -50,6 +53,10 @@ class Http2Guard {
   uint32_t block_stream_ = 0;
   size_t block_bytes_ = 0;
   size_t block_frames_ = 0;
+  HpackFields fields_;
+  // Of a frame with a part of a block: what comes before that part, and how much of it is left.
+  size_t lead_left_ = 0, fragment_left_ = 0;
+  bool pad_unread_ = false;  // the first byte of the lead says how much follows the part
   Bucket resets_, controls_;
 };
 

@@ -17,7 +17,9 @@ struct FrontLimits {
   int max_connections = 1024;
   int max_connections_per_address = 256;  // 0: no bound
   // Of TLS, the first bytes of HTTP/2, and each header block that has begun.
-  absl::Duration handshake_timeout = absl::Seconds(10);
+  absl::Duration handshake_timeout = absl::Seconds(10);  // and the head of an HTTP/1 request
+  // From there on, until the answer of HTTP/1 has been read and the connection is closed.
+  absl::Duration http_answer_time = absl::Seconds(30);
 };
 
 struct TlsFiles {  // PEM; all empty: no TLS

@@ -4,6 +4,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -61,12 +62,34 @@ void Configure(SSL_CTX* context, const std::string& protocol) {
   SSL_CTX_set_alpn_select_cb(context, ChooseProtocol, const_cast<std::string*>(&protocol));
 }
 
-absl::Time ExpiryOf(SSL_CTX* context) {
+absl::Time ExpiryOf(const X509* certificate) {
   std::tm tm{};
-  const X509* const certificate = SSL_CTX_get0_certificate(context);
   if (certificate == nullptr || ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &tm) != 1)
     return absl::InfinitePast();
   return absl::FromTM(tm, absl::UTCTimeZone());
+}
+
+// The first of the server's certificate and its chain to end.
+absl::Time ExpiryOf(SSL_CTX* context) {
+  absl::Time expiry = ExpiryOf(SSL_CTX_get0_certificate(context));
+  STACK_OF(X509)* chain = nullptr;
+  SSL_CTX_get0_chain_certs(context, &chain);
+  for (int i = 0; i < sk_X509_num(chain); ++i)
+    expiry = std::min(expiry, ExpiryOf(sk_X509_value(chain, i)));
+  return expiry;
+}
+
+// The first to end of those whose clients are trusted.
+absl::Time ClientCaExpiryOf(const SSL_CTX* context) {
+  absl::Time expiry = absl::InfiniteFuture();
+  const STACK_OF(X509_OBJECT)* const trusted =
+      X509_STORE_get0_objects(SSL_CTX_get_cert_store(context));
+  for (int i = 0; i < sk_X509_OBJECT_num(trusted); ++i) {
+    const X509_OBJECT* const one = sk_X509_OBJECT_value(trusted, i);
+    if (X509_OBJECT_get_type(one) == X509_LU_X509)
+      expiry = std::min(expiry, ExpiryOf(X509_OBJECT_get0_X509(one)));
+  }
+  return expiry;
 }
 
 }  // namespace
@@ -111,6 +134,7 @@ absl::StatusOr<TlsStore::Loaded> TlsStore::Read() const {
     SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
   }
   loaded.expiry = ExpiryOf(context);
+  loaded.client_ca_expiry = ClientCaExpiryOf(context);
   return loaded;
 }
 
@@ -130,6 +154,11 @@ std::shared_ptr<ssl_ctx_st> TlsStore::context() const {
 absl::Time TlsStore::expiry() const {
   const MutexLock lock(mu_);
   return loaded_.expiry;
+}
+
+absl::Time TlsStore::client_ca_expiry() const {
+  const MutexLock lock(mu_);
+  return loaded_.client_ca_expiry;
 }
 
 }  // namespace assay

@@ -31,13 +31,16 @@ class TlsStore {
   absl::StatusOr<bool> Reload() ABSL_LOCKS_EXCLUDED(mu_);
 
   std::shared_ptr<ssl_ctx_st> context() const ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Time expiry() const ABSL_LOCKS_EXCLUDED(mu_);  // of the server's certificate
+  // Until when the server's certificate and its chain are valid.
+  absl::Time expiry() const ABSL_LOCKS_EXCLUDED(mu_);
+  // Until when all of tls.client_ca are; InfiniteFuture: there are none.
+  absl::Time client_ca_expiry() const ABSL_LOCKS_EXCLUDED(mu_);
   bool asks_clients() const { return !files_.client_ca.empty(); }
 
  private:
   struct Loaded {
     std::shared_ptr<ssl_ctx_st> context;
-    absl::Time expiry;
+    absl::Time expiry, client_ca_expiry;
     std::string hash;  // of the files
   };
   TlsStore(TlsFiles files, std::string protocol)

@@ -71,12 +71,13 @@ class LiveService final : public inference::GRPCInferenceService::CallbackServic
 // looking for a trace.
 void BM_Rpc(benchmark::State& state, bool observed) {
   Metrics metrics("0.1.0", "cpu");
+  UnreadWatch unread(absl::Minutes(1), SteadyClock(), metrics);
   LiveService service(observed);
   grpc::ServerBuilder builder;
   builder.RegisterService(&service);
   if (observed) {
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> observers;
-    observers.push_back(NewRpcMetrics(metrics, RealClock()));
+    observers.push_back(NewRpcMetrics(metrics, RealClock(), unread));
     builder.experimental().SetInterceptorCreators(std::move(observers));
   }
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.client
 import pathlib
+import shlex
 import shutil
 import ssl
 import subprocess
@@ -191,6 +192,74 @@ def test_no_token_shows_anywhere(own_server, tokens, tmp_path):
     everything = "\n".join([*map(str, said), server.log(), config.stdout, config.stderr])
     assert len(everything) > 1000 and "role" in everything  # it was listened to
     assert [secret for secret in SECRETS if secret in everything] == []
+
+
+# ---- who did what
+
+def audited(server):
+    """The log's lines about administration, as dictionaries."""
+    lines = [shlex.split(line) for line in server.stderr if " administration client=" in line]
+    return [dict(word.split("=", 1) for word in line[3:]) for line in lines]
+
+
+def test_every_call_of_administration_is_one_line_of_the_log(own_server, tokens):
+    server = own_server("--admin", "false", "--admin-port", "0", "--auth-tokens", tokens)
+    admin, data = Assay(port(server, "admin")), Assay(server.address)
+    for method in ("RepositoryModelUnload", "RepositoryModelLoad"):
+        admin.channel.unary_unary("/inference.GRPCInferenceService/" + method)(
+            b"\x12\x0bstories260k", timeout=120, metadata=bearer(ADMIN))  # model_name
+    for method in ("Promote", "RollBack", "DropCanary", "SetCanaryShare"):
+        request = admin.message(method + "Request", model="stories260k")
+        assert code_of(lambda m=method, r=request: admin.call(m, r, metadata=bearer(ADMIN))) == grpc.StatusCode.FAILED_PRECONDITION
+    assert code_of(admin.call("Admit", admin.message("AdmitRequest", path="/etc/passwd"), metadata=bearer(ADMIN))) \
+        == grpc.StatusCode.PERMISSION_DENIED
+    promote = admin.message("PromoteRequest", model="other")
+    assert code_of(lambda: admin.call("Promote", promote, metadata=bearer(INFER))) == grpc.StatusCode.PERMISSION_DENIED
+    assert code_of(lambda: admin.call("Promote", promote)) == grpc.StatusCode.UNAUTHENTICATED
+    assert code_of(lambda: data.call("Promote", promote, metadata=bearer(ADMIN))) == grpc.StatusCode.PERMISSION_DENIED
+    wait_until(lambda: len(audited(server)) == 10)
+    rows = [(line["client"], line["method"], line["model"], line["outcome"]) for line in audited(server)]
+    assert rows == [
+        ("ops", "RepositoryModelUnload", "stories260k", "OK"),
+        ("ops", "RepositoryModelLoad", "stories260k", "OK"),
+        *(("ops", method, "stories260k", "FAILED_PRECONDITION") for method in ("Promote", "RollBack", "DropCanary", "SetCanaryShare")),
+        ("ops", "Admit", "/etc/passwd", "PERMISSION_DENIED"),
+        ("client", "Promote", "other", "PERMISSION_DENIED"),
+        ("", "Promote", "other", "UNAUTHENTICATED"),
+        ("ops", "Promote", "other", "PERMISSION_DENIED")]
+    assert {line["peer"] for line in audited(server)} == {"127.0.0.1"}
+    assert [secret for secret in SECRETS if secret in server.log()] == []
+
+
+def test_no_method_of_administration_is_left_out_of_the_log(own_server, tokens):
+    """Whatever is refused where no administration is served is administration."""
+    server = own_server("--admin", "false", "--admin-port", "-1", "--auth-tokens", tokens)
+    client = Assay(server.address)
+    refused = []
+    for service in (client.service, client.service.file.pool.FindServiceByName("inference.GRPCInferenceService")):
+        for method in service.methods:
+            kind = ("stream" if method.client_streaming else "unary") + "_" + ("stream" if method.server_streaming else "unary")
+            call = getattr(client.channel, kind)(f"/{service.full_name}/{method.name}")
+            try:
+                answer = call(iter([b""]) if method.client_streaming else b"", timeout=30, metadata=bearer(ADMIN))
+                list(answer) if method.server_streaming else answer
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.PERMISSION_DENIED:
+                    refused.append(method.name)
+    assert len(refused) >= 7
+    wait_until(lambda: len(audited(server)) >= len(refused))
+    assert [line["method"] for line in audited(server)] == refused
+
+
+def test_the_log_of_administration_names_the_certificate(own_server, authority):
+    certificate, key = authority.sign("server")
+    server = own_server("--tls-certificate", certificate, "--tls-key", key, "--tls-client-ca", authority.certificate)
+    with channel_to(server.address, authority.certificate, authority.sign("operator")) as channel:
+        unload = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")
+        assert code_of(lambda: unload(b"", timeout=30)) == grpc.StatusCode.NOT_FOUND
+    wait_until(lambda: audited(server))
+    line = audited(server)[0]
+    assert (line["certificate"], line["client"], line["outcome"]) == ("CN=operator", "", "NOT_FOUND")
 
 
 # ---- quotas

@@ -1,6 +1,8 @@
 """Faults done to a real server, and what must hold: nobody gets a wrong answer, and it serves again (docs/reliability.md)."""
 
+import http.client
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -183,6 +185,51 @@ def test_too_little_memory_is_a_verdict(start, folder):
     server = start("--memory-limit", "64KiB", "--strict-readiness", "false")
     assert any("does not fit" in line for line in server.stderr), server.log()
     assert server.get("/healthz")[0] == 200
+
+
+@pytest.fixture
+def memory_cgroup():
+    """A cgroup of our own, and a function that bounds its memory; the kernel kills in it."""
+    root = pathlib.Path("/sys/fs/cgroup")
+    unified = (root / "cgroup.controllers").exists()
+    group = (root if unified else root / "memory") / f"assay-test-{os.getpid()}"
+    limit = group / ("memory.max" if unified else "memory.limit_in_bytes")
+    try:
+        group.mkdir()
+        limit.write_text("max" if unified else "-1")
+    except OSError as error:
+        pytest.skip(f"NOT RUN: no cgroup can be made here: {error}")
+
+    def bounded(size):
+        limit.write_text(str(size))
+        return ("sh", "-c", 'echo $$ > "$0" && exec "$@"', group / "cgroup.procs")
+
+    yield bounded
+    wait_until(lambda: not (group / "cgroup.procs").read_text().strip())
+    group.rmdir()
+
+
+def test_no_memory_left_in_the_cgroup(start, folder, expected, memory_cgroup):
+    """From far too little to enough, a megabyte at a time where it matters: killed, refused or served; what follows is whole."""
+    outcomes = []
+    for megabytes in (6, 8, 9, 10, 11, 12, 14, 64):
+        shutil.rmtree(folder / "artifacts", ignore_errors=True)
+        server = start("--strict-readiness", "false", wait=False, before=memory_cgroup(megabytes << 20))
+        wait_until(lambda: server._ready.is_set())
+        try:
+            serves = server.metric(r'^assay_model_ready{model="stories260k"') == 1
+            outcomes.append("serves" if serves else "refused")
+            assert not serves or answer(server) == expected
+        except (OSError, grpc.RpcError, AttributeError, http.client.HTTPException):  # it is gone, or goes now
+            outcomes.append(server.wait())
+        server.stop()
+        after = start()
+        assert corrupt(after) == 0, (megabytes, outcomes)
+        assert answer(after) == expected
+        after.stop()
+    print(outcomes)
+    assert -signal.SIGKILL in outcomes and outcomes[-1] == "serves", outcomes
+    assert set(outcomes) <= {-signal.SIGKILL, "refused", "serves"}, outcomes
 
 
 def test_memory_that_is_nearly_used_up(start):

@@ -5,7 +5,8 @@ import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
-END_HEADERS = 4
+END_STREAM, END_HEADERS = 1, 4
+HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE = 1, 4  # numbers of settings
 
 
 def frame(kind, flags, stream, payload):
@@ -25,13 +26,26 @@ def literal(name, value):
     return b"\x00" + hpack_length(len(name)) + name + hpack_length(len(value)) + value
 
 
-REQUEST = b"".join(literal(name, value) for name, value in (
-    (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/inference.GRPCInferenceService/ServerLive"),
-    (b":authority", b"x"), (b"content-type", b"application/grpc"), (b"te", b"trailers")))
+def request(path):
+    return b"".join(literal(name, value) for name, value in (
+        (b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode()),
+        (b":authority", b"x"), (b"content-type", b"application/grpc"), (b"te", b"trailers")))
 
 
-def connect(server):
+REQUEST = request("/inference.GRPCInferenceService/ServerLive")
+
+
+def setting(number, value):
+    return struct.pack(">HI", number, value)
+
+
+def message(serialized):
+    """As gRPC frames it, not compressed."""
+    return b"\0" + struct.pack(">I", len(serialized)) + serialized
+
+
+def connect(server, settings=b""):
     host, port = server.address.rsplit(":", 1)
     client = socket.create_connection((host, int(port)), timeout=30)
-    client.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
+    client.sendall(PREFACE + frame(SETTINGS, 0, 0, settings))
     return client

@@ -261,14 +261,20 @@ TEST(MetricsTest, ConnectionsAreReadAtEveryScrape) {
                                       Not(HasSubstr("assay_tls_certificate_expiry"))));
   int open = 6;
   metrics.WatchConnections([&] {
-    return ConnectionReading{.open = ++open,
-                             .refused = {{"limit", 3}},
-                             .certificate_expiry = absl::FromUnixSeconds(1'900'000'000)};
+    return ConnectionReading{
+        .open = ++open,
+        .open_http = 3,
+        .refused = {{"limit", 3}},
+        .certificate_expiry = {{"server", absl::FromUnixSeconds(1'900'000'000)},
+                               {"client_ca", absl::FromUnixSeconds(7)}}};
   });
-  EXPECT_THAT(metrics.Scrape(),
-              AllOf(HasSubstr("\nassay_grpc_connections 7\n"),
-                    HasSubstr("\nassay_connections_refused_total{reason=\"limit\"} 3\n"),
-                    HasSubstr("\nassay_tls_certificate_expiry_timestamp_seconds 1900000000\n")));
+  EXPECT_THAT(
+      metrics.Scrape(),
+      AllOf(HasSubstr("\nassay_grpc_connections 7\n"), HasSubstr("\nassay_http_connections 3\n"),
+            HasSubstr("\nassay_connections_refused_total{reason=\"limit\"} 3\n"),
+            HasSubstr("\nassay_tls_certificate_expiry_timestamp_seconds{certificate=\"server\"} "
+                      "1900000000\n"),
+            HasSubstr("{certificate=\"client_ca\"} 7\n")));
   EXPECT_THAT(metrics.Scrape(), HasSubstr("\nassay_grpc_connections 8\n"));
 }
 

@@ -138,6 +138,34 @@ TEST_F(AssayServiceTest, AnExpiredGenerationFreesItsSlot) {
             testing::ContainsRegex(R"(handled_total.*DeadlineExceeded.*"Generate".* 1)")));
 }
 
+TEST_F(AssayServiceTest, WhoDoesNotReadLosesItsSlotAndIsToldWhy) {
+  grpc::ClientContext context;
+  // In this process a message counts as sent once it is read. More tokens than anybody waits for.
+  const auto stream = stub_->Generate(&context, Prompt("text", 100'000'000));
+  serving_.engine().WaitForRunning(1);
+  while (serving_.engine().cancellations() == 0) {
+    serving_.Unread(absl::Minutes(2));  // the first message may not be on its way yet
+    std::this_thread::yield();
+  }
+  serving_.engine().WaitForRunning(0);
+  EXPECT_THAT(FromGrpc(stream->Finish()), StatusIs(absl::StatusCode::kResourceExhausted,
+                                                   HasSubstr("limits.max_unread_time=1m")));
+  ASSERT_TRUE(serving_.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
+  EXPECT_THAT(serving_.metrics().Scrape(), HasSubstr("\nassay_grpc_unread_rpcs_total 1\n"));
+}
+
+TEST_F(AssayServiceTest, WhoReadsMayTakeLongOverAllOfIt) {
+  grpc::ClientContext context;
+  const auto stream = stub_->Generate(&context, Prompt("text", 3));
+  assay::v1::GenerateResponse message;
+  // Each message and the status within the minute, all of them in more.
+  do {
+    serving_.Unread(absl::Seconds(29));
+  } while (stream->Read(&message));
+  EXPECT_OK(FromGrpc(stream->Finish()));
+  EXPECT_THAT(serving_.metrics().Scrape(), HasSubstr("\nassay_grpc_unread_rpcs_total 0\n"));
+}
+
 // More than what gRPC's threads tokenize themselves; the fake engine takes any length.
 assay::v1::GenerateRequest LongPrompt() {
   assay::v1::GenerateRequest request;

@@ -200,6 +200,18 @@ TEST(ConfigTest, PortsDiffer) {
   ASSERT_OK(LoadYaml("health_port: -1\nadmin_port: -1\n").status());
 }
 
+TEST(ConfigTest, BoundsThatCannotBeOffSaySo) {
+  for (const char* const text : {"0", "1023"})
+    EXPECT_THAT(LoadYaml(absl::StrCat("limits:\n  max_header_size: ", text, "\n")),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         AllOf(HasSubstr(":2: limits.max_header_size: '"), HasSubstr(text),
+                               HasSubstr("expected 1KiB or more; this bound cannot be off"))));
+  EXPECT_THAT(
+      LoadYaml("limits:\n  handshake_timeout: 0\n"),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("limits.handshake_timeout: '0'")));
+  EXPECT_OK(LoadYaml("limits:\n  max_header_size: 1KiB\n  handshake_timeout: 1ms\n"));
+}
+
 TEST(ConfigTest, RootsAreAListWithCommas) {
   ASSERT_OK_AND_ASSIGN(const EffectiveConfig two, LoadYaml("model_roots: /a, /b c\n"));
   EXPECT_THAT(two.config.model_roots, testing::ElementsAre("/a", "/b c"));

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "absl/strings/match.h"
-#include "absl/time/clock.h"
+#include "base/clock.h"
 #include "server/rpc_metrics.h"
 
 namespace assay {
@@ -92,7 +92,7 @@ void FakeGenerateEngine::Loop() {
       for (auto it = running_.begin(); it != running_.end();) {
         Sequence& s = **it;
         TokenEvent event;
-        const bool expired = s.request.deadline < absl::Now();
+        const bool expired = s.request.deadline < SteadyClock().Now();
         const bool full = s.generated == s.request.sampling.max_tokens;
         if (s.cancelled || expired || stop_ || (full && !hold_)) {
           event.kind = TokenEvent::Kind::kEnd;
@@ -209,10 +209,10 @@ FakeServing::FakeServing(ServerConfig config)
     : config_(std::move(config)),
       access_({.tokens_path = config_.auth.tokens, .admin_on_data = config_.admin_on_data_port()},
               TokenTable::Read(config_.auth.tokens).value(), metrics_),
-      context_{
-          config_,   Policy::Default(), gpus_,       RealClock(), registry_, admissions_, metrics_,
-          gate_,     readiness_,        statistics_, traffic_,    texts_,    drift_,      events_,
-          versions_, access_,           quotas_,     peers_},
+      context_{config_,     Policy::Default(), gpus_,    SteadyClock(), RealClock(),
+               registry_,   admissions_,       metrics_, gate_,         readiness_,
+               statistics_, traffic_,          texts_,   drift_,        events_,
+               versions_,   access_,           quotas_,  peers_},
       admin_(std::make_unique<Admin>(context_)),
       open_inference_(context_, *admin_),
       assay_(context_, *admin_) {
@@ -233,7 +233,7 @@ FakeServing::FakeServing(ServerConfig config)
   builder.RegisterService(&assay_);
   builder.SetMaxReceiveMessageSize(static_cast<int>(config_.grpc.max_message_bytes));
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> observers;
-  observers.push_back(NewRpcMetrics(metrics_, RealClock()));
+  observers.push_back(NewRpcMetrics(metrics_, RealClock(), unread_));
   builder.experimental().SetInterceptorCreators(std::move(observers));
   server_ = builder.BuildAndStart();
 }

@@ -15,6 +15,8 @@
 #include "server/admin.h"
 #include "server/assay_service.h"
 #include "server/open_inference_service.h"
+#include "server/unread_watch.h"
+#include "tests/support/fake_clock.h"
 #include "tests/support/fake_tokenizer.h"
 
 namespace assay {
@@ -116,6 +118,11 @@ class FakeServing {
   Metrics& metrics() { return metrics_; }
   WorkGate& gate() { return gate_; }
   TextWorkers& texts() { return texts_; }
+  // As after `time` in which nobody read anything.
+  void Unread(absl::Duration time) {
+    unread_clock_.Advance(time);
+    unread_.Look();
+  }
   EventLog& events() { return events_; }
   DriftMonitor& drift() { return drift_; }
   ModelRegistry& registry() { return registry_; }
@@ -138,6 +145,8 @@ class FakeServing {
   Quotas quotas_{
       {config_.auth.max_concurrent, config_.auth.tokens_per_minute}, RealClock(), metrics_};
   PeerAddresses peers_;
+  FakeClock unread_clock_;
+  UnreadWatch unread_{config_.max_unread_time, unread_clock_, metrics_};
   ServiceContext context_;
   std::unique_ptr<Admin> admin_;
   OpenInferenceService open_inference_;

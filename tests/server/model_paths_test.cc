@@ -122,6 +122,30 @@ TEST_F(ModelPathsTest, WhatIsNeitherFileNorFolderIsRefused) {
   ExpectRefused(root_ + "/pipe");
 }
 
+TEST_F(ModelPathsTest, WhatARecipeNamesIsConfinedToo) {
+  const std::string scheme = "scheme: int8_channel\n";
+  const auto refused = StatusIs(StatusCode::kPermissionDenied, HasSubstr("no file or folder"));
+  folder_.Write("models/good.yaml", scheme);
+  folder_.Write("models/data.txt", "x");
+  folder_.Write("secret/recipe.yaml", scheme);
+  folder_.Write("models/calibrated.yaml", scheme + "calibration: " + root_ + "/data.txt\n");
+  folder_.Write("models/leak.yaml", scheme + "calibration: {path: /etc/passwd}\n");
+  const auto ladder = [this](const std::string& rung) {
+    folder_.Write("models/ladder.yaml", "ladder: [w8a16, " + rung + "]\n");
+    return paths_.ResolveRecipe(root_ + "/ladder.yaml").status();
+  };
+  EXPECT_OK(paths_.ResolveRecipe("good.yaml"));
+  EXPECT_OK(paths_.ResolveRecipe("calibrated.yaml"));
+  EXPECT_THAT(paths_.ResolveRecipe("leak.yaml").status(), refused);
+  EXPECT_OK(ladder(root_ + "/good.yaml"));
+  EXPECT_OK(ladder(root_ + "/calibrated.yaml"));
+  EXPECT_THAT(ladder(top_ + "/secret/recipe.yaml"), refused);
+  EXPECT_THAT(ladder(root_ + "/leak.yaml"), refused);  // what a rung names
+  EXPECT_THAT(ladder("secret/recipe.yaml"), refused);
+  EXPECT_THAT(ladder(root_ + "/../secret/recipe.yaml"), refused);
+  EXPECT_OK(ModelPaths(false, {}).ResolveRecipe(root_ + "/leak.yaml"));
+}
+
 TEST_F(ModelPathsTest, WithoutRootsNothingMayBeNamed) {
   EXPECT_THAT(ModelPaths(true, {}).Resolve(root_ + "/a").status(),
               StatusIs(StatusCode::kPermissionDenied));

@@ -208,7 +208,7 @@ TEST_F(ServedStatusPageTest, ShowsEveryModelThatServes) {
 
 TEST_F(ServedStatusPageTest, TrafficIsDrawn) {
   serving_.context().registry.SetReport("text", 1, SomeReport());
-  const absl::Time ended = absl::Now() - TrafficHistory::kStep;
+  const absl::Time ended = serving_.context().clock.Now() - TrafficHistory::kStep;
   serving_.context().traffic.Add("text", 1, {.total = absl::Milliseconds(20), .tokens = 5}, ended);
   EXPECT_THAT(Get("/").body, AllOf(HasSubstr("1 requests, 0 failed"), HasSubstr("<polyline"),
                                    HasSubstr("tokens/s")));

@@ -70,6 +70,18 @@ TEST_F(TrafficSamplerTest, TheFloorTakesOneWhenAQuietModelWouldGiveNone) {
   EXPECT_TRUE(sampler->Sample());
 }
 
+TEST_F(TrafficSamplerTest, AClockThatIsSetDoesNotStopTheFloor) {
+  const auto sampler = Make({.rate = 1e-12, .floor_per_hour = 60});
+  for (const absl::Duration by : {-absl::Hours(24), absl::Hours(48), -absl::Hours(48)}) {
+    clock_.Advance(by);
+    (void)sampler->Sample();  // ahead by days, one is due; back, none
+    EXPECT_FALSE(sampler->Sample());
+    clock_.Advance(absl::Seconds(61));
+    EXPECT_TRUE(sampler->Sample()) << by;
+    EXPECT_FALSE(sampler->Sample());
+  }
+}
+
 // A floor of one per second, for an hour.
 class FloorTest : public TrafficSamplerTest {
  protected:

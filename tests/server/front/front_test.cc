@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -140,6 +141,17 @@ class FrontTest : public testing::Test {
     ASSERT_OK(front);
     front_ = *std::move(front);
   }
+  // As the HTTP port has it: the Front asks for the server's end.
+  void StartHttp(const FrontLimits& limits) {
+    Start({.limits = limits, .connect = [this] {
+             std::array<int, 2> ends{};
+             constexpr int kKind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+             if (socketpair(AF_UNIX, kKind, 0, ends.data()) != 0) return -1;
+             last_fd_ = ends[1];
+             echoes_.emplace_back([this, fd = ends[1]] { Echo(fd); });
+             return ends[0];
+           }});
+  }
   // What gRPC is elsewhere: sends back what comes until the other side closes.
   void Echo(int fd) {
     const Descriptor owner(fd);
@@ -261,6 +273,42 @@ TEST_F(FrontTest, CutsWhoTakesTooLongToBegin) {
   EXPECT_TRUE(headers.IsCut());
   Await([&] { return front_->counts().too_slow == 3; });
   EXPECT_EQ(front_->counts().open, 1);  // who has begun may be silent
+}
+
+// The front of the HTTP port: the server sees who has asked something, and nobody else.
+TEST_F(FrontTest, AnHttpRequestGoesToTheServerWhenItsHeadIsWhole) {
+  StartHttp({.handshake_timeout = absl::Milliseconds(100)});
+  Client slow(front_->port());
+  ASSERT_TRUE(slow.Send("GET / HTTP/1.1\r\nX: "));
+  EXPECT_TRUE(slow.IsCut());
+  Await([&] { return front_->counts().too_slow == 1; });
+  EXPECT_EQ(last_fd_, -1);
+  const std::string request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+  Client asks(front_->port());
+  ASSERT_TRUE(asks.Send(request.substr(0, 9)) && asks.Send(request.substr(9)));
+  EXPECT_EQ(asks.Receive(request.size()), request);
+  EXPECT_NE(last_fd_, -1);
+}
+
+TEST_F(FrontTest, CutsHttpRequestsThatAreTooLarge) {
+  StartHttp({.http2 = {.max_header_bytes = 1000}});
+  Client head(front_->port()), body(front_->port());
+  for (int i = 0; i < 10'000 && head.Send(std::string(100, 'a')); ++i) {
+  }
+  Await([&] { return front_->counts().limit == 1; });
+  ASSERT_TRUE(body.Send("POST / HTTP/1.1\r\n\r\n"));
+  for (int i = 0; i < 10'000 && body.Send(std::string(100, 'b')); ++i) {
+  }
+  Await([&] { return front_->counts().limit == 2; });
+  Await([&] { return front_->counts().open == 0; });
+}
+
+TEST_F(FrontTest, AnHttpConnectionEndsInTimeWhoeverHoldsIt) {
+  StartHttp({.http_answer_time = absl::Milliseconds(100)});
+  Client silent(front_->port());
+  ASSERT_TRUE(silent.Send("GET / HTTP/1.1\r\n\r\n"));  // the echo waits for more
+  Await([&] { return front_->counts().too_slow == 1; });
+  Await([&] { return front_->counts().open == 0; });
 }
 
 TEST_F(FrontTest, BoundsConnections) {

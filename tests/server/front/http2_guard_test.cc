@@ -71,6 +71,40 @@ TEST_F(Http2GuardTest, AHeaderBlockIsBoundedByItsFrameHeadersAlone) {
               StatusIs(StatusCode::kResourceExhausted, HasSubstr("max_header_bytes=1000")));
 }
 
+// Two bytes a field, of which one kind costs gRPC a thousand times as much.
+TEST_F(Http2GuardTest, FieldsOfABlockAreCountedInAllItsFrames) {
+  const std::string fields(200, '\x82');
+  ASSERT_OK(Send(kPreface + Frame(kHeaders, 0, 1, fields) +
+                 Frame(kContinuation, kEndHeaders, 1, fields.substr(0, 56))));
+  ASSERT_OK(Send(Frame(kHeaders, 0, 3, fields) + Frame(kData, 0, 3, "").substr(0, 0)));
+  EXPECT_THAT(Send(Frame(kContinuation, kEndHeaders, 3, fields.substr(0, 57)), 1),
+              StatusIs(StatusCode::kResourceExhausted, HasSubstr("too many fields")));
+}
+
+TEST_F(Http2GuardTest, PaddingAndPriorityAreNoFields) {
+  constexpr uint8_t kPadded = 8, kPriority = 0x20;
+  const std::string fields(250, '\x82');
+  const std::string padded = std::string("\x64") + fields + std::string(100, '\x82'),
+                    with_priority = std::string(5, '\x82') + fields,
+                    with_both = std::string("\x64") + std::string(5, '\x82') + fields +
+                                std::string(100, '\x82');
+  ASSERT_OK(Send(kPreface + Frame(kHeaders, kEndHeaders | kPadded, 1, padded) +
+                     Frame(kHeaders, kEndHeaders | kPriority, 3, with_priority) +
+                     Frame(kHeaders, kEndHeaders | kPadded | kPriority, 5, with_both),
+                 1));
+  EXPECT_THAT(Send(Frame(kHeaders, kEndHeaders | kPadded, 7,
+                         "\x05"
+                         "abcd")),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("padding")));
+  Http2Guard other({}, now_);
+  EXPECT_THAT(
+      other.Take(std::as_bytes(std::span(std::string_view(std::string_view(kPreface)))), now_),
+      IsOk());
+  const std::string shorter = Frame(kHeaders, kEndHeaders | kPriority, 1, "abcd");
+  EXPECT_THAT(other.Take(std::as_bytes(std::span(std::string_view(shorter))), now_),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("too short")));
+}
+
 TEST_F(Http2GuardTest, AndInAllItsFrames) {
   ASSERT_OK(Send(kPreface + Frame(kHeaders, 0, 1, std::string(400, 'h')) +
                  Frame(kContinuation, 0, 1, std::string(600, 'h'))));
