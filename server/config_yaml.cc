@@ -8,19 +8,36 @@
 namespace assay {
 namespace {
 
-absl::Status Flatten(const YAML::Node& node, const std::string& prefix, const std::string& origin,
-                     std::vector<YamlScalar>& out) {
+// Aliases make a short text into a deep or endless one; options have up to three levels.
+constexpr int kMostLevels = 16, kMostEntries = 10000;
+
+// What a text comes to as it is flattened.
+struct Flat {
+  const std::string& origin;
+  std::vector<YamlScalar> scalars;
+  int levels = 0, entries = 0;
+};
+
+absl::Status Flatten(const YAML::Node& node, const std::string& prefix, Flat& out) {
+  const std::string& origin = out.origin;
   for (const auto& entry : node) {
     const int line = entry.first.Mark().line + 1;
+    if (++out.entries > kMostEntries || out.levels > kMostLevels) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(origin, ":", line, ": more than ", kMostEntries, " keys or ", kMostLevels,
+                       " levels of them; does an alias stand inside its own anchor?"));
+    }
     if (!entry.first.IsScalar()) {
       return absl::InvalidArgumentError(
           absl::StrCat(origin, ":", line, ": a key must be plain text"));
     }
     const std::string key = absl::StrCat(prefix, entry.first.Scalar());
     if (entry.second.IsMap()) {
-      RETURN_IF_ERROR(Flatten(entry.second, key + ".", origin, out));
+      ++out.levels;
+      RETURN_IF_ERROR(Flatten(entry.second, key + ".", out));
+      --out.levels;
     } else if (entry.second.IsScalar()) {
-      out.push_back({key, entry.second.Scalar(), line});
+      out.scalars.push_back({key, entry.second.Scalar(), line});
     } else if (!entry.second.IsNull()) {  // "key:" alone = leave the default
       return absl::InvalidArgumentError(
           absl::StrCat(origin, ":", line, ": ", key, ": expected one value, found a list"));
@@ -39,7 +56,7 @@ int LineOfSecondDocument(const std::vector<YAML::Node>& documents) {
 absl::StatusOr<std::vector<YamlScalar>> FlattenYaml(std::string_view text,
                                                     std::string_view origin) {
   const std::string where(origin);
-  std::vector<YamlScalar> out;
+  Flat out{where, {}};
   try {
     const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
     if (documents.size() > 1) {
@@ -47,18 +64,18 @@ absl::StatusOr<std::vector<YamlScalar>> FlattenYaml(std::string_view text,
           absl::StrCat(where, ":", LineOfSecondDocument(documents),
                        ": a second document begins ('---'), expected one"));
     }
-    if (documents.empty() || documents[0].IsNull()) return out;
+    if (documents.empty() || documents[0].IsNull()) return std::move(out.scalars);
     const YAML::Node& root = documents[0];
     if (!root.IsMap()) {
       return absl::InvalidArgumentError(
           absl::StrCat(where, ":1: expected a mapping of keys to values"));
     }
-    RETURN_IF_ERROR(Flatten(root, "", where, out));
+    RETURN_IF_ERROR(Flatten(root, "", out));
   } catch (const YAML::Exception& e) {
     return absl::InvalidArgumentError(
         absl::StrCat(where, ":", e.mark.line + 1, ": not YAML: ", e.msg));
   }
-  return out;
+  return std::move(out.scalars);
 }
 
 }  // namespace assay

@@ -143,6 +143,31 @@ TEST(ConfigTest, WhatIsPrintedReadsBackTheSame) {
   }
 }
 
+TEST(ConfigTest, OddTextsArePrintedSoThatTheyReadBackTheSame) {
+  const std::string odd[] = {
+      "null", "~", "-", "- x", "a\nb", "a\tb\"\\", std::string("\x01\x7f"), "it's", "a: b #c"};
+  for (const std::string& text : odd) {
+    ASSERT_OK_AND_ASSIGN(const EffectiveConfig given,
+                         LoadConfig({"", {{"model_repository", text}}, nullptr}));
+    ASSERT_EQ(given.config.model_repository, text);
+    ASSERT_OK_AND_ASSIGN(const EffectiveConfig again, LoadYaml(Print(given)));
+    EXPECT_EQ(again.config.model_repository, text);
+  }
+}
+
+TEST(ConfigTest, AliasesThatHaveNoEndAreAnError) {
+  EXPECT_THAT(LoadYaml("a: &x\n  b: *x\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("inside its own anchor")));
+  std::string doubling = "a: &a {x: 1, y: 2}\n";
+  for (char c = 'b'; c < 'z'; ++c) {
+    absl::StrAppend(&doubling, std::string(1, c), ": &", std::string(1, c), " {x: *",
+                    std::string(1, static_cast<char>(c - 1)), ", y: *",
+                    std::string(1, static_cast<char>(c - 1)), "}\n");
+  }
+  EXPECT_THAT(LoadYaml(doubling),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("more than 10000 keys")));
+}
+
 TEST(ConfigTest, TheExampleIsValidAndNamesEveryKey) {
   const std::string path = GoldenPath("../../deploy/example.yaml");
   ASSERT_OK_AND_ASSIGN(const EffectiveConfig loaded, LoadConfig({path, {}, nullptr}));
