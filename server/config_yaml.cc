@@ -1,6 +1,8 @@
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "server/config.h"
@@ -46,10 +48,37 @@ absl::Status Flatten(const YAML::Node& node, const std::string& prefix, Flat& ou
   return absl::OkStatus();
 }
 
-// Of its first content; 1 when it has none.
-int LineOfSecondDocument(const std::vector<YAML::Node>& documents) {
-  return std::max(documents[1].Mark().line, 0) + 1;
-}
+// Counts documents. YAML::LoadAll does not come to an end where a document stops before its text
+// does, as at ",a".
+class Documents final : public YAML::EventHandler {
+ public:
+  explicit Documents(const std::string& text) {
+    std::istringstream stream(text);
+    YAML::Parser parser(stream);
+    while (count_ < 2 && parser.HandleNextDocument(*this)) continue;
+  }
+  int count() const { return count_; }
+  int last_line() const { return last_line_; }  // where the last one begins, 1-based; 2 at most
+
+  void OnDocumentStart(const YAML::Mark& mark) override {
+    ++count_;
+    last_line_ = std::max(mark.line, 0) + 1;
+  }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+
+ private:
+  int count_ = 0, last_line_ = 1;
+};
 
 }  // namespace
 
@@ -58,14 +87,13 @@ absl::StatusOr<std::vector<YamlScalar>> FlattenYaml(std::string_view text,
   const std::string where(origin);
   Flat out{where, {}};
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
-    if (documents.size() > 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(where, ":", LineOfSecondDocument(documents),
-                       ": a second document begins ('---'), expected one"));
+    const Documents documents{std::string(text)};
+    if (documents.count() > 1) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          where, ":", documents.last_line(), ": a second document begins ('---'), expected one"));
     }
-    if (documents.empty() || documents[0].IsNull()) return std::move(out.scalars);
-    const YAML::Node& root = documents[0];
+    const YAML::Node root = YAML::Load(std::string(text));
+    if (root.IsNull()) return std::move(out.scalars);
     if (!root.IsMap()) {
       return absl::InvalidArgumentError(
           absl::StrCat(where, ":1: expected a mapping of keys to values"));

@@ -27,8 +27,7 @@ class Tokenizer {
   virtual int32_t vocab_size() const = 0;
   // add_special: the model's BOS/EOS or [CLS]/[SEP] around the text, as its checkpoint says.
   // parse_special: literal special tokens in the text ("<|im_start|>") become their ids; otherwise
-  // they are encoded as plain text. InvalidArgument for bytes that are not UTF-8 (with the offset);
-  // ResourceExhausted where a rule of the tokenizer gives up or makes too much of the text.
+  // they are encoded as plain text. InvalidArgument for bytes that are not UTF-8 (with the offset).
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special,
                                                       bool parse_special) const = 0;
   // Whole-sequence decode; invalid byte sequences become U+FFFD. OutOfRange for an id outside the

@@ -5,6 +5,7 @@ is the certificate of a real admission of stories260K, with its lists cut."""
 import hashlib
 import json
 import pathlib
+import re
 import struct
 import subprocess
 
@@ -36,8 +37,10 @@ def methods():
 
 
 def yaml_seeds():
-    example = (ROOT / "deploy/example.yaml").read_text()
-    write("server_config", "example.yaml", example)
+    # Short ones: YAML is slow to read. The example's sections, without the comments.
+    sections = re.split(r"\n(?=\S)", re.sub(r"\s*#.*", "", (ROOT / "deploy/example.yaml").read_text()))
+    for number, few in enumerate(sections[i:i + 6] for i in range(0, len(sections), 6)):
+        write("server_config", f"example{number}.yaml", "\n".join(few) + "\n")
     write("server_config", "short.yaml", "grpc_port: 8001\nlog_level: debug\ndrift:\n  rate: 0.5\nmodel_roots: a:b\n")
     write("server_config", "unknown.yaml", "grcp_port: 1\n")
     write("server_config", "twice.yaml", "grpc_port: 1\ngrpc_port: 2\n")
@@ -48,16 +51,17 @@ def yaml_seeds():
         f"{chr(98 + i)}: &{chr(98 + i)} {{x: *{chr(97 + i)}, y: *{chr(97 + i)}}}\n" for i in range(24)))
     for quoted in ("null", "~", "'a\\tb'", "\"a\\nb\"", "- x", "'- x'", "\"\\x01\"", "''"):
         write("server_config", "quoted-" + hashlib.sha256(quoted.encode()).hexdigest()[:6], f"model_repository: {quoted}\n")
-    write("policy", "default", b"\0" + (ROOT / "quant/policy/default.yaml").read_bytes())
+    write("policy", "short", b"\0recipes: {a: {scheme: int8_channel, activation: a16}}\nbudgets: {b: {mean_kl: 0.1}}\nrules:\n- {name: r, "
+          b"reason: x, when: {device: cpu, cpu_isa: [avx2], min_cores: 2, min_memory: 1GiB}, recipe: a, budget: b}\nversion: 1\n")
     write("policy", "static", b"\0" + (ROOT / "loadtest/scenarios/static_policy.yaml").read_bytes())
     for name in ("w8a8_static_smoothquant", "w4a16_awq_gptq", "w8a16_kv4_window", "auto", "w4a4_svdquant"):
-        write("policy", name, b"\1" + (ROOT / f"quant/recipes/{name}.yaml").read_bytes())
+        write("policy", name, b"\1" + re.sub(r"(?m)^#.*\n", "", (ROOT / f"quant/recipes/{name}.yaml").read_text()).encode())
     for name in ("cpu_avx2", "h100"):
         write("policy", name, b"\2" + (ROOT / f"tests/golden/hardware/{name}.json").read_bytes())
     write("policy", "candidate", b"\3int8_channel/a8_token")
     arrivals = "\0# seconds\n0 a\n0.5\n1e1, a\n"
     for name in ("overload_sweep", "chat", "embeddings"):
-        write("load_scenario", name, (ROOT / f"loadtest/scenarios/{name}.yaml").read_text() + arrivals)
+        write("load_scenario", name, re.sub(r"(?m)^#.*\n", "", (ROOT / f"loadtest/scenarios/{name}.yaml").read_text()) + arrivals)
     write("load_scenario", "burst", "requests:\n- {name: a, model: m, call: generate, weight: 2, prompt_words: {lognormal: 20, sigma: 1},"
           " deadline: 1s, cancel_after: 3, reader_delay: 1ms}\n- {name: l, call: live}\nphases:\n- {name: p, seconds: 2, drain: true,"
           " arrivals: {burst: 1, peak: 9, every: 1s, length: 100ms}}\n")

@@ -65,7 +65,7 @@ TEST(ConfigTest, MalformedYamlNamesTheLine) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is set twice, first at")));
   EXPECT_THAT(LoadYaml("threads: 1\n---\nthreads: 2\n"),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("assay.yaml:3: a second document begins ('---')")));
+                       HasSubstr("assay.yaml:2: a second document begins ('---')")));
   EXPECT_OK(LoadYaml("---\nthreads: 1\n"));
   EXPECT_OK(LoadYaml("# nothing\n"));
   EXPECT_THAT(LoadYaml("grpc: 5\n"),

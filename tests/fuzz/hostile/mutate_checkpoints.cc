@@ -136,15 +136,11 @@ bool Run(const Job& job) {
   const std::vector<Victim> victims = VictimsOf(job.format);
   for (const Victim& victim : victims) {  // what is changed is sound before
     Write(victim, job.folder);
-    const pid_t child = fork();
-    if (child == 0)
-      _exit(LoadAndRun(job.format, victim, job.folder).opened || job.format == "calibration" ? 0
-                                                                                             : 1);
-    int status = 0;
-    waitpid(child, &status, 0);
-    if (status == 0) continue;
-    std::printf("%s: the victim itself cannot be opened\n", job.format.c_str());
-    return false;
+    const Outcome outcome = LoadAndRun(job.format, victim, job.folder);
+    if (outcome.status.ok()) continue;
+    std::printf("%s: the sound %s is refused: %s\n", job.format.c_str(), victim.targets[0].c_str(),
+                outcome.status.ToString().c_str());
+    if (!outcome.opened) return false;
   }
   while (totals.at < job.end) RunChild(job, victims, totals);
   std::printf(

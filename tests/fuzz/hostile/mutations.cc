@@ -40,8 +40,8 @@ void Collect(json& value, std::vector<json*>& out) {
 size_t Mutations::Place(size_t size) {
   if (size == 0) return 0;
   const uint64_t where = Draw(4);
-  if (where == 0) return Draw(size);
-  return Draw(std::min(size, where == 1 ? size_t{64} : kHeader));
+  if (where < 2) return Draw(size);
+  return Draw(std::min(size, where == 2 ? size_t{64} : kHeader));
 }
 
 std::string Mutations::ChangeBytes(std::string bytes) {

@@ -171,7 +171,10 @@ absl::Status RunArtifact(const ArtifactReader& reader) {
 }
 
 absl::Status ReadCalibration(const std::string& path) {
-  const FakeTokenizer letters = FakeTokenizer::Letters(26, {});
+  std::vector<std::string> vocabulary = {"\n", " "};
+  for (char c = 'a'; c <= 'z'; ++c) vocabulary.emplace_back(1, c);
+  while (vocabulary.size() < 64) vocabulary.push_back(std::to_string(vocabulary.size()));
+  const FakeTokenizer letters(vocabulary, {});
   ModelSpec spec;
   spec.vocab = 64;
   spec.max_context = 32;
@@ -191,16 +194,16 @@ const std::vector<std::string>& AllFormats() {
 std::vector<Victim> VictimsOf(const std::string& format) {
   if (format == "gguf")
     return {OneFile("m.gguf", ReadGolden("../../data/stories260k/stories260K-f32.gguf")),
-            OneFile("m.gguf", ReadGolden("checkpoint/blocks.gguf.xz")),
-            OneFile("m.gguf", ReadGolden("checkpoint/llama.gguf.xz"))};
+            OneFile("m.gguf", ReadGolden("../../data/stories260k/stories260K-f32.gguf")),
+            OneFile("m.gguf", ReadGolden("checkpoint/blocks.gguf.xz"))};  // every type; no model
   if (format == "safetensors")
     return {GoldenFolder("llama3"), GoldenFolder("qwen3"), GoldenFolder("bert_mean"),
             GoldenFolder("roberta_classifier"), Sharded(GoldenFolder("qwen2"))};
   if (format == "tokenizer")
-    return {WithTokenizer("byte_level_bpe"), WithTokenizer("sentencepiece_bpe"),
+    return {WithTokenizer("byte_level_bpe"), WithTokenizer("llama2_like"),
             WithTokenizer("wordpiece_cased"), WithTokenizer("unigram")};
   if (format == "calibration")
-    return {OneFile("a.txt", "onceuponatime\ntherewasatext\n"),
+    return {OneFile("a.txt", "once upon a time there was a text\n"),
             OneFile("a.jsonl", "{\"text\": \"onceuponatime\"}\n{\"text\": \"therewasatext\"}\n"),
             OneFile("b.jsonl", "[1, 2, 3]\n{\"input_ids\": [4, 63]}\n"),
             OneFile("a.npy", NpyIds())};
