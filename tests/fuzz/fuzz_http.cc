@@ -1,5 +1,5 @@
 // Bytes that a client sends to the HTTP port: civetweb, our handlers and the pages, over loopback.
-// An answer of HTTP/1.1 with a code that the port has, or none, and the port goes on.
+// An answer of HTTP/1 with a code, or none, and the port goes on.
 #include <arpa/inet.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -67,10 +67,10 @@ std::string Ask(std::string_view bytes) {
 
 void Check(std::string_view answer) {
   if (answer.empty()) return;
-  constexpr std::string_view kVersion = "HTTP/1.1 ";
+  constexpr std::string_view kVersion = "HTTP/1.1 ";  // civetweb's own errors: HTTP/1.0
   int code = 0;
   const bool numbered =
-      answer.starts_with(kVersion) &&
+      answer.starts_with("HTTP/1.") && answer.size() > kVersion.size() + 3 &&
       absl::SimpleAtoi(absl::string_view(answer.data() + kVersion.size(), 3), &code);
   if (!numbered || code < 200 || code > 599)
     std::fprintf(stderr, "%.*s\n", static_cast<int>(answer.size()), answer.data());

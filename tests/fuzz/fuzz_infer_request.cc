@@ -23,7 +23,7 @@ void Run(const inference::ModelInferRequest& request, bool can_stream) {
   InferJob job(
       TheServing().context(), {.can_stream = can_stream, .origin = {}}, [&](InferEvent&& event) {
         RequireCode(event.status, Code::kInvalidArgument, Code::kNotFound, Code::kUnimplemented,
-                    Code::kFailedPrecondition, Code::kDeadlineExceeded);
+                    Code::kFailedPrecondition, Code::kDeadlineExceeded, Code::kUnavailable);
         if (event.status.ok()) CheckResponse(event.response, request.id());
         if (event.last) ended.set_value();
       });

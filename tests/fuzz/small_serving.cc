@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/log.h"
 #include "tests/fuzz/require.h"
 #include "tests/support/fake_model.h"
 
@@ -87,7 +88,10 @@ void SmallServing::Serve(const std::string& name, ModelTask task) {
 }
 
 SmallServing& TheServing() {
-  static auto& serving = *new SmallServing;
+  static auto& serving = *[] {
+    ConfigureLog(LogLevel::kError, LogFormat::kText);
+    return new SmallServing;
+  }();
   return serving;
 }
 

@@ -213,6 +213,14 @@ TEST(TokenizerInputTest, APatternThatGivesUpIsAnErrorNotAHang) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("(a|aa)+$")));
 }
 
+TEST(TokenizerInputTest, AStreamMayBeginInTheMiddleOfACharacter) {
+  json spec = HuggingFace();
+  spec["tokenizer"]["model"]["vocab"]["\xc4\xa2"] = 5;  // U+0122: the byte 0x80, which ends one
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, MakeTokenizer(spec));
+  const auto stream = tokenizer->NewStreamDecoder();
+  EXPECT_EQ(stream->Push(5) + stream->Flush(), "\xef\xbf\xbd");
+}
+
 json Replaces(const json& pattern, int steps) {
   json all = json::array();
   for (int i = 0; i < steps; ++i) {
