@@ -5,7 +5,7 @@ JOBS  := $(or $(JOBS),$(shell nproc))
 # Configured again when scripts/setup has fetched another oneDNN; for the rest ninja knows by itself.
 INPUTS := $(wildcard $(CACHE)/deps/onednn/.pins $(CACHE)/venv/.requirements.sha256)
 .DEFAULT_GOAL := help
-.PHONY: help serve build test sanitize check check-slow accuracy live-rules dashboard-images soak format fuzz bench clean setup
+.PHONY: help serve build test sanitize check check-slow accuracy live-rules dashboard-images soak format fuzz hostile bench clean setup
 .PRECIOUS: build/%/build.ninja
 
 help: ## This list
@@ -38,11 +38,15 @@ format: ## Format what is changed or new since main
 	@scripts/setup --checks
 	@scripts/check --format
 
-fuzz: ## Run each fuzz target for SECONDS=60
+fuzz: ## Run each fuzz target for SECONDS=60, or all for TOTAL=seconds (TARGETS="gguf rpc": these); prints the table of all runs
 	@scripts/setup --checks
 	@$(MAKE) -s --no-print-directory build/fuzz/build.ninja
-	@scripts/build fuzz $(JOBS)
-	@scripts/fuzz $(or $(SECONDS),60)
+	@scripts/build fuzz $(or $(JOBS),$(shell nproc)) fuzz_targets
+	@scripts/fuzz $(if $(TOTAL),--total $(TOTAL),$(or $(SECONDS),60)) $(TARGETS)
+
+hostile: build/dev/build.ninja ## Load FILES=10000 damaged files of every format, as the server does (SEED=1)
+	@scripts/build dev $(or $(JOBS),$(shell nproc)) mutate_checkpoints
+	@build/dev/tests/fuzz/hostile/mutate_checkpoints --files $(or $(FILES),10000) --seed $(or $(SEED),1) --keep build/dev/hostile
 
 check-slow: SLOW_MODELS = $(or $(ASSAY_MODELS),$(CACHE)/models)
 check-slow: setup build/dev/build.ninja ## Real models admitted, and compared with transformers: minutes (TEXT=file, WINDOWS=n of 512 tokens)

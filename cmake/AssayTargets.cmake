@@ -38,9 +38,9 @@ function(assay_library name)
 endfunction()
 
 # assay_together(TARGET FILES): compiles so many files as one, where the headers of gRPC cost more than our own code. Not with
-# clang, whose tools want one command per file.
+# clang, whose tools want one command per file (the fuzzer does not).
 function(assay_together target files)
-  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL Clang)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL Clang OR ASSAY_FUZZ)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${files})
   endif()
 endfunction()

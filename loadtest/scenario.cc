@@ -272,12 +272,12 @@ absl::StatusOr<Scenario> ParseScenario(std::string_view text, const std::string&
   out.name = std::filesystem::path(origin).stem().string();
   absl::Status error;
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
-    if (documents.size() != 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(origin, ":1: expected one YAML document, found ", documents.size()));
+    const int documents = CountYamlDocuments(std::string(text));
+    if (documents != 1) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          origin, ":1: expected one YAML document, found ", documents < 2 ? "none" : "another"));
     }
-    ReadRoot(documents[0], {origin, folder, error}, out);
+    ReadRoot(YAML::Load(std::string(text)), {origin, folder, error}, out);
   } catch (const YAML::Exception& e) {
     return absl::InvalidArgumentError(
         absl::StrCat(origin, ":", std::max(e.mark.line, 0) + 1, ": not YAML: ", e.msg));

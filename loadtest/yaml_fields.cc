@@ -1,12 +1,48 @@
 #include "loadtest/yaml_fields.h"
 
+#include <yaml-cpp/eventhandler.h>
+
 #include <cmath>
+#include <sstream>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
 namespace assay::load {
+namespace {
+
+// Counts documents. YAML::LoadAll does not come to an end where a document stops before its text
+// does, as at ",a".
+class Documents final : public YAML::EventHandler {
+ public:
+  explicit Documents(const std::string& text) {
+    std::istringstream stream(text);
+    YAML::Parser parser(stream);
+    while (count_ < 2 && parser.HandleNextDocument(*this)) continue;
+  }
+  int count() const { return count_; }
+
+  void OnDocumentStart(const YAML::Mark&) override { ++count_; }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+
+ private:
+  int count_ = 0;
+};
+
+}  // namespace
+
+int CountYamlDocuments(const std::string& text) { return Documents(text).count(); }
 
 YamlFields::YamlFields(const YAML::Node& node, std::string what, std::string origin,
                        absl::Status& error)

@@ -14,6 +14,9 @@
 
 namespace assay::load {
 
+// 0, 1 or 2 (and more). Throws YAML::Exception.
+int CountYamlDocuments(const std::string& text);
+
 class YamlFields {
  public:
   // `error` belongs to the whole file; `what` names the mapping in messages ("phase").

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
@@ -162,10 +163,25 @@ absl::Status CheckLimits(const EffectiveConfig& effective) {
 }
 
 bool NeedsQuotes(std::string_view value) {
-  return value.empty() || value.find_first_of(":#'\"{}[],&*!|>%@` ") != std::string_view::npos;
+  for (const char* other : {"", "-", "?", "~", "null", "Null", "NULL"})  // no text when plain
+    if (value == other) return true;
+  return value.find_first_of(":#'\"{}[],&*!|>%@` ") != std::string_view::npos;
 }
 
+bool IsControl(char c) { return absl::ascii_iscntrl(static_cast<unsigned char>(c)); }
+
 std::string YamlText(std::string_view value) {
+  if (std::any_of(value.begin(), value.end(), IsControl)) {
+    std::string escaped = "\"";
+    for (const char c : value) {
+      if (IsControl(c)) {
+        absl::StrAppend(&escaped, "\\x", absl::Hex(c, absl::kZeroPad2));
+      } else {
+        absl::StrAppend(&escaped, c == '"' || c == '\\' ? "\\" : "", std::string(1, c));
+      }
+    }
+    return escaped + "\"";
+  }
   if (!NeedsQuotes(value)) return std::string(value);
   std::string quoted = "'";
   for (const char c : value) quoted += c == '\'' ? std::string("''") : std::string(1, c);

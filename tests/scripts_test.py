@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import fetch_models  # noqa: E402
+import fuzz_table  # noqa: E402
 import get_helm  # noqa: E402
 import pypi  # noqa: E402
 import test_totals as totals_script  # noqa: E402
@@ -178,3 +179,27 @@ def test_helm_is_there_only_with_its_pin(tmp_path, monkeypatch):
     assert not get_helm.is_there()
     (tmp_path / "helm" / ".pin").write_text(get_helm.BINARY_SHA256)
     assert get_helm.is_there()
+
+
+FUZZ_LOG = """INFO: seed corpus: files: 9
+#10\tINITED cov: 90 ft: 100 corp: 4/1Kb exec/s: 0 rss: 30Mb
+#1500\tREDUCE cov: 123 ft: 456 corp: 7/2Kb lim: 4 exec/s: 750 rss: 31Mb L: 3/9 MS: 1 EraseBytes-
+"""
+
+
+def test_fuzz_table_reads_a_run_that_ended():
+    log = FUZZ_LOG + "#3000\tDONE   cov: 124 ft: 457 corp: 8/2Kb lim: 4 exec/s: 1500 rss: 31Mb\nDone 3000 runs in 2 second(s)\n" \
+        "stat::number_of_executed_units: 3000\nstat::average_exec_per_sec:     1500\n"
+    assert fuzz_table.parse(log, 0) == {"executions": 3000, "seconds": 2, "edges": 124, "features": 457, "corpus": 8, "findings": 0}
+
+
+def test_fuzz_table_reads_a_run_that_crashed():
+    log = FUZZ_LOG + "==1== ERROR: libFuzzer: deadly signal\nstat::number_of_executed_units: 1600\nstat::average_exec_per_sec:     800\n"
+    assert fuzz_table.parse(log, 77) == {"executions": 1600, "seconds": 2, "edges": 123, "features": 456, "corpus": 7, "findings": 1}
+
+
+def test_fuzz_table_adds_runs_up():
+    run = {"target": "gguf", "executions": 1000, "seconds": 1800, "edges": 10, "corpus": 3, "findings": 0}
+    lines = fuzz_table.table([run, run | {"edges": 12, "findings": 1}, run | {"target": "rpc", "executions": 5}])
+    assert lines[2] == "| gguf | 2,000 | 1.00 | 1 | 12 | 3 | 1 |"
+    assert lines[-1] == "| all | 2,005 | 1.50 | 0 | | | 1 |"

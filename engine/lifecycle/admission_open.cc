@@ -114,10 +114,8 @@ absl::Status CheckNoLayerIsLeft(const Admission& a) {
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::Status OpenStage(Admission& a) {
-  ASSIGN_OR_RETURN(a.checkpoint, OpenCheckpoint(a.request.path));
+// What the checkpoint says of itself.
+absl::Status ReadDescription(Admission& a) {
   ASSIGN_OR_RETURN(a.family, FamilyOf(*a.checkpoint));
   ASSIGN_OR_RETURN(a.spec, a.family->parse(*a.checkpoint));
   RETURN_IF_ERROR(CheckNoLayerIsLeft(a));
@@ -125,6 +123,14 @@ absl::Status OpenStage(Admission& a) {
   if (HasTokenizer(a.checkpoint->tokenizer())) {
     ASSIGN_OR_RETURN(a.tokenizer, MakeTokenizer(a.checkpoint->tokenizer()));
   }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status OpenStage(Admission& a) {
+  ASSIGN_OR_RETURN(a.checkpoint, OpenCheckpoint(a.request.path));
+  RETURN_IF_ERROR(Annotate(ReadDescription(a), a.request.path));
   ASSIGN_OR_RETURN(a.report.source_hash, a.host.cache.ContentHash(*a.checkpoint, a.request.path));
   a.report.source_format = std::string(a.checkpoint->format());
   a.report.task = std::string(TaskName(a.spec.task));

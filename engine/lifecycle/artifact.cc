@@ -228,9 +228,12 @@ absl::Status ArtifactWriter::Publish() {
 }
 
 absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactReader::Open(const std::string& directory) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(directory + "/manifest.json"));
+  const std::string path = directory + "/manifest.json";
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
   auto reader = std::make_unique<ArtifactReader>();
-  ASSIGN_OR_RETURN(reader->manifest_, ArtifactManifestFromJson(text));
+  absl::StatusOr<ArtifactManifest> manifest = ArtifactManifestFromJson(text);
+  if (!manifest.ok()) return Annotate(manifest.status(), path);
+  reader->manifest_ = *std::move(manifest);
   absl::StatusOr<std::shared_ptr<const MappedFile>> weights =
       MappedFile::Open(directory + "/weights.bin");
   if (!weights.ok()) return absl::DataLossError(weights.status().message());

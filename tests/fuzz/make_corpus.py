@@ -138,6 +138,8 @@ npy = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<i4', 'fortran_order': False, 'sh
 write("calibration", "ids.npy", npy + struct.pack("<4i", 1, 2, 3, 4))
 write("calibration", "truncated.npy", npy + struct.pack("<3i", 1, 2, 3))
 write("calibration", "huge.npy", npy.replace(b"(2, 2)", b"(9999999, 9999999)")[:128])
+
+
 def http2_frame(kind, flags, stream, payload):
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
@@ -157,3 +159,4 @@ def http2():
         write("http2_guard", name, bytes([len(name)]) + seed)
 
 
+http2()

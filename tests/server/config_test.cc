@@ -65,7 +65,7 @@ TEST(ConfigTest, MalformedYamlNamesTheLine) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is set twice, first at")));
   EXPECT_THAT(LoadYaml("threads: 1\n---\nthreads: 2\n"),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("assay.yaml:3: a second document begins ('---')")));
+                       HasSubstr("assay.yaml:2: a second document begins ('---')")));
   EXPECT_OK(LoadYaml("---\nthreads: 1\n"));
   EXPECT_OK(LoadYaml("# nothing\n"));
   EXPECT_THAT(LoadYaml("grpc: 5\n"),
@@ -141,6 +141,31 @@ TEST(ConfigTest, WhatIsPrintedReadsBackTheSame) {
   for (const ConfigOption& option : AllConfigOptions()) {
     EXPECT_EQ(option.show(first.config), option.show(second.config)) << option.key;
   }
+}
+
+TEST(ConfigTest, OddTextsArePrintedSoThatTheyReadBackTheSame) {
+  const std::string odd[] = {
+      "null", "~", "-", "- x", "a\nb", "a\tb\"\\", std::string("\x01\x7f"), "it's", "a: b #c"};
+  for (const std::string& text : odd) {
+    ASSERT_OK_AND_ASSIGN(const EffectiveConfig given,
+                         LoadConfig({"", {{"model_repository", text}}, nullptr}));
+    ASSERT_EQ(given.config.model_repository, text);
+    ASSERT_OK_AND_ASSIGN(const EffectiveConfig again, LoadYaml(Print(given)));
+    EXPECT_EQ(again.config.model_repository, text);
+  }
+}
+
+TEST(ConfigTest, AliasesThatHaveNoEndAreAnError) {
+  EXPECT_THAT(LoadYaml("a: &x\n  b: *x\n"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("inside its own anchor")));
+  std::string doubling = "a: &a {x: 1, y: 2}\n";
+  for (char c = 'b'; c < 'z'; ++c) {
+    absl::StrAppend(&doubling, std::string(1, c), ": &", std::string(1, c), " {x: *",
+                    std::string(1, static_cast<char>(c - 1)), ", y: *",
+                    std::string(1, static_cast<char>(c - 1)), "}\n");
+  }
+  EXPECT_THAT(LoadYaml(doubling),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("more than 10000 keys")));
 }
 
 TEST(ConfigTest, TheExampleIsValidAndNamesEveryKey) {

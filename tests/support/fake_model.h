@@ -157,7 +157,7 @@ class FakeModel final : public Model {
 };
 
 // Blocks whoever passes until it is opened.
-class Gate {
+class StepGate {
  public:
   void Open() {
     MutexLock lock(mu_);

@@ -12,6 +12,8 @@
 namespace assay {
 namespace {
 
+constexpr size_t kLongestToken = size_t{64} << 10;  // of what Replace makes; texts have hundreds
+
 // A stage without memory but for the position of the token.
 class PerToken final : public Decoder::Stage {
  public:
@@ -139,8 +141,9 @@ absl::Status Decoder::AddReplace(const Json& pattern, std::string_view content) 
   }
   ASSIGN_OR_RETURN(Replacer replacer, MakeReplacer(pattern, content));
   stages_.push_back(MakePerToken([replacer = std::move(replacer)](std::string_view token, bool) {
-    // A pattern that gives up on one token leaves it as it is.
-    return replacer(token).value_or(std::string(token));
+    // A pattern that gives up on one token, or makes too much of it, leaves it as it is.
+    absl::StatusOr<std::string> text = replacer(token);
+    return text.ok() && text->size() <= kLongestToken ? *std::move(text) : std::string(token);
   }));
   return absl::OkStatus();
 }

@@ -228,8 +228,8 @@ absl::Status AddUnigramNormalizer(const Json& metadata, bool prefix, Normalizer*
     }
     ASSIGN_OR_RETURN(PrecompiledCharsmap parsed, PrecompiledCharsmap::Parse(bytes));
     auto map = std::make_shared<const PrecompiledCharsmap>(std::move(parsed));
-    normalizer->AddStep([map](std::string* text) {
-      *text = map->NormalizeByLongest(*text);
+    normalizer->AddStep([map](std::string* text) -> absl::Status {
+      ASSIGN_OR_RETURN(*text, map->NormalizeByLongest(*text));
       return absl::OkStatus();
     });
   }

@@ -1,11 +1,11 @@
 #include "engine/model/tokenizer/normalizer.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "engine/model/tokenizer/precompiled_charsmap.h"
 #include "engine/model/tokenizer/split.h"
 #include "engine/model/tokenizer/unicode.h"
@@ -80,8 +80,8 @@ absl::Status AddPrecompiled(const Json& json, Normalizer* normalizer) {
   if (bytes.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(PrecompiledCharsmap parsed, PrecompiledCharsmap::Parse(bytes));
   auto map = std::make_shared<const PrecompiledCharsmap>(std::move(parsed));
-  normalizer->AddStep([map](std::string* text) {
-    *text = map->NormalizeByGrapheme(*text);
+  normalizer->AddStep([map](std::string* text) -> absl::Status {
+    ASSIGN_OR_RETURN(*text, map->NormalizeByGrapheme(*text));
     return absl::OkStatus();
   });
   return absl::OkStatus();
@@ -171,8 +171,17 @@ absl::StatusOr<Normalizer> Normalizer::FromJson(const Json& json) {
 }
 
 absl::Status Normalizer::Run(std::string* text) const {
-  for (const Step& step : steps_) RETURN_IF_ERROR(step(text));
+  const size_t from = text->size();
+  for (const Step& step : steps_) {
+    RETURN_IF_ERROR(step(text));
+    if (text->size() > MostNormalized(from)) return GrewTooLong(text->size(), from);
+  }
   return absl::OkStatus();
+}
+
+absl::Status GrewTooLong(size_t bytes, size_t from) {
+  return absl::ResourceExhaustedError(absl::StrCat("the tokenizer's normalizer makes ", bytes,
+                                                   " bytes or more of a text of ", from));
 }
 
 absl::StatusOr<Replacer> MakeReplacer(const Json& pattern, std::string_view content) {
@@ -182,7 +191,16 @@ absl::StatusOr<Replacer> MakeReplacer(const Json& pattern, std::string_view cont
     if (text.empty()) return absl::InvalidArgumentError("Replace.pattern.String is empty");
     return
         [text, content = std::string(content)](std::string_view in) -> absl::StatusOr<std::string> {
-          return absl::StrReplaceAll(absl::string_view(in.data(), in.size()), {{text, content}});
+          std::string out;
+          out.reserve(in.size());
+          for (size_t at = 0; at < in.size();) {
+            const size_t found = std::min(in.find(text, at), in.size());
+            out += in.substr(at, found - at);
+            if (found < in.size()) out += content;
+            if (out.size() > MostNormalized(in.size())) return GrewTooLong(out.size(), in.size());
+            at = found + text.size();
+          }
+          return out;
         };
   }
   ASSIGN_OR_RETURN(const std::string text, RequireString(pattern, "Regex", "Replace.pattern"));
@@ -196,6 +214,7 @@ absl::StatusOr<Replacer> MakeReplacer(const Json& pattern, std::string_view cont
         out.reserve(in.size());
         for (const Segment& segment : segments) {
           out += segment.matched ? content : in.substr(segment.range.begin, segment.range.size());
+          if (out.size() > MostNormalized(in.size())) return GrewTooLong(out.size(), in.size());
         }
         return out;
       };

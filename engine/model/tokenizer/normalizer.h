@@ -12,7 +12,14 @@
 
 namespace assay {
 
-// Replaces every match in a text. ResourceExhausted when a regular expression gives up.
+// The most bytes that a step may make of a text of so many, and a chain of steps of its first one:
+// rules come with a checkpoint, and short ones could make gigabytes of a prompt. (The longest
+// decomposition of Unicode has 11 bytes for one.)
+inline constexpr size_t MostNormalized(size_t bytes) { return 16 * bytes + (size_t{64} << 10); }
+absl::Status GrewTooLong(size_t bytes, size_t from);  // ResourceExhausted, with both
+
+// Replaces every match in a text. ResourceExhausted when a regular expression gives up, or as
+// above.
 using Replacer = std::function<absl::StatusOr<std::string>(std::string_view)>;
 // `pattern` is {"String": s} or {"Regex": r}; `content` is literal.
 absl::StatusOr<Replacer> MakeReplacer(const Json& pattern, std::string_view content);
@@ -39,7 +46,7 @@ class Normalizer {
   void AddStep(Step step) { steps_.push_back(std::move(step)); }
 
   bool empty() const { return steps_.empty(); }
-  // ResourceExhausted when a regular expression gives up.
+  // ResourceExhausted when a regular expression gives up, or the text grows beyond MostNormalized.
   absl::Status Run(std::string* text) const;
 
  private:

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "engine/model/tokenizer/normalizer.h"
 #include "engine/model/tokenizer/unicode.h"
 
 namespace assay {
@@ -53,7 +54,7 @@ std::optional<PrecompiledCharsmap::Rule> PrecompiledCharsmap::Match(std::string_
   return best;
 }
 
-std::string PrecompiledCharsmap::NormalizeByLongest(std::string_view text) const {
+absl::StatusOr<std::string> PrecompiledCharsmap::NormalizeByLongest(std::string_view text) const {
   std::string out;
   out.reserve(text.size());
   for (size_t at = 0; at < text.size();) {
@@ -61,12 +62,13 @@ std::string PrecompiledCharsmap::NormalizeByLongest(std::string_view text) const
     const size_t length =
         rule.has_value() ? rule->length : std::min(Utf8Length(text[at]), text.size() - at);
     out += rule.has_value() ? rule->replacement : text.substr(at, length);
+    if (out.size() > MostNormalized(text.size())) return GrewTooLong(out.size(), text.size());
     at += length;
   }
   return out;
 }
 
-std::string PrecompiledCharsmap::NormalizeByGrapheme(std::string_view text) const {
+absl::StatusOr<std::string> PrecompiledCharsmap::NormalizeByGrapheme(std::string_view text) const {
   std::string out;
   out.reserve(text.size());
   size_t begin = 0;
@@ -75,15 +77,18 @@ std::string PrecompiledCharsmap::NormalizeByGrapheme(std::string_view text) cons
     begin = end;
     const std::optional<Rule> whole =
         cluster.size() <= kLongestClusterBytes ? Match(cluster, false) : std::nullopt;
-    if (whole.has_value()) {
-      out += whole->replacement;
-      continue;
-    }
-    ForEachCodePoint(cluster, [&](CodePoint, size_t from, size_t to) {
+    const auto take = [&](CodePoint, size_t from, size_t to) {
+      if (out.size() > MostNormalized(text.size())) return;  // clusters have no bound
       const std::string_view character = cluster.substr(from, to - from);
       const std::optional<Rule> rule = Match(character, false);
       out += rule.has_value() ? rule->replacement : character;
-    });
+    };
+    if (whole.has_value()) {
+      out += whole->replacement;
+    } else {
+      ForEachCodePoint(cluster, take);
+    }
+    if (out.size() > MostNormalized(text.size())) return GrewTooLong(out.size(), text.size());
   }
   return out;
 }

@@ -20,10 +20,11 @@ class PrecompiledCharsmap {
   static absl::StatusOr<PrecompiledCharsmap> Parse(std::string_view bytes);
 
   // As SentencePiece does it: the longest rule at each position, else one character.
-  std::string NormalizeByLongest(std::string_view text) const;
+  // ResourceExhausted: more bytes than MostNormalized (normalizer.h), here and below.
+  absl::StatusOr<std::string> NormalizeByLongest(std::string_view text) const;
   // As Hugging Face tokenizers does it: short grapheme clusters as a whole, then character by
   // character.
-  std::string NormalizeByGrapheme(std::string_view text) const;
+  absl::StatusOr<std::string> NormalizeByGrapheme(std::string_view text) const;
 
  private:
   struct Rule {

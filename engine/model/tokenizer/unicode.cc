@@ -200,15 +200,18 @@ std::string Lowercase(std::string_view text) {
 void Utf8Sink::Append(std::string_view bytes, std::string* out) {
   pending_ += bytes;
   const uint8_t* data = Bytes(pending_);
-  size_t complete = pending_.size();
-  U8_TRUNCATE_IF_INCOMPLETE(data, size_t{0}, complete);
-  for (size_t at = 0; at < complete;) {
-    const size_t begin = at;
+  // Signed: ICU asks whether complete - 2 is below 0.
+  auto complete = static_cast<int64_t>(pending_.size());
+  U8_TRUNCATE_IF_INCOMPLETE(data, int64_t{0}, complete);
+  for (int64_t at = 0; at < complete;) {
+    const int64_t begin = at;
     CodePoint c;
     U8_NEXT(data, at, complete, c);
-    out->append(c < 0 ? kReplacement : std::string_view(pending_).substr(begin, at - begin));
+    out->append(c < 0 ? kReplacement
+                      : std::string_view(pending_).substr(static_cast<size_t>(begin),
+                                                          static_cast<size_t>(at - begin)));
   }
-  pending_.erase(0, complete);
+  pending_.erase(0, static_cast<size_t>(complete));
 }
 
 void Utf8Sink::Flush(std::string* out) {

@@ -60,7 +60,7 @@ Counted DecodeSteadily(const SamplingParams& sampling) {
   constexpr int kSequences = 8, kWarmUp = 40, kEnd = 160;
   ThreadPool pool({.num_threads = 2});
   Counted counted;
-  Gate arrivals;
+  StepGate arrivals;
   FakeModel::Options model;
   model.before_step = [&](int step, const ForwardBatch&) {
     if (step == 0) arrivals.Pass();

@@ -85,7 +85,7 @@ class EncodeEngineTest : public testing::Test {
         .status();
   }
   // Holds the first step until the gate opens, and records the batches of the others.
-  EncodeSetup Gated(Gate& gate) {
+  EncodeSetup Gated(StepGate& gate) {
     EncodeSetup setup;
     setup.model.before_step = [this, &gate](int step, const ForwardBatch& batch) {
       if (step == 0) return gate.Pass();
@@ -128,7 +128,7 @@ TEST_F(EncodeEngineTest, GivesEachRequestItsOwnResult) {
 }
 
 TEST_F(EncodeEngineTest, PacksByTokenBudgetInOrderOfUrgency) {
-  Gate gate;
+  StepGate gate;
   auto engine = Start(Gated(gate));
   ResultRecorder recorder;
   ASSERT_OK(engine->Submit(Request(1, 0), recorder.NewSink()));
@@ -148,7 +148,7 @@ TEST_F(EncodeEngineTest, PacksByTokenBudgetInOrderOfUrgency) {
 }
 
 TEST_F(EncodeEngineTest, BatchesHoldAtMostMaxSequences) {
-  Gate gate;
+  StepGate gate;
   auto engine = Start(Gated(gate));
   ResultRecorder recorder;
   ASSERT_OK(engine->Submit(Request(1, 0), recorder.NewSink()));
@@ -198,7 +198,7 @@ TEST_F(EncodeEngineTest, ADeadlineShortensTheWait) {
 }
 
 TEST_F(EncodeEngineTest, ExpiredRequestsCostNoCompute) {
-  Gate gate;
+  StepGate gate;
   auto engine = Start(Gated(gate));
   ResultRecorder recorder;
   ASSERT_OK(engine->Submit(Request(1, 0), recorder.NewSink()));
@@ -216,7 +216,7 @@ TEST_F(EncodeEngineTest, ExpiredRequestsCostNoCompute) {
 }
 
 TEST_F(EncodeEngineTest, CancelledRequestsAreNotComputed) {
-  Gate gate;
+  StepGate gate;
   auto engine = Start(Gated(gate));
   ResultRecorder recorder;
   ASSERT_OK_AND_ASSIGN(const SequenceId running, engine->Submit(Request(1, 0), recorder.NewSink()));
@@ -275,7 +275,7 @@ TEST_F(EncodeEngineTest, RefusesOptionsThatCannotWork) {
 }
 
 TEST_F(EncodeEngineTest, AFullQueueRefuses) {
-  Gate gate;
+  StepGate gate;
   EncodeSetup setup = Gated(gate);
   setup.engine.max_queue = 2;
   auto engine = Start(setup);

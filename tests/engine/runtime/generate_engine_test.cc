@@ -152,7 +152,7 @@ TEST_F(GenerateEngineTest, TheSeedDecidesTheTokens) {
 }
 
 TEST_F(GenerateEngineTest, CancelEndsAtTheNextStep) {
-  Gate gate;
+  StepGate gate;
   EngineSetup setup;
   setup.model.before_step = [&](int step, const ForwardBatch&) {
     if (step == 3) gate.Pass();
@@ -175,7 +175,7 @@ TEST_F(GenerateEngineTest, CancelEndsAtTheNextStep) {
 }
 
 TEST_F(GenerateEngineTest, AFullQueueRefuses) {
-  Gate gate;
+  StepGate gate;
   EngineSetup setup;
   setup.model.before_step = [&](int, const ForwardBatch&) { gate.Pass(); };
   setup.engine.max_sequences = 1;
@@ -277,7 +277,7 @@ TEST_F(GenerateEngineTest, DeadlinesEndRunningAndWaitingRequests) {
 }
 
 TEST_F(GenerateEngineTest, ExpiredRequestsCostNoCompute) {
-  Gate gate;
+  StepGate gate;
   EngineSetup setup;
   setup.engine.max_sequences = 1;
   setup.model.before_step = [&](int step, const ForwardBatch&) {
@@ -319,7 +319,7 @@ TEST_F(GenerateEngineTest, AFailedStepEndsItsRequestsAndTheEngineGoesOn) {
 }
 
 TEST_F(GenerateEngineTest, NanLogitsEndOnlyTheirRequest) {
-  Gate gate;
+  StepGate gate;
   EngineSetup setup;
   setup.model.nan_at_step = 2;
   setup.model.before_step = [&](int step, const ForwardBatch&) {
@@ -352,7 +352,7 @@ TEST_F(GenerateEngineTest, DrainFinishesWhatWasAcceptedAndRefusesTheRest) {
 }
 
 TEST_F(GenerateEngineTest, DestructionEndsEveryRequestOnce) {
-  Gate gate;
+  StepGate gate;
   EngineSetup setup;
   setup.engine.max_sequences = 2;
   setup.model.before_step = [&](int step, const ForwardBatch&) {
@@ -420,7 +420,7 @@ TEST_F(GenerateEngineTest, SeveralEnginesShareOnePool) {
 }
 
 TEST_F(GenerateEngineTest, ReportsItsLoad) {
-  Gate arrivals, gate;
+  StepGate arrivals, gate;
   EngineSetup setup;
   setup.engine.max_sequences = 2;
   setup.model.before_step = [&](int step, const ForwardBatch&) {

@@ -213,5 +213,44 @@ TEST(TokenizerInputTest, APatternThatGivesUpIsAnErrorNotAHang) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("(a|aa)+$")));
 }
 
+TEST(TokenizerInputTest, AStreamMayBeginInTheMiddleOfACharacter) {
+  json spec = HuggingFace();
+  spec["tokenizer"]["model"]["vocab"]["\xc4\xa2"] = 5;  // U+0122: the byte 0x80, which ends one
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, MakeTokenizer(spec));
+  const auto stream = tokenizer->NewStreamDecoder();
+  EXPECT_EQ(stream->Push(5) + stream->Flush(), "\xef\xbf\xbd");
+}
+
+json Replaces(const json& pattern, int steps) {
+  json all = json::array();
+  for (int i = 0; i < steps; ++i) {
+    all.push_back({{"type", "Replace"}, {"pattern", pattern}, {"content", std::string(1000, 'a')}});
+  }
+  return all;
+}
+
+TEST(TokenizerInputTest, ShortRulesDoNotMakeGigabytesOfAText) {
+  for (const json& pattern : {json{{"String", "a"}}, json{{"Regex", "a"}}}) {
+    for (const int steps : {1, 5}) {  // 5: 10^15 bytes for one
+      json spec = HuggingFace();
+      spec["tokenizer"]["normalizer"] = {{"type", "Sequence"},
+                                         {"normalizers", Replaces(pattern, steps)}};
+      ASSERT_OK_AND_ASSIGN(const auto tokenizer, MakeTokenizer(spec));
+      EXPECT_THAT(tokenizer->Encode(std::string(70000, 'a'), false, false),
+                  StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("of a text of 70000")));
+    }
+  }
+}
+
+TEST(TokenizerInputTest, ShortRulesDoNotMakeGigabytesOfAToken) {
+  json spec = HuggingFace();
+  spec["tokenizer"]["decoder"] = {{"type", "Sequence"},
+                                  {"decoders", Replaces({{"String", "a"}}, 5)}};
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, MakeTokenizer(spec));
+  const std::vector<int32_t> ids = {0};
+  ASSERT_OK_AND_ASSIGN(const std::string text, tokenizer->Decode(ids, false));
+  EXPECT_EQ(text, std::string(1000, 'a'));  // the second step would make a million of it
+}
+
 }  // namespace
 }  // namespace assay
