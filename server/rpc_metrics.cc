@@ -1,6 +1,7 @@
 #include "server/rpc_metrics.h"
 
 #include <google/protobuf/descriptor.h>
+#include <grpcpp/server_context.h>
 
 #include <string>
 #include <string_view>
