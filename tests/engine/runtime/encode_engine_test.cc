@@ -293,7 +293,7 @@ TEST_F(EncodeEngineTest, AFullQueueRefuses) {
 }
 
 TEST_F(EncodeEngineTest, WhoHasWaitedTooLongIsRefused) {
-  Gate gate;
+  StepGate gate;
   EncodeSetup setup = Gated(gate);
   setup.engine.max_queue_wait = absl::Seconds(5);
   auto engine = Start(setup);

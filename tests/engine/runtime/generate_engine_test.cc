@@ -235,7 +235,7 @@ TEST_F(GenerateEngineTest, WithoutABoundOnWaitingRequestsWait) {
 // One slot, one second a step, one step a request: behind seven others one would wait seven
 // seconds, which the engine knows once it has served some.
 TEST_F(GenerateEngineTest, WhoWouldWaitTooLongIsRefusedAtOnce) {
-  Gate first, eighth;
+  StepGate first, eighth;
   EngineSetup setup;
   setup.engine.max_sequences = 1;
   setup.engine.max_queue_wait = absl::Seconds(5);
