@@ -77,7 +77,7 @@ struct ServerConfig {
   absl::Duration tls_reload_interval = absl::Seconds(10);  // of auth.tokens, too
   AuthOptions auth;
   FrontLimits limits;
-  absl::Duration max_unread_time = absl::Minutes(1);  // of an answer on its way; 0: no bound
+  absl::Duration max_unread_time = absl::Seconds(20);  // of an answer on its way; 0: no bound
   double memory_watermark = 0.95;  // share of the memory above which requests are refused; 0: none
   GrpcLimits grpc;
   std::string gpu_devices = "auto";  // Gpus::Options
