@@ -54,12 +54,7 @@ constexpr const char* kPageSecurity =
 
 void Send(mg_connection* connection, int code, const char* type, const std::string& body,
           bool with_body) {
-  const char* reason = code == 200   ? "OK"
-                       : code == 401 ? "Unauthorized"
-                       : code == 403 ? "Forbidden"
-                       : code == 404 ? "Not Found"
-                       : code == 405 ? "Method Not Allowed"
-                                     : "Service Unavailable";
+  const char* reason = mg_get_response_code_text(connection, code);
   mg_printf(
       connection,
       "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
@@ -146,6 +141,12 @@ absl::Status HttpEndpoint::Listen(const std::string& address, int port) {
     auto* server = static_cast<Server*>(data);
     if (server != nullptr && server->first_error.empty()) server->first_error = message;
     return 1;  // not to its own log
+  };
+  // Its own answer to what it cannot read repeats the rest of the request in the first line.
+  callbacks.http_error = [](mg_connection* connection, int status, const char*) {
+    const std::string why = mg_get_response_code_text(connection, status);
+    Send(connection, status, kText, why + "\n", true);
+    return 0;
   };
   const std::string host = address == "localhost" ? "127.0.0.1" : address;
   const std::string listen = absl::StrCat(host, ":", port);
