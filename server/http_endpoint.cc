@@ -57,12 +57,7 @@ constexpr const char* kPageSecurity =
 
 void Send(mg_connection* connection, int code, const char* type, const std::string& body,
           bool with_body) {
-  const char* reason = code == 200   ? "OK"
-                       : code == 401 ? "Unauthorized"
-                       : code == 403 ? "Forbidden"
-                       : code == 404 ? "Not Found"
-                       : code == 405 ? "Method Not Allowed"
-                                     : "Service Unavailable";
+  const char* reason = mg_get_response_code_text(connection, code);
   mg_printf(
       connection,
       "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
@@ -149,6 +144,12 @@ absl::Status HttpEndpoint::ListenInside() {
     auto* server = static_cast<Server*>(data);
     if (server != nullptr && server->first_error.empty()) server->first_error = message;
     return 1;  // not to its own log
+  };
+  // Its own answer to what it cannot read repeats the rest of the request in the first line.
+  callbacks.http_error = [](mg_connection* connection, int status, const char*) {
+    const std::string why = mg_get_response_code_text(connection, status);
+    Send(connection, status, kText, why + "\n", true);
+    return 0;
   };
   // Requests come whole. A page that is made slowly must not keep the probes waiting: a thread for
   // each of several such.

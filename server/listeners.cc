@@ -40,9 +40,11 @@ int ReserveAdminDescriptors(const FrontLimits& limits) {
 absl::StatusOr<std::unique_ptr<Listeners>> Listeners::Start(const ServerConfig& config,
                                                             const Servers& servers) {
   std::unique_ptr<Listeners> listeners(new Listeners);
+  FrontLimits limits = config.limits;
+  limits.http2.max_early_streams = config.grpc.max_concurrent_streams;
   FrontOptions options = {.address = config.listen,
                           .port = config.grpc_port,
-                          .limits = config.limits,
+                          .limits = limits,
                           .end_fd = servers.admin_from_fd,
                           .addresses = servers.addresses};
   if (config.has_tls()) {
@@ -61,7 +63,7 @@ absl::StatusOr<std::unique_ptr<Listeners>> Listeners::Start(const ServerConfig& 
   if (servers.health != nullptr) {
     FrontOptions plain = {.address = config.listen,
                           .port = config.health_port,
-                          .limits = config.limits,
+                          .limits = limits,
                           .end_fd = servers.admin_from_fd};
     ASSIGN_OR_RETURN(listeners->health_, Front::Start(plain, GiveTo(*servers.health)));
   }

@@ -210,6 +210,7 @@ bool Connection::Send() {
       server_ended_ = true;
       return true;
     }
+    guard_.ServerSpoke();
     rest = options_.scratch.first(static_cast<size_t>(got));
     if (!ToClient(rest)) return false;
     to_client_.Add(rest);

@@ -20,7 +20,8 @@ enum Type : uint8_t {
   kPing = 6,
   kContinuation = 9
 };
-constexpr uint8_t kEndStream = 0x1, kEndHeaders = 0x4, kPadded = 0x8, kPriorityFlag = 0x20;
+constexpr uint8_t kAck = 0x1, kEndStream = 0x1, kEndHeaders = 0x4, kPadded = 0x8,
+                  kPriorityFlag = 0x20;
 constexpr size_t kPadBytes = 1, kPriorityBytes = 5;  // in front of the block
 
 // Of a block, besides those that its bytes take in frames of 16 KiB, the largest that gRPC takes.
@@ -99,6 +100,7 @@ absl::Status Http2Guard::TakeFrame(absl::Time now) {
   pad_unread_ = false;
   switch (type) {
     case kHeaders:
+      RETURN_IF_ERROR(TakeStream(stream));
       pad_unread_ = (flags & kPadded) != 0;
       lead_left_ =
           (pad_unread_ ? kPadBytes : 0) + ((flags & kPriorityFlag) != 0 ? kPriorityBytes : 0);
@@ -118,6 +120,7 @@ absl::Status Http2Guard::TakeFrame(absl::Time now) {
     case kPriority:
     case kSettings:
     case kPing:
+      if (type == kSettings && (flags & kAck) != 0 && server_spoke_) settled_ = true;
       if (!controls_.TakeOne(now))
         return absl::ResourceExhaustedError(
             absl::StrCat("too many control frames: most per second=", kControlsPerSecond));
@@ -125,6 +128,15 @@ absl::Status Http2Guard::TakeFrame(absl::Time now) {
     default:  // WINDOW_UPDATE, GOAWAY, and what later versions add
       return absl::OkStatus();
   }
+}
+
+// A HEADERS frame: of a new stream, or the trailers of one.
+absl::Status Http2Guard::TakeStream(uint32_t stream) {
+  if (settled_ || stream <= newest_stream_) return absl::OkStatus();
+  newest_stream_ = stream;
+  if (++early_streams_ <= limits_.max_early_streams) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "too many streams before SETTINGS are acknowledged: most=", limits_.max_early_streams));
 }
 
 absl::Status Http2Guard::TakeHeaders(size_t length, uint32_t stream, bool ends, bool continues) {

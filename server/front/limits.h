@@ -10,6 +10,9 @@ namespace assay {
 struct Http2Limits {
   size_t max_header_bytes = size_t{64} << 10;  // of one block, its CONTINUATION frames included
   double max_resets_per_second = 200;          // on average; five seconds' worth at once
+  // Opened before the client has acknowledged the server's SETTINGS, which say how many there may
+  // be at once: gRPC bounds them only from then on.
+  int max_early_streams = 256;
 };
 
 struct FrontLimits {

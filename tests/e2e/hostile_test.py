@@ -89,6 +89,25 @@ def test_streams_that_are_reset_at_once(server):
     assert live(server)
 
 
+@pytest.mark.parametrize("port", ["data", "health"])
+def test_streams_of_who_never_acknowledges_settings(own_server, port):
+    """gRPC 1.51 holds a client to max_concurrent_streams only once it has acknowledged SETTINGS."""
+    server = own_server("--health-port", "0").wait_ready()
+    address = server.address
+    if port == "health":
+        number = next(line.rsplit(":", 1)[1] for line in server.stderr if line.startswith("  health"))
+        address = f"127.0.0.1:{int(number)}"
+    client = connect(server, address=address)
+    before = server.resident_bytes()
+    watch = request("/grpc.health.v1.Health/Watch")  # not ended: the stream stays
+    streams = (frame(HEADERS, END_HEADERS, stream, watch) for stream in range(1, 200_001, 2))
+    sent = send_until_cut(client, streams)
+    assert sent < 20_000 * (len(watch) + 9)  # what the kernel's buffers took before the cut was seen
+    # 256 streams of 64 KiB at most; a hundred thousand took more than a gigabyte.
+    assert server.resident_bytes() - before < 16 << 20
+    assert live(server)
+
+
 @pytest.mark.parametrize("kind,payload", [(PING, b"12345678"), (SETTINGS, b""), (DATA, b"")])
 def test_control_frames_without_end(server, kind, payload):
     client = connect(server)

@@ -44,8 +44,8 @@ def message(serialized):
     return b"\0" + struct.pack(">I", len(serialized)) + serialized
 
 
-def connect(server, settings=b""):
-    host, port = server.address.rsplit(":", 1)
+def connect(server, settings=b"", address=None):
+    host, port = (address or server.address).rsplit(":", 1)
     client = socket.create_connection((host, int(port)), timeout=30)
     client.sendall(PREFACE + frame(SETTINGS, 0, 0, settings))
     return client

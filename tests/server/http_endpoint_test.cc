@@ -17,6 +17,7 @@ namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 
 // A connected socket; -1: refused.
@@ -102,6 +103,12 @@ TEST_F(HttpEndpointTest, RefusesOtherPathsAndMethods) {
   EXPECT_THAT(
       Ask(endpoint_->port(), "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
       StartsWith("HTTP/1.1 405 "));
+}
+
+TEST_F(HttpEndpointTest, WhatCannotBeReadIsNotRepeated) {
+  const std::string answer = Ask(endpoint_->port(), "GET /a HTTP/1b HTTP/1.1\r\nSecret: y\r\n\r\n");
+  EXPECT_THAT(answer, AllOf(StartsWith("HTTP/1.1 400 Bad Request\r\n"), Not(HasSubstr("Secret")),
+                            HasSubstr("Content-Security-Policy: default-src 'none'")));
 }
 
 TEST_F(HttpEndpointTest, PagesMayUseNothingFromElsewhere) {

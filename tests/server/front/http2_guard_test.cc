@@ -56,6 +56,27 @@ TEST_F(Http2GuardTest, TakesWhatClientsSend) {
   }
 }
 
+TEST_F(Http2GuardTest, StreamsAreBoundedUntilSettingsAreAcknowledged) {
+  const auto open = [](uint32_t stream) { return Frame(kHeaders, kEndHeaders, stream, "h"); };
+  const std::string ack = Frame(kSettings, 1, 0, "");
+  const auto guard = [&](const std::string& sent, bool server_spoke) {
+    Http2Guard fresh({.max_early_streams = 3}, now_);
+    if (server_spoke) fresh.ServerSpoke();
+    return fresh.Take(std::as_bytes(std::span(std::string_view(kPreface + sent))), now_);
+  };
+  const std::string three = open(1) + open(3) + open(5);
+  EXPECT_OK(guard(three, true));
+  EXPECT_OK(guard(three + open(5) + open(1), true));  // trailers
+  EXPECT_THAT(guard(three + open(7), true),
+              StatusIs(StatusCode::kResourceExhausted, HasSubstr("SETTINGS")));
+  EXPECT_OK(guard(three + ack + open(7) + open(9), true));
+  EXPECT_OK(guard(ack + three + open(7) + open(9), true));
+  // Nothing was there to acknowledge: gRPC takes such an ACK for one of no bound at all.
+  EXPECT_THAT(guard(ack + three + open(7), false), StatusIs(StatusCode::kResourceExhausted));
+  EXPECT_THAT(guard(Frame(kSettings, 0, 0, "") + three + open(7), true),
+              StatusIs(StatusCode::kResourceExhausted));
+}
+
 TEST_F(Http2GuardTest, WhatIsNotHttp2IsRefusedAtItsFirstWrongByte) {
   EXPECT_THAT(Send("G"), StatusIs(StatusCode::kInvalidArgument, HasSubstr("not HTTP/2")));
   Http2Guard other({}, now_);
