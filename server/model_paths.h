@@ -1,7 +1,7 @@
 // Which files of the host a client may name: checkpoints, calibration data and recipes that are
 // admitted by RPC. Confined, a path must lead below one of the roots, links followed, and so must
 // every link inside a folder that it names, and every file that a recipe names. Who may write below
-// a root may change what a path leads to after it was looked at (docs/adr/0016-*.md); roots are for
+// a root may change what a path leads to after it was looked at (docs/adr/0017-*.md); roots are for
 // the operator to write.
 //
 // Thread rule: any thread.

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conftest import Assay, wait_until
 from http2_frames import (CONTINUATION, DATA, END_HEADERS, HEADERS, PING, PREFACE, REQUEST, RESET, SETTINGS, connect, frame, hpack_length,
-                          literal)
+                          literal, request)
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
