@@ -112,7 +112,14 @@ GenerateLoop::GenerateLoop(Parts parts, const EngineOptions& options, EngineHost
   candidates_.reserve(sizes_.max_sequences);
   ranked_.resize(static_cast<size_t>(sizes_.max_sequences) * kMostCandidates);
   sampled_.resize(sizes_.max_sequences);
+  // Here and not when a thread first samples: that may be long after the warm-up (Share).
   sampler_scratch_.resize(host_.pool.num_threads());
+  const auto vocab = static_cast<size_t>(model_->spec().vocab);
+  for (SamplerScratch& scratch : sampler_scratch_) {
+    scratch.row.reserve(vocab);
+    scratch.ranked.reserve(std::min<size_t>(vocab, 4 * kMostCandidates));
+    scratch.block_mass.reserve(vocab / 64 + 1);
+  }
 }
 
 GenerateLoop::~GenerateLoop() {
