@@ -13,6 +13,7 @@
 #include "engine/runtime/inbox.h"
 #include "engine/runtime/sampler_candidates.h"
 #include "engine/runtime/scheduler.h"
+#include "engine/runtime/weigher.h"
 
 namespace assay {
 namespace {
@@ -118,7 +119,7 @@ GenerateLoop::GenerateLoop(Parts parts, const EngineOptions& options, EngineHost
   for (SamplerScratch& scratch : sampler_scratch_) {
     scratch.row.reserve(vocab);
     scratch.ranked.reserve(std::min<size_t>(vocab, 4 * kMostCandidates));
-    scratch.block_mass.reserve(vocab / 64 + 1);
+    scratch.block_mass.reserve(vocab / kSumBlock + 1);
   }
 }
 

@@ -2,8 +2,8 @@
 // it is worth (RFC 9113): header blocks without end, which gRPC 1.51 collects and parses again and
 // again (CVE-2023-33953), blocks of a great many fields (hpack_fields.h), floods of resets
 // (CVE-2023-44487) and of other control frames, streams without number of a client that never
-// acknowledges SETTINGS. It reads the 9 bytes in front of each frame and the
-// lengths in header blocks, changes nothing and keeps nothing.
+// acknowledges SETTINGS. It reads the 9 bytes in front of each frame and the lengths in header
+// blocks, changes nothing and keeps nothing.
 //
 // Thread rule: one thread per object.
 #pragma once
