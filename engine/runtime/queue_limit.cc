@@ -50,6 +50,9 @@ absl::Status CheckQueue(const QueueLimits& limits, const QueueRate& rate, int wa
         expected);
   }
   if (newcomer.follows) return absl::OkStatus();
+  if (newcomer.deadline <= newcomer.arrival) {
+    return absl::DeadlineExceededError("the deadline passed before the request was queued");
+  }
   if (expected > limits.max_wait) {
     return Refuse(absl::StrCat("the queue is too long: waiting=", waiting, " would take ",
                                Rounded(expected), ", max_queue_wait=", Rounded(limits.max_wait)),

@@ -44,8 +44,9 @@ struct Newcomer {
   bool follows = false;
 };
 
-// OK, or ResourceExhausted with the figures and a time to come again (SetRetryAfter): `waiting`
-// requests are there, of which the rate says how long they take.
+// OK; DeadlineExceeded: it is past already; or ResourceExhausted with the figures and a time to
+// come again (SetRetryAfter): `waiting` requests are there, of which the rate says how long they
+// take.
 absl::Status CheckQueue(const QueueLimits& limits, const QueueRate& rate, int waiting,
                         const Newcomer& newcomer);
 

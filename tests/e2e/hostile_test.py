@@ -203,7 +203,8 @@ def test_header_blocks_just_within_the_bound(server, kind):
     assert live(server)
     print(kind, cpu_seconds(server) - cpu, server.resident_bytes() - memory)
     assert cpu_seconds(server) - cpu < 1
-    assert server.resident_bytes() - memory < 8 << 20
+    # At worst all of them are alive at once, each as it came and taken apart: 25 MiB.
+    assert server.resident_bytes() - memory < 2 * 200 * (64 << 10)
 
 
 # ---- messages that are none

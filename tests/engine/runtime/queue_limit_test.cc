@@ -101,6 +101,9 @@ TEST(CheckQueueTest, RefusesByLengthByTimeAndByDeadlineWithTheFigures) {
   EXPECT_THAT(
       CheckQueue(limits, rate, 11, hasty),
       StatusIs(Code::kResourceExhausted, HasSubstr("waiting=11 would take 1.1s, deadline in 1s")));
+  // Too late already, whatever waits: that is no overload.
+  EXPECT_THAT(CheckQueue(limits, rate, 0, {.arrival = now, .deadline = now}),
+              StatusIs(Code::kDeadlineExceeded, HasSubstr("before the request was queued")));
   // Nobody is refused for time where no bound is set, or as a row of a request that was taken.
   EXPECT_OK(CheckQueue({.max_waiting = 50}, rate, 49, patient));
   EXPECT_OK(CheckQueue(limits, rate, 49, {.arrival = now, .follows = true}));
