@@ -10,8 +10,6 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
@@ -21,6 +19,32 @@ namespace {
 
 absl::Status FromErrno(const char* what, const std::string& path) {
   return absl::ErrnoToStatus(errno, absl::StrCat("cannot ", what, " file: path=", path));
+}
+
+// -1 with errno. A pipe without a writer is not waited for: what is no regular file is refused by
+// the caller.
+int OpenToRead(const std::string& path) {
+  return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+}
+
+absl::Status NotRegular(const std::string& path) {
+  return absl::InvalidArgumentError(absl::StrCat("not a regular file: path=", path));
+}
+
+// To the end: the size of files in /proc is 0.
+absl::StatusOr<std::string> ReadAll(int fd, const std::string& path) {
+  struct stat info {};
+  if (fstat(fd, &info) != 0) return FromErrno("stat", path);
+  if (!S_ISREG(info.st_mode)) return NotRegular(path);
+  std::string text;
+  std::array<char, 65536> buffer;
+  for (;;) {
+    const ssize_t count = read(fd, buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return FromErrno("read", path);
+    if (count == 0) return text;
+    text.append(buffer.data(), static_cast<size_t>(count));
+  }
 }
 
 int64_t ModifiedNs(const struct stat& info) {
@@ -111,12 +135,11 @@ std::atomic<MappedFile::Guards*> MappedFile::Guards::current = nullptr;
 absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::string& path) {
   const std::shared_ptr<MappedFile> file(new MappedFile());
   file->path_ = path;
-  file->fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  file->fd_ = OpenToRead(path);
   if (file->fd_ < 0) return FromErrno("open", path);
   struct stat info {};
   if (fstat(file->fd_, &info) != 0) return FromErrno("stat", path);
-  if (!S_ISREG(info.st_mode))
-    return absl::InvalidArgumentError(absl::StrCat("not a regular file: path=", path));
+  if (!S_ISREG(info.st_mode)) return NotRegular(path);
   file->size_ = static_cast<size_t>(info.st_size);
   file->modified_ns_ = ModifiedNs(info);
   if (file->size_ == 0) return file;
@@ -155,11 +178,11 @@ void MappedFile::DropResident(size_t offset, size_t length) const {
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError("cannot read file: path=" + path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return std::move(text).str();
+  const int fd = OpenToRead(path);
+  if (fd < 0) return absl::NotFoundError("cannot read file: path=" + path);
+  absl::StatusOr<std::string> text = ReadAll(fd, path);
+  close(fd);
+  return text;
 }
 
 }  // namespace assay

@@ -45,7 +45,8 @@ class MappedFile {
   Guard* guard_ = nullptr;
 };
 
-// The whole file as text. NotFound with the path.
+// The whole file as text. NotFound: cannot be opened; InvalidArgument: not a regular file (a pipe
+// is not waited for); other errors of the disk. All with the path.
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 }  // namespace assay

@@ -4,17 +4,16 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/atomic_file.h"
 #include "base/sha256.h"
 
 namespace assay {
@@ -24,62 +23,39 @@ namespace fs = std::filesystem;
 
 constexpr uint64_t kAlignment = 64;
 
-absl::Status SystemError(const std::string& what, const std::string& path) {
-  const std::string reason = std::strerror(errno);
-  const std::string message = absl::StrCat(what, ": path=", path, " error=", reason);
-  if (errno == ENOSPC || errno == EDQUOT) return absl::ResourceExhaustedError(message);
-  return absl::InternalError(message);
-}
-
 absl::Status SyncDirectory(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return SystemError("cannot open directory", path);
+  if (fd < 0) return FileError("cannot open directory", path);
   const int result = fsync(fd);
   close(fd);
-  return result == 0 ? absl::OkStatus() : SystemError("cannot flush directory", path);
+  return result == 0 ? absl::OkStatus() : FileError("cannot flush directory", path);
 }
 
 absl::Status WriteAll(int fd, const std::string& path, const char* data, size_t bytes) {
   while (bytes > 0) {
     const ssize_t written = write(fd, data, bytes);
     if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return SystemError("cannot write", path);
+    if (written <= 0) return FileError("cannot write", path);
     data += written;
     bytes -= static_cast<size_t>(written);
   }
   return absl::OkStatus();
 }
 
-std::string Temporary(const std::string& path) {
-  static std::atomic<int> counter{0};  // several writers of one process
-  return absl::StrCat(path, ".tmp.", getpid(), ".", counter.fetch_add(1));
-}
-
 }  // namespace
-
-absl::Status WriteFileAtomically(const std::string& path, const std::string& text) {
-  const std::string temporary = Temporary(path);
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (fd < 0) return SystemError("cannot create file", temporary);
-  absl::Status status = WriteAll(fd, temporary, text.data(), text.size());
-  if (status.ok() && fsync(fd) != 0) status = SystemError("cannot flush", temporary);
-  close(fd);
-  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) {
-    status = SystemError("cannot rename to", path);
-  }
-  if (!status.ok()) unlink(temporary.c_str());
-  return status;
-}
 
 absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactWriter::Create(
     std::string final_directory) {
-  const std::string directory = Temporary(final_directory);
+  const std::string directory = TemporaryName(final_directory);
   const std::string parent = fs::path(final_directory).parent_path().string();
   std::error_code error;
   fs::create_directories(parent, error);
   // Whoever looks for abandoned folders sees this one with its owner.
   const DirectoryLock lock = DirectoryLock::Wait(parent, DirectoryLock::Mode::kShared);
-  if (!error) fs::create_directory(directory, error);
+  // One that is there already would be another writer's.
+  if (!error && !fs::create_directory(directory, error) && !error) {
+    error = std::make_error_code(std::errc::file_exists);
+  }
   if (error) {
     return absl::InternalError(
         absl::StrCat("cannot create directory: path=", directory, " error=", error.message()));
@@ -88,7 +64,7 @@ absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactWriter::Create(
   writer->owner_ = DirectoryLock::Wait(directory, DirectoryLock::Mode::kExclusive);
   const std::string path = directory + "/weights.bin";
   writer->fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (writer->fd_ < 0) return SystemError("cannot create file", path);
+  if (writer->fd_ < 0) return FileError("cannot create file", path);
   return writer;
 }
 
@@ -151,7 +127,7 @@ absl::Status ArtifactWriter::Move(int from, ArtifactTensor& tensor) {
     const ssize_t count =
         pread(from, buffer.data(), std::min<uint64_t>(left, buffer.size()), static_cast<off_t>(at));
     if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) return SystemError("cannot read back", directory_ + "/weights.bin");
+    if (count <= 0) return FileError("cannot read back", directory_ + "/weights.bin");
     RETURN_IF_ERROR(Write(buffer.data(), static_cast<size_t>(count)));
     at += static_cast<uint64_t>(count);
     left -= static_cast<uint64_t>(count);
@@ -163,7 +139,7 @@ absl::Status ArtifactWriter::Move(int from, ArtifactTensor& tensor) {
 absl::Status ArtifactWriter::Compact() {
   const std::string path = directory_ + "/weights.bin", compact = directory_ + "/weights.new";
   const int fd = open(compact.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (fd < 0) return SystemError("cannot create file", compact);
+  if (fd < 0) return FileError("cannot create file", compact);
   const int old = std::exchange(fd_, fd);
   manifest_.weights_bytes = 0;
   absl::Status status;
@@ -174,7 +150,7 @@ absl::Status ArtifactWriter::Compact() {
   }
   close(old);
   RETURN_IF_ERROR(status);
-  if (rename(compact.c_str(), path.c_str()) != 0) return SystemError("cannot rename to", path);
+  if (rename(compact.c_str(), path.c_str()) != 0) return FileError("cannot rename to", path);
   return absl::OkStatus();
 }
 
@@ -194,7 +170,7 @@ absl::StatusOr<std::string> ArtifactWriter::Commit(std::string key, std::string 
   manifest_.source_hash = std::move(source_hash);
   manifest_.quantizer = std::move(quantizer);
   manifest_.artifact_hash = ArtifactHash(manifest_);
-  if (fsync(fd_) != 0) return SystemError("cannot flush", directory_ + "/weights.bin");
+  if (fsync(fd_) != 0) return FileError("cannot flush", directory_ + "/weights.bin");
   close(fd_);
   fd_ = -1;
   RETURN_IF_ERROR(WriteFileAtomically(directory_ + "/manifest.json", ToJson(manifest_).dump(1)));
@@ -209,7 +185,7 @@ absl::Status ArtifactWriter::Publish() {
   const DirectoryLock lock = DirectoryLock::Wait(parent, DirectoryLock::Mode::kExclusive);
   if (rename(directory_.c_str(), final_directory_.c_str()) == 0) return SyncDirectory(parent);
   if (errno != ENOTEMPTY && errno != EEXIST) {
-    return SystemError("cannot rename to", final_directory_);
+    return FileError("cannot rename to", final_directory_);
   }
   const auto there = ArtifactReader::Open(final_directory_);
   if (there.ok() && (*there)->manifest().key == manifest_.key &&
@@ -218,11 +194,11 @@ absl::Status ArtifactWriter::Publish() {
   }
   if (renameat2(AT_FDCWD, directory_.c_str(), AT_FDCWD, final_directory_.c_str(),
                 RENAME_EXCHANGE) != 0) {
-    return SystemError("cannot exchange with", final_directory_);
+    return FileError("cannot exchange with", final_directory_);
   }
   const std::string old = directory_ + "/certificates", kept = final_directory_ + "/certificates";
   if (rename(old.c_str(), kept.c_str()) != 0 && errno != ENOENT) {
-    return SystemError("cannot rename to", kept);
+    return FileError("cannot rename to", kept);
   }
   return SyncDirectory(parent);
 }

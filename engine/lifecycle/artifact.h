@@ -106,7 +106,4 @@ class ArtifactReader {
   std::shared_ptr<const MappedFile> weights_;
 };
 
-// Text into a new file at `path`, through a temporary name, fsync and rename.
-absl::Status WriteFileAtomically(const std::string& path, const std::string& text);
-
 }  // namespace assay

@@ -9,6 +9,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/atomic_file.h"
 #include "base/log.h"
 #include "base/sha256.h"
 
@@ -21,16 +22,21 @@ using nlohmann::json;
 using Mode = DirectoryLock::Mode;
 
 constexpr size_t kMaxRemembered = 256;
-constexpr auto kAbandonedAfter = std::chrono::hours(24);  // where locks do not tell
+constexpr auto kAbandonedAfter = std::chrono::hours(24);     // where locks do not tell
+constexpr auto kFileAbandonedAfter = std::chrono::hours(1);  // written in one go: seconds
+
+bool IsOlderThan(const fs::path& path, std::chrono::hours age) {
+  std::error_code error;
+  const fs::file_time_type changed = fs::last_write_time(path, error);
+  return !error && changed + age < fs::file_time_type::clock::now();
+}
 
 // A folder that a writer began and whose process is gone: the writer holds its lock while it lives.
 bool IsAbandoned(const fs::path& folder) {
-  if (folder.filename().string().find(".tmp.") == std::string::npos) return false;
+  if (!IsTemporaryName(folder.string())) return false;
   const absl::Status lock = DirectoryLock::Try(folder.string()).status();
   if (!absl::IsUnimplemented(lock)) return lock.ok();
-  std::error_code error;
-  const fs::file_time_type changed = fs::last_write_time(folder, error);
-  return !error && changed + kAbandonedAfter < fs::file_time_type::clock::now();
+  return IsOlderThan(folder, kAbandonedAfter);
 }
 
 std::vector<fs::path> EntriesOf(const std::string& folder) {
@@ -48,6 +54,17 @@ int64_t QuarantineNumber(const fs::path& path) {
   const std::string extension = path.extension().string();
   int64_t number = 0;
   return extension.size() > 1 && absl::SimpleAtoi(extension.substr(1), &number) ? number : -1;
+}
+
+// What a process that was killed left of WriteFileAtomically.
+void RemoveAbandonedFiles(const std::string& folder) {
+  for (const fs::path& file : EntriesOf(folder)) {
+    std::error_code error;
+    if (IsTemporaryName(file.string()) && fs::is_regular_file(file, error) &&
+        IsOlderThan(file, kFileAbandonedAfter)) {
+      fs::remove(file, error);
+    }
+  }
 }
 
 absl::Status MakeDirectory(const std::string& path) {
@@ -95,7 +112,9 @@ ArtifactCache::ArtifactCache(std::string root) : root_(std::move(root)) {
 
 void ArtifactCache::RemoveAbandoned() const {
   const DirectoryLock lock = DirectoryLock::Wait(Artifacts(), Mode::kExclusive);
+  RemoveAbandonedFiles(root_);
   for (const fs::path& folder : EntriesOf(Artifacts())) {
+    RemoveAbandonedFiles(folder.string() + "/certificates");
     if (!IsAbandoned(folder)) continue;
     std::error_code error;
     fs::remove_all(folder, error);

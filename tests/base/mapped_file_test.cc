@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -87,6 +88,29 @@ TEST(MappedFileTest, RefusesADirectory) {
   TempDir dir;
   EXPECT_THAT(MappedFile::Open(dir.path()),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("regular")));
+  EXPECT_THAT(ReadFile(dir.path()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(dir.path())));
+}
+
+// Opened as files are by default, each of these waits until somebody writes: for ever.
+TEST(MappedFileTest, APipeIsNotWaitedFor) {
+  TempDir dir;
+  const std::string path = dir.path() + "/pipe";
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const auto refused = StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(path));
+  EXPECT_THAT(MappedFile::Open(path), refused);
+  EXPECT_THAT(ReadFile(path), refused);
+}
+
+TEST(ReadFileTest, ReadsAllOfIt) {
+  TempDir dir;
+  std::string text(200001, 'x');  // more than it reads at a time
+  text[70000] = '\0';
+  EXPECT_EQ(ReadFile(dir.Write("a", text)).value(), text);
+  EXPECT_EQ(ReadFile(dir.Write("b", "")).value(), "");
+  EXPECT_FALSE(ReadFile("/proc/self/status").value().empty());  // says that it has 0 bytes
+  EXPECT_THAT(ReadFile("/nonexistent/x"),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/x")));
 }
 
 }  // namespace

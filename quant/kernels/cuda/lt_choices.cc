@@ -1,17 +1,12 @@
 #include "quant/kernels/cuda/lt_choices.h"
 
-#include <unistd.h>
-
-#include <cerrno>
 #include <charconv>
-#include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/atomic_file.h"
 #include "base/log.h"
+#include "base/mapped_file.h"
 #include "base/sha256.h"
 #include "nlohmann/json.hpp"
 
@@ -55,20 +50,14 @@ std::optional<LtAlgorithm> AlgorithmOf(const Json& choice) {
   return algorithm;
 }
 
-absl::Status SystemError(std::string_view what, const std::string& path) {
-  return absl::InternalError(
-      absl::StrCat(std::string(what), ": path=", path, " error=", std::strerror(errno)));
-}
-
 }  // namespace
 
 LtChoices::LtChoices(const std::string& directory, LtFoundOn found_on)
     : found_on_(std::move(found_on)), path_(PathIn(directory, found_on_)) {
-  std::ifstream file(path_);
-  if (path_.empty() || !file) return;
-  std::stringstream text;
-  text << file.rdbuf();
-  if (const absl::Status status = Read(text.str()); !status.ok()) {
+  if (path_.empty()) return;
+  const absl::StatusOr<std::string> text = ReadFile(path_);
+  if (!text.ok()) return;
+  if (const absl::Status status = Read(*text); !status.ok()) {
     choices_.clear();
     Log(LogLevel::kWarning, "choices of cuBLASLt algorithms are found anew",
         {{"path", path_}, {"reason", std::string(status.message())}});
@@ -124,18 +113,7 @@ absl::Status LtChoices::Save() const {
   }
   const Json file = {
       {"schema", kSchema}, {"found_on", ToJson(found_on_)}, {"choices", std::move(choices)}};
-  const std::string temporary = absl::StrCat(path_, ".", getpid());
-  {
-    std::ofstream to(temporary, std::ios::trunc);
-    to << file.dump(1) << "\n";
-    if (!to.flush()) return SystemError("cannot write", temporary);
-  }
-  if (std::rename(temporary.c_str(), path_.c_str()) != 0) {
-    const absl::Status status = SystemError("cannot rename to", path_);
-    std::remove(temporary.c_str());
-    return status;
-  }
-  return absl::OkStatus();
+  return WriteFileAtomically(path_, file.dump(1) + "\n");
 }
 
 }  // namespace assay
