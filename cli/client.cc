@@ -33,12 +33,30 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CredentialsOf(
     const GlobalOptions& options) {
   if (options.cert.empty() != options.key.empty())
     return absl::InvalidArgumentError("--cert and --key go together");
+  if (!options.server_name.empty() && options.ca.empty())
+    return absl::InvalidArgumentError("--server-name goes with --ca");
   if (options.ca.empty() && options.cert.empty()) return grpc::InsecureChannelCredentials();
   grpc::SslCredentialsOptions tls;
   ASSIGN_OR_RETURN(tls.pem_root_certs, ReadIf("--ca", options.ca));
   ASSIGN_OR_RETURN(tls.pem_cert_chain, ReadIf("--cert", options.cert));
   ASSIGN_OR_RETURN(tls.pem_private_key, ReadIf("--key", options.key));
   return grpc::SslCredentials(tls);
+}
+
+// Why TLS did not come about; empty: it is not to blame.
+std::string TlsProblem(const std::string& message, const std::string& server) {
+  if (absl::StrContains(message, "is not in peer certificate")) {
+    return absl::StrCat("the certificate of the server at ", server,
+                        " has other names (through a forwarded port: --server-name NAME, one that "
+                        "it has): ",
+                        message.substr(message.find("Peer name")));
+  }
+  if (absl::StrContains(message, "Ssl handshake failed")) {
+    return absl::StrCat("no TLS with the server at ", server,
+                        "; does --ca hold the authority of its certificate, and does it ask for "
+                        "one of yours (--cert, --key)?");
+  }
+  return "";
 }
 
 }  // namespace
@@ -61,6 +79,7 @@ absl::StatusOr<Client> Client::Connect(const GlobalOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetMaxSendMessageSize(-1);
+  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // a proxy for the web is none for this
   return Client(options, grpc::CreateCustomChannel(options.server, credentials, arguments),
                 std::move(token));
@@ -132,6 +151,10 @@ int ExitCodeFor(grpc::StatusCode code) {
 
 std::string ErrorLine(const grpc::Status& status, const std::string& server) {
   const std::string& message = status.error_message();
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    std::string problem = TlsProblem(message, server);
+    if (!problem.empty()) return problem;
+  }
   const bool unreachable = status.error_code() == grpc::StatusCode::UNAVAILABLE &&
                            (absl::StrContains(message, "failed to connect") ||
                             absl::StrContains(message, "DNS resolution") ||

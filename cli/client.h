@@ -22,6 +22,7 @@ struct GlobalOptions {
   std::string admin_server;    // empty: not given
   std::string token_file;      // its first line is the bearer token; empty: none
   std::string ca, cert, key;   // PEM files; any of them: TLS
+  std::string server_name;     // whom the certificate must name; empty: the host of the address
   double timeout_seconds = 0;  // 0 = none
 
   // For commands of administration: --admin-server, else --server where that was given, else where

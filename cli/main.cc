@@ -85,6 +85,10 @@ int main(int argc, char** argv) {
   app.add_option("--cert", line.global.cert, "PEM file of a certificate to show; TLS")
       ->type_name("FILE");
   app.add_option("--key", line.global.key, "PEM file of its private key")->type_name("FILE");
+  app.add_option("--server-name", line.global.server_name,
+                 "Name that the server's certificate has, where it is not the host of --server (a "
+                 "forwarded port); with --ca")
+      ->type_name("NAME");
   app.add_option("--timeout", line.global.timeout_seconds, "Give up after so many seconds")
       ->type_name("SECONDS")
       ->check([](const std::string& text) {

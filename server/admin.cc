@@ -39,7 +39,7 @@ absl::StatusOr<int64_t> Admin::Load(const std::string& model, const std::string&
   AdmissionRequest request;
   request.name = entry.name;
   request.version = entry.version;
-  request.path = entry.path;
+  ASSIGN_OR_RETURN(request.path, paths_.ResolveEntry(entry.path));
   request.scheme = scheme;
   return context_.admissions.Enqueue(std::move(request), std::move(sink));
 }

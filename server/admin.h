@@ -21,6 +21,7 @@ class Admin {
   // thread.
   absl::StatusOr<int64_t> Admit(AdmissionRequest request, ProgressSink sink);
   // Admits a model of the repository by name. AlreadyExists: that version serves already.
+  // PermissionDenied: a link of it leads out of the roots.
   absl::StatusOr<int64_t> Load(const std::string& model, const std::string& scheme,
                                ProgressSink sink);
   // Unloads all versions; `done` is called when their memory is free, on a thread of the registry,

@@ -119,8 +119,7 @@ AssayServiceImpl::Unary* AssayServiceImpl::Embed(Context* context,
 AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
                                                     const assay::v1::TokenizeRequest* request,
                                                     assay::v1::TokenizeResponse* response) {
-  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
-  const auto tokenize = [this, request, response]() -> absl::Status {
+  return RunOnText(context, request->text().size(), [this, request, response]() -> absl::Status {
     ASSIGN_OR_RETURN(const auto servable, AcquireWithTokenizer(context_, *request));
     RETURN_IF_ERROR(CheckTotalBytes(request->text().size()));
     ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
@@ -131,26 +130,44 @@ AssayServiceImpl::Unary* AssayServiceImpl::Tokenize(Context* context,
       response->add_tokens(std::string(servable->tokenizer->TokenText(id)));
     }
     return absl::OkStatus();
-  };
-  Unary* reactor = context->DefaultReactor();
-  context_.texts.Run(request->text().size(), [context, reactor, tokenize] {
-    reactor->Finish(ToGrpc(tokenize(), context));
   });
-  return reactor;
 }
 
 AssayServiceImpl::Unary* AssayServiceImpl::Detokenize(Context* context,
                                                       const assay::v1::DetokenizeRequest* request,
                                                       assay::v1::DetokenizeResponse* response) {
-  if (auto* refused = Refuse<Unary>(context_, context, Role::kInfer)) return refused;
-  const auto detokenize = [&]() -> absl::Status {
+  return RunOnText(context, request->ByteSizeLong(), [this, request, response]() -> absl::Status {
     ASSIGN_OR_RETURN(const auto servable, AcquireWithTokenizer(context_, *request));
     const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
     ASSIGN_OR_RETURN(*response->mutable_text(),
                      servable->tokenizer->Decode(ids, !request->keep_special()));
     return absl::OkStatus();
+  });
+}
+
+AssayServiceImpl::Unary* AssayServiceImpl::RunOnText(Context* context, size_t bytes,
+                                                     std::function<absl::Status()> work) {
+  Caller caller{context};
+  if (auto* refused = Refuse<Unary>(context_, caller, Role::kInfer)) return refused;
+  absl::StatusOr<WorkGate::Ticket> gate = context_.gate.Enter();
+  if (!gate.ok()) return Reply(context, gate.status());
+  absl::StatusOr<Quotas::Ticket> quota = context_.quotas.Enter(caller.origin.client);
+  if (!quota.ok()) return Reply(context, quota.status());
+  struct Held {  // until the answer is given
+    WorkGate::Ticket gate;
+    Quotas::Ticket quota;
   };
-  return Reply(context, detokenize());
+  const auto held = std::make_shared<Held>(Held{*std::move(gate), *std::move(quota)});
+  Unary* reactor = context->DefaultReactor();
+  const absl::Time deadline = caller.origin.deadline;
+  const absl::Status taken =
+      context_.texts.Run(bytes, [this, context, reactor, deadline, held, work = std::move(work)] {
+        absl::Status status = CheckWanted(context->IsCancelled(), deadline, context_.clock.Now());
+        if (status.ok()) status = work();
+        reactor->Finish(ToGrpc(status, context));
+      });
+  if (!taken.ok()) reactor->Finish(ToGrpc(taken, context));
+  return reactor;
 }
 
 grpc::ServerWriteReactor<assay::v1::AdmitProgress>* AssayServiceImpl::Admit(

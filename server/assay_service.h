@@ -1,5 +1,7 @@
 // assay.v1 (proto/assay/v1/assay.proto). Thread-safe; every RPC is a reactor on gRPC's threads.
 #pragma once
+#include <functional>
+
 #include "proto/assay/v1/assay.grpc.pb.h"
 #include "server/admin.h"
 #include "server/service_context.h"
@@ -43,6 +45,10 @@ class AssayServiceImpl final : public assay::v1::AssayService::CallbackService {
                     assay::v1::ModelLabels* response) override;
 
  private:
+  // Answers with what `work` says: bounded as inference is, by the gate and the client's quota,
+  // where its text belongs (TextWorkers), and not at all once nobody waits for it.
+  Unary* RunOnText(Context* context, size_t bytes, std::function<absl::Status()> work);
+
   ServiceContext& context_;
   Admin& admin_;
 };

@@ -129,14 +129,26 @@ std::string AddressLine(const ServerConfig& config, const ServerPorts& ports) {
 
 namespace {
 
+// What a command needs besides the address.
+std::string Credentials(const ServerConfig& config) {
+  return absl::StrCat(config.has_tls() ? " --ca FILE" : "",
+                      config.auth.tokens.empty() ? "" : " --token-file FILE");
+}
+
+std::string CurlMetrics(const ServerConfig& config, const std::string& address) {
+  return absl::StrCat("curl ",
+                      config.auth.tokens.empty() ? "" : "--header 'authorization: Bearer TOKEN' ",
+                      config.has_tls() ? "--cacert FILE https://" : "http://", address, "/metrics");
+}
+
 // Where nothing can be administered from outside, as it would be.
 std::string AdmitCommand(const ServerConfig& config, const ServerPorts& ports) {
-  if (ports.admin == 8003) return "assay admit PATH";
+  const std::string path = Credentials(config) + " PATH";
+  if (ports.admin == 8003) return "assay admit" + path;
   const bool admin = ports.admin != 0;
   return absl::StrCat(
       "assay admit ", admin ? "--admin-server " : "--server ",
-      admin ? Address(config.admin_listen, ports.admin) : Address(config.listen, ports.grpc),
-      " PATH");
+      admin ? Address(config.admin_listen, ports.admin) : Address(config.listen, ports.grpc), path);
 }
 
 }  // namespace
@@ -145,9 +157,9 @@ std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
                         const StartupOutcome& outcome) {
   const std::string http = Address(config.listen, ports.http);
   std::string out = AddressLine(config, ports);
-  const std::string server = config.is_loopback() && ports.grpc == 8001
-                                 ? ""
-                                 : absl::StrCat(" --server ", Address(config.listen, ports.grpc));
+  const bool by_default = config.is_loopback() && ports.grpc == 8001;
+  const std::string server = absl::StrCat(
+      by_default ? "" : " --server " + Address(config.listen, ports.grpc), Credentials(config));
   std::vector<std::string> commands;
   for (const ReadyModel& model : outcome.serving) {
     if (commands.size() == 2) break;
@@ -164,9 +176,7 @@ std::string ReadyBanner(const ServerConfig& config, const ServerPorts& ports,
   }
   if (commands.empty()) commands.push_back(AdmitCommand(config, ports));
   commands.push_back(absl::StrCat("assay status", server));
-  if (commands.size() < 3)
-    commands.push_back(
-        absl::StrCat("curl http", config.has_tls() ? "s" : "", "://", http, "/metrics"));
+  if (commands.size() < 3) commands.push_back(CurlMetrics(config, http));
   for (const std::string& obstacle : outcome.obstacles) {
     absl::StrAppend(&out, "  not ready: ", obstacle, "\n");
   }

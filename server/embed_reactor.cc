@@ -24,10 +24,12 @@ EmbedReactor::EmbedReactor(ServiceContext& context, const assay::v1::EmbedReques
     AllEnded(opened);
     return;
   }
-  context.texts.Run(request.ByteSizeLong(), [this, &request] {  // it lives as long as the RPC
+  // The request lives as long as the RPC.
+  const absl::Status taken = record_->RunOnText(request.ByteSizeLong(), [this, &request] {
     const absl::Status prepared = Prepare(request);
     prepared.ok() ? Submit() : AllEnded(prepared);
   });
+  if (!taken.ok()) AllEnded(taken);
 }
 
 void EmbedReactor::OnCancel() {

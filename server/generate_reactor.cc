@@ -61,13 +61,15 @@ GenerateReactor::GenerateReactor(ServiceContext& context, const assay::v1::Gener
     Refuse(opened);
     return;
   }
-  context.texts.Run(request.ByteSizeLong(), [this, &request] {  // it lives as long as the RPC
+  // The request lives as long as the RPC.
+  const absl::Status taken = record_->RunOnText(request.ByteSizeLong(), [this, &request] {
     Progress progress = Progress::kChecked;
     const absl::Status status = Submit(request, progress);
     if (status.ok()) return;  // the reactor may be gone
     record_->Done(status, progress, {});
     Refuse(status);
   });
+  if (!taken.ok()) Refuse(taken);
 }
 
 void GenerateReactor::Refuse(const absl::Status& status) {

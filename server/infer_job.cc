@@ -37,17 +37,21 @@ std::string_view Name(FinishReason reason) {
   return "error";
 }
 
-void InferJob::Start(const inference::ModelInferRequest& request, std::function<void()> taken) {
+void InferJob::Start(const inference::ModelInferRequest& request,
+                     const std::function<void()>& taken) {
   const absl::Status opened = Open(request);
   if (!opened.ok()) {
     Finish(opened);
     return taken();
   }
-  context_.texts.Run(request.ByteSizeLong(), [this, &request, taken = std::move(taken)] {
+  const absl::Status waits = record_->RunOnText(request.ByteSizeLong(), [this, &request, taken] {
     const absl::Status prepared = Prepare(request);
     prepared.ok() ? Submit() : Finish(prepared);
     taken();
   });
+  if (waits.ok()) return;
+  Finish(waits);
+  taken();
 }
 
 absl::Status InferJob::Open(const inference::ModelInferRequest& request) {

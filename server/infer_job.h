@@ -39,7 +39,7 @@ class InferJob {
 
   // Reads `request` until it calls `taken`, on this or another thread. The job may be over, and
   // gone, by then.
-  void Start(const inference::ModelInferRequest& request, std::function<void()> taken);
+  void Start(const inference::ModelInferRequest& request, const std::function<void()>& taken);
   void Cancel();
 
  private:

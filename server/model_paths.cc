@@ -87,6 +87,19 @@ absl::StatusOr<std::string> ModelPaths::Resolve(const std::string& path) const {
                    path.substr(0, 256), "'"));
 }
 
+absl::StatusOr<std::string> ModelPaths::ResolveEntry(const std::string& path) const {
+  if (!confined_) return path;
+  std::error_code error;
+  const std::string whole = fs::absolute(path, error).string();
+  for (const std::string& root : roots_) {
+    if (const std::optional<std::string> found = ResolveBelow(root, whole)) return *found;
+  }
+  return absl::PermissionDeniedError(absl::StrCat(
+      "a link leads out of model_repository and of model_roots; name where it leads in "
+      "model_roots to allow it: path=",
+      path));
+}
+
 absl::StatusOr<std::string> ModelPaths::ResolveRecipe(const std::string& path) const {
   ASSIGN_OR_RETURN(std::string recipe, Resolve(path));
   if (!confined_) return recipe;

@@ -92,6 +92,15 @@ absl::StatusOr<std::unique_ptr<RequestRecord>> RequestRecord::Open(ServiceContex
   return record;
 }
 
+absl::Status RequestRecord::RunOnText(size_t text_bytes, std::function<void()> work) {
+  absl::Status taken = context_.texts.Run(text_bytes, std::move(work));
+  if (!taken.ok()) {
+    servable_->metrics->Rejected(RejectReason::kQueueFull);
+    Done(taken, Progress::kSubmitted, {});
+  }
+  return taken;
+}
+
 void RequestRecord::Done(const absl::Status& status, Progress progress, RequestTimes times) {
   if (std::exchange(counted_, true)) return;
   const absl::Time now = context_.clock.Now();

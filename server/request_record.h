@@ -1,6 +1,7 @@
 // One inference request in the books: acquires the model, holds the work ticket, and counts the
 // outcome once, in the metrics and in the statistics. Not thread-safe; belongs to its request.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -41,6 +42,10 @@ class RequestRecord {
                                                              const RequestOrigin& origin);
   // Counts the outcome; later calls do nothing.
   void Done(const absl::Status& status, Progress progress, RequestTimes times);
+
+  // Calls `work` where its text belongs (TextWorkers::Run), after which this may be gone.
+  // ResourceExhausted: it is never called; counted as a refusal.
+  absl::Status RunOnText(size_t text_bytes, std::function<void()> work);
 
   // Against the client's quota: tokens of the prompt, and as they are generated.
   void Charge(size_t tokens) { quota_.Charge(tokens); }

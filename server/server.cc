@@ -19,6 +19,7 @@
 #include "server/http_endpoint.h"
 #include "server/listeners.h"
 #include "server/memory_watermark.h"
+#include "server/model_paths.h"
 #include "server/model_repository.h"
 #include "server/open_inference_service.h"
 #include "server/revision.h"
@@ -317,18 +318,23 @@ void Server::Parts::AdmitModels() {
     MutexLock lock(mu);
     startup_left = models.size();
   }
+  const ModelPaths paths(config);
   for (const RepositoryEntry& model : models) readiness.Require(model.name);
   for (const RepositoryEntry& model : SmallestFirst(models)) {
     AdmissionRequest request;
     request.name = model.name;
     request.version = model.version;
-    request.path = model.path;
-    const absl::StatusOr<int64_t> version = admissions->Enqueue(
-        request, [this](const AdmissionProgress& progress) { OnStartupProgress(progress); });
-    if (version.ok()) continue;
+    absl::StatusOr<std::string> path = paths.ResolveEntry(model.path);
+    absl::Status begun = path.status();
+    if (begun.ok()) {
+      request.path = *std::move(path);
+      const auto sink = [this](const AdmissionProgress& at) { OnStartupProgress(at); };
+      begun = admissions->Enqueue(std::move(request), sink).status();
+    }
+    if (begun.ok()) continue;
     Log(LogLevel::kError, "model cannot be admitted",
-        {{"model", model.name}, {"error", std::string(version.status().message())}});
-    readiness.Failed(model.name, std::string(version.status().message()));
+        {{"model", model.name}, {"error", std::string(begun.message())}});
+    readiness.Failed(model.name, std::string(begun.message()));
     OneStartupModelIsOver();
   }
   readiness.StartupDeclared();

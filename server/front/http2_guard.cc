@@ -28,6 +28,10 @@ constexpr size_t kPadBytes = 1, kPriorityBytes = 5;  // in front of the block
 constexpr size_t kSpareFrames = 32, kFrameBytes = 16384;
 // SETTINGS, PING, PRIORITY, empty DATA: clients that measure the bandwidth send some hundred pings.
 constexpr double kControlsPerSecond = 1000;
+// WINDOW_UPDATE, frames of types that are unknown, DATA of a few bytes: what reads a great deal
+// sends two of the first for every 4 KiB, which makes 40 MB a second.
+constexpr double kSmallPerSecond = 20000;
+constexpr size_t kSmallData = 16;
 constexpr double kBurstSeconds = 5;
 
 }  // namespace
@@ -39,6 +43,7 @@ Http2Guard::Http2Guard(const Http2Limits& limits, absl::Time now) : limits_(limi
   };
   resets_ = bucket(limits.max_resets_per_second);
   controls_ = bucket(kControlsPerSecond);
+  small_ = bucket(kSmallPerSecond);
 }
 
 bool Http2Guard::Bucket::TakeOne(absl::Time now) {
@@ -115,7 +120,8 @@ absl::Status Http2Guard::TakeFrame(absl::Time now) {
             "too many streams are reset: max_resets_per_second=", limits_.max_resets_per_second));
       return absl::OkStatus();
     case kData:
-      if (length > 0 || (flags & kEndStream) != 0) return absl::OkStatus();
+      if ((flags & kEndStream) != 0 || length >= kSmallData) return absl::OkStatus();
+      if (length > 0) return TakeSmall(now);
       [[fallthrough]];
     case kPriority:
     case kSettings:
@@ -126,8 +132,14 @@ absl::Status Http2Guard::TakeFrame(absl::Time now) {
             absl::StrCat("too many control frames: most per second=", kControlsPerSecond));
       return absl::OkStatus();
     default:  // WINDOW_UPDATE, GOAWAY, and what later versions add
-      return absl::OkStatus();
+      return TakeSmall(now);
   }
+}
+
+absl::Status Http2Guard::TakeSmall(absl::Time now) {
+  if (small_.TakeOne(now)) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("too many small frames: most per second=", kSmallPerSecond));
 }
 
 // A HEADERS frame: of a new stream, or the trailers of one.

@@ -1,9 +1,9 @@
 // Watches what a client sends to an HTTP/2 server and stops what would cost the server more than
 // it is worth (RFC 9113): header blocks without end, which gRPC 1.51 collects and parses again and
 // again (CVE-2023-33953), blocks of a great many fields (hpack_fields.h), floods of resets
-// (CVE-2023-44487) and of other control frames, streams without number of a client that never
-// acknowledges SETTINGS. It reads the 9 bytes in front of each frame and the lengths in header
-// blocks, changes nothing and keeps nothing.
+// (CVE-2023-44487), of other control frames and of small ones, streams without number of a client
+// that never acknowledges SETTINGS. It reads the 9 bytes in front of each frame and the lengths in
+// header blocks, changes nothing and keeps nothing.
 //
 // Thread rule: one thread per object.
 #pragma once
@@ -45,6 +45,7 @@ class Http2Guard {
     bool TakeOne(absl::Time now);
   };
   absl::Status TakeFrame(absl::Time now);
+  absl::Status TakeSmall(absl::Time now);
   absl::Status TakeStream(uint32_t stream);
   absl::Status TakePayload(std::span<const std::byte> bytes);
   absl::Status TakeHeaders(size_t length, uint32_t stream, bool ends, bool continues);
@@ -62,7 +63,7 @@ class Http2Guard {
   // Of a frame with a part of a block: what comes before that part, and how much of it is left.
   size_t lead_left_ = 0, fragment_left_ = 0;
   bool pad_unread_ = false;  // the first byte of the lead says how much follows the part
-  Bucket resets_, controls_;
+  Bucket resets_, controls_, small_;
   bool server_spoke_ = false, settled_ = false;  // settled: SETTINGS are acknowledged
   uint32_t newest_stream_ = 0;
   int early_streams_ = 0;

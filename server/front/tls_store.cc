@@ -6,10 +6,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "base/mapped_file.h"
 #include "base/sha256.h"
 
 namespace assay {
@@ -24,12 +23,10 @@ std::string Reason() {
 }
 
 absl::StatusOr<std::string> ReadPem(const char* what, const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (file) text << file.rdbuf();
-  if (!file || text.str().empty())
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok() || text->empty())
     return absl::InvalidArgumentError(absl::StrCat("cannot read ", what, "=", path));
-  return text.str();
+  return text;
 }
 
 absl::Status Bad(const char* what, const std::string& path) {

@@ -44,6 +44,23 @@ TEST(ClientTest, AServerThatDoesNotAnswerIsOneLineWithAdvice) {
   EXPECT_EQ(line.find('\n'), std::string::npos);
 }
 
+// As gRPC 1.51 says it.
+TEST(ClientTest, WhatIsWrongWithTlsIsSaid) {
+  const std::string before = "failed to connect to all addresses; last error: UNKNOWN: ";
+  const std::string name = ErrorLine(
+      {grpc::StatusCode::UNAVAILABLE, before + "Peer name 127.0.0.1 is not in peer certificate"},
+      "127.0.0.1:8001");
+  EXPECT_THAT(name, HasSubstr("--server-name NAME"));
+  EXPECT_THAT(name, HasSubstr("Peer name 127.0.0.1 is not in peer certificate"));
+  const std::string authority = ErrorLine(
+      {grpc::StatusCode::UNAVAILABLE,
+       before + "Ssl handshake failed: SSL_ERROR_SSL: error:0A000086:SSL routines::certificate "
+                "verify failed"},
+      "127.0.0.1:8001");
+  EXPECT_THAT(authority, HasSubstr("--ca"));
+  EXPECT_THAT(authority, HasSubstr("127.0.0.1:8001"));
+}
+
 TEST(ClientTest, AdministrationGoesWhereItIsSaidElseWhereItIsByDefault) {
   GlobalOptions options;
   EXPECT_EQ(options.ForAdmin().server, "127.0.0.1:8003");
@@ -60,7 +77,8 @@ TEST(ClientTest, FilesThatAreNoUseAreNamed) {
       {{.token_file = "/nowhere/token"}, "--token-file: /nowhere/token"},
       {{.ca = "/nowhere/ca.pem"}, "--ca: /nowhere/ca.pem"},
       {{.cert = "/nowhere/cert.pem"}, "--cert and --key go together"},
-      {{.key = "/nowhere/key.pem"}, "--cert and --key go together"}};
+      {{.key = "/nowhere/key.pem"}, "--cert and --key go together"},
+      {{.server_name = "assay.models.svc"}, "--server-name goes with --ca"}};
   for (const auto& [options, what] : bad)
     EXPECT_THAT(Client::Connect(options).status(),
                 StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(what)));

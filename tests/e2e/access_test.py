@@ -388,6 +388,10 @@ def test_all_ports_speak_tls_only(own_server, authority, tokens, tmp_path):
     assert assay("--server", server.address, *tls, "status")[0] == 0
     assert assay("--server", server.address, "--token-file", file, "--timeout", "5", "status")[0] == 2
     assert assay("--admin-server", port(server, "admin"), *tls, "unload", "stories260k")[0] == 0
+    forwarded = server.address.replace("127.0.0.1", "localhost")  # the certificate has the address alone
+    code, _, err = assay("--server", forwarded, *tls, "--timeout", "10", "status")
+    assert code == 2 and "--server-name" in err and "localhost" in err
+    assert assay("--server", forwarded, *tls, "--server-name", "127.0.0.1", "status")[0] == 0
     code, _, err = assay("--server", server.address, "--ca", tmp_path / "none.pem", "status")
     assert code == 1 and "--ca" in err and "none.pem" in err
     code, _, err = assay("--server", server.address, "--cert", certificate, "status")

@@ -222,6 +222,32 @@ TEST_F(AssayServiceTest, ALongTextWhoseClientGoesAwayFreesItsPlace) {
               R"(assay_inference_requests_total{model="text",outcome="timeout",version="1"} 1)")));
 }
 
+// A model that nobody knows is counted when it is looked up: this one must not be.
+TEST_F(AssayServiceTest, WhatNobodyWaitsForIsNotTokenized) {
+  HeldTexts held(serving_.texts());
+  assay::v1::TokenizeRequest request;
+  request.set_model("nobody");
+  request.set_text(std::string(TextWorkers::kShortBytes + 1, 'a'));
+  assay::v1::TokenizeResponse response;
+  grpc::ClientContext expired;
+  expired.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  EXPECT_THAT(FromGrpc(stub_->Tokenize(&expired, request, &response)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  held.Release();
+  ASSERT_TRUE(serving_.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
+  EXPECT_THAT(
+      serving_.metrics().Scrape(),
+      HasSubstr(
+          "assay_inference_rejected_total{model=\"_unknown\",reason=\"invalid\",version=\"0\"} 0"));
+  grpc::ClientContext patient;
+  EXPECT_THAT(FromGrpc(stub_->Tokenize(&patient, request, &response)),
+              StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(
+      serving_.metrics().Scrape(),
+      HasSubstr(
+          "assay_inference_rejected_total{model=\"_unknown\",reason=\"invalid\",version=\"0\"} 1"));
+}
+
 TEST_F(AssayServiceTest, LongTextsOfEveryCallAreTheWorkers) {
   HeldTexts held(serving_.texts());
   assay::v1::TokenizeRequest tokenize;

@@ -135,6 +135,18 @@ TEST(BannerTest, ExposureIsWarnedOfOutsideLoopback) {
   EXPECT_THAT(ExposureWarnings(config), IsEmpty());
 }
 
+// Copied as they stand they would be refused.
+TEST(BannerTest, TheCommandsNameWhatTheServerAsksFor) {
+  ServerConfig config;
+  config.tls = {"c.pem", "k.pem", ""};
+  config.auth.tokens = "tokens";
+  EXPECT_THAT(ReadyBanner(config, {8001, 8002, 0, 8003}, {}),
+              AllOf(HasSubstr("  assay admit --ca FILE --token-file FILE PATH\n"),
+                    HasSubstr("  assay status --ca FILE --token-file FILE\n"),
+                    HasSubstr("  curl --header 'authorization: Bearer TOKEN' --cacert FILE "
+                              "https://127.0.0.1:8002/metrics\n")));
+}
+
 TEST(BannerTest, WhereAdministrationIs) {
   EXPECT_THAT(AddressLine({}, {1, 2, 0, 3}), HasSubstr("admin     127.0.0.1:3"));
   EXPECT_THAT(AddressLine({}, {1, 2, 3, 0}), Not(HasSubstr("admin")));

@@ -91,8 +91,8 @@ std::shared_ptr<Servable> FakeServable(const std::string& name, ModelTask task, 
 class HeldTexts {
  public:
   explicit HeldTexts(TextWorkers& texts) {
-    texts.Run(TextWorkers::kShortBytes + 1,
-              [released = go_.get_future().share()] { released.wait(); });
+    (void)texts.Run(TextWorkers::kShortBytes + 1,
+                    [released = go_.get_future().share()] { released.wait(); });
   }
   ~HeldTexts() { Release(); }
   void Release() {

@@ -106,6 +106,22 @@ TEST_F(ModelPathsTest, AFolderWithALinkThatLeavesIsRefused) {
   ExpectRefused(root_ + "/b");
 }
 
+// What the scan of the repository found, which its operator may have named in any form.
+TEST_F(ModelPathsTest, EntriesOfTheRepositoryMayNotLeaveEither) {
+  EXPECT_THAT(paths_.ResolveEntry(root_ + "/a"), IsOkAndHolds(root_ + "/a"));
+  EXPECT_THAT(paths_.ResolveEntry(root_ + "/../models/a"), IsOkAndHolds(root_ + "/a"));
+  const fs::path relative = fs::relative(root_);
+  EXPECT_THAT(ModelPaths(true, {relative}).ResolveEntry(relative / "a"),
+              IsOkAndHolds(root_ + "/a"));
+  fs::create_symlink(top_ + "/secret", root_ + "/out");
+  const absl::Status refused = paths_.ResolveEntry(root_ + "/out").status();
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr(root_ + "/out")));
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("model_roots"));
+  const ModelPaths both(true, {root_, top_ + "/secret"});
+  EXPECT_THAT(both.ResolveEntry(root_ + "/out"), IsOkAndHolds(top_ + "/secret"));
+  EXPECT_THAT(ModelPaths(false, {}).ResolveEntry(root_ + "/out"), IsOkAndHolds(root_ + "/out"));
+}
+
 TEST_F(ModelPathsTest, ARefusalDoesNotTellWhetherTheFileExists) {
   const auto message = [this](const std::string& path) {
     const std::string text(paths_.Resolve(path).status().message());

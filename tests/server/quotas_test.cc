@@ -177,5 +177,35 @@ TEST_F(QuotaOfRequestsTest, WhatIsRefusedCostsNothing) {
   EXPECT_OK(Generate("a", 1));
 }
 
+// ---- tokenizing takes a place, too
+
+TEST(QuotaOfTokenizingTest, ItTakesAPlaceUntilItIsDone) {
+  FakeServing serving({.admin = AdminAccess::kOn, .auth = {.max_concurrent = 1}});
+  const auto assay = assay::v1::AssayService::NewStub(serving.channel());
+  const auto tokenize = [&assay](size_t bytes) {
+    assay::v1::TokenizeRequest request;
+    request.set_model("text");
+    request.set_text(std::string(bytes, 'a'));
+    assay::v1::TokenizeResponse response;
+    grpc::ClientContext context;
+    return FromGrpc(assay->Tokenize(&context, request, &response));
+  };
+  HeldTexts held(serving.texts());
+  std::thread first([&] { EXPECT_OK(tokenize(TextWorkers::kShortBytes + 1)); });
+  while (serving.context().quotas.num_clients() < 1) std::this_thread::yield();
+  const absl::Status second = tokenize(1);
+  EXPECT_THAT(second, StatusIs(StatusCode::kResourceExhausted));
+  assay::v1::DetokenizeRequest back;
+  back.set_model("text");
+  assay::v1::DetokenizeResponse text;
+  grpc::ClientContext context;
+  EXPECT_THAT(FromGrpc(assay->Detokenize(&context, back, &text)),
+              StatusIs(StatusCode::kResourceExhausted));
+  held.Release();
+  first.join();
+  ASSERT_TRUE(serving.gate().WaitIdle(std::chrono::steady_clock::now() + std::chrono::minutes(1)));
+  EXPECT_OK(tokenize(1));
+}
+
 }  // namespace
 }  // namespace assay

@@ -186,11 +186,31 @@ TEST_F(Http2GuardTest, SoHaveOtherControlFrames) {
     EXPECT_THAT(status, StatusIs(StatusCode::kResourceExhausted, HasSubstr("control frames")));
     EXPECT_EQ(sent, 5001);
   }
-  // Those that carry something are not counted.
+  // Those that carry something are none of these.
   Http2Guard guard({}, now_);
   ASSERT_OK(guard.Take(std::as_bytes(std::span(kPreface)), now_));
   const std::string data = Frame(kData, 0, 1, "x") + Frame(kWindowUpdate, 0, 1, "abcd");
   for (int i = 0; i < 20'000; ++i) ASSERT_OK(guard.Take(std::as_bytes(std::span(data)), now_));
+}
+
+// 20,000 a second: five seconds' worth at once. DATA of 16 bytes and more is not counted at all.
+TEST_F(Http2GuardTest, SoHaveSmallFrames) {
+  constexpr uint8_t kUnknown = 0x42;
+  const auto sent_until_refused = [this](const std::string& frame) {
+    Http2Guard guard({}, now_);
+    EXPECT_OK(guard.Take(std::as_bytes(std::span(kPreface)), now_));
+    for (int sent = 1; sent < 200'000; ++sent) {
+      const absl::Status status = guard.Take(std::as_bytes(std::span(frame)), now_);
+      if (status.ok()) continue;
+      EXPECT_THAT(status, StatusIs(StatusCode::kResourceExhausted, HasSubstr("small frames")));
+      return sent;
+    }
+    return 0;
+  };
+  EXPECT_EQ(sent_until_refused(Frame(kWindowUpdate, 0, 1, "abcd")), 100'001);
+  EXPECT_EQ(sent_until_refused(Frame(kUnknown, 0, 0, std::string(100, 'x'))), 100'001);
+  EXPECT_EQ(sent_until_refused(Frame(kData, 0, 1, std::string(15, 'x'))), 100'001);
+  EXPECT_EQ(sent_until_refused(Frame(kData, 0, 1, std::string(16, 'x'))), 0);
 }
 
 }  // namespace
