@@ -29,6 +29,10 @@ struct OfflineOptions {
   SearchRecipe search;
   double budget_kl = 0;
   int threads = 0;
+  // As the server's options of these names: on another device, or with less memory, the policy may
+  // decide otherwise, and the artifact would be of no use to the server.
+  uint64_t memory_limit = 0, gpu_kv_cache = 0;
+  std::string gpu_devices = "auto", gpu_profile;
   bool json = false;
 };
 
@@ -82,6 +86,8 @@ absl::StatusOr<AdmissionOptions> PipelineOptions(const OfflineOptions& options) 
   }
   pipeline.evaluation_path = options.evaluation;
   pipeline.cache_dir = options.output;
+  pipeline.memory_limit_bytes = options.memory_limit;
+  pipeline.gpu_kv_bytes = options.gpu_kv_cache;
   return pipeline;
 }
 
@@ -99,7 +105,8 @@ std::optional<Budget> BudgetOf(const OfflineOptions& options) {
 
 absl::StatusOr<AdmissionProgress> Admit(const OfflineOptions& options) {
   ASSIGN_OR_RETURN(AdmissionOptions pipeline_options, PipelineOptions(options));
-  ASSIGN_OR_RETURN(const Gpus gpus, Gpus::Open(DriverWorld(), {}));
+  ASSIGN_OR_RETURN(const Gpus gpus, Gpus::Open(DriverWorld(), {.devices = options.gpu_devices,
+                                                               .profile = options.gpu_profile}));
   pipeline_options.gpus = &gpus;
   ThreadPool pool({.num_threads = options.threads});
   Metrics metrics(ASSAY_VERSION, "cpu");
@@ -172,6 +179,24 @@ int RunOffline(const OfflineOptions& options) {
   return end->report->verdict == "rejected" ? kExitRejected : kExitRefused;
 }
 
+// `size` outlives the command.
+template <typename Size>
+void AddSize(CLI::App* command, const char* flag, Size& size, const char* help) {
+  command
+      ->add_option_function<std::string>(
+          flag,
+          [flag, &size](const std::string& text) {
+            const std::optional<uint64_t> bytes = ParseBytes(text);
+            if (!bytes.has_value()) {
+              throw CLI::ValidationError(
+                  flag, "expected a positive size such as 90MB or 1.5GiB: " + text);
+            }
+            size = *bytes;
+          },
+          help)
+      ->type_name("SIZE");
+}
+
 void AddCommon(CLI::App* command, OfflineOptions& options) {
   command->add_option("path", options.path, "GGUF file, safetensors file, or folder")->required();
   command->add_option("--recipe", options.recipe,
@@ -192,6 +217,13 @@ void AddCommon(CLI::App* command, OfflineOptions& options) {
       ->type_name("FILE");
   command->add_option("--threads", options.threads, "Compute threads [all cores]")
       ->check(CLI::Range(0, 1024));
+  AddSize(command, "--memory-limit", options.memory_limit,
+          "Most memory to plan with, as the server's memory_limit [what the host has]");
+  command->add_option("--gpu-devices", options.gpu_devices,
+                      "As the server's gpu.devices: auto, none, or names");
+  command->add_option("--gpu-profile", options.gpu_profile, "As the server's gpu.profile");
+  AddSize(command, "--gpu-kv-cache", options.gpu_kv_cache,
+          "As the server's gpu.kv_cache [what is left of a GPU's memory]");
   command->add_flag("--json", options.json, "The report as JSON");
   command->add_option("--html", options.html, "The report also as a page, into this file")
       ->type_name("FILE");
@@ -247,19 +279,8 @@ void AddPlan(CLI::App& app, CommandLine& line) {
       "keeps to the budget.");
   options->recipe = "auto";
   AddCommon(command, *options);
-  command
-      ->add_option_function<std::string>(
-          "--budget-bytes",
-          [options](const std::string& text) {
-            const std::optional<uint64_t> bytes = ParseBytes(text);
-            if (!bytes.has_value()) {
-              throw CLI::ValidationError(
-                  "--budget-bytes", "expected a positive size such as 90MB or 1.5GiB: " + text);
-            }
-            options->search.max_bytes = *bytes;
-          },
-          "Most bytes of the layers' weights: 90MB, 1.5GiB")
-      ->type_name("SIZE");
+  AddSize(command, "--budget-bytes", options->search.max_bytes,
+          "Most bytes of the layers' weights: 90MB, 1.5GiB");
   command
       ->add_option("--budget-kl", options->budget_kl,
                    "Most mean KL in nats (encoders: 1 - cosine), instead of the policy's budget")

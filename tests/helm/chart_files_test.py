@@ -85,13 +85,41 @@ def notes(name):
     return text.split("NOTES:\n")[1]
 
 
+@pytest.mark.parametrize("name", chart.variants())
+def test_every_command_of_the_notes_fits_the_release(name):
+    """Ports, flags and what it needs; no way in is shown that is closed."""
+    documents, text = chart.render_variant(name), notes(name)
+    config = chart.config_of(documents)
+    deployment = chart.one(documents, "Deployment")["metadata"]["name"]
+    forwarded = [line.split() for line in text.splitlines() if " port-forward " in line]
+    ports = [int(port) for line in forwarded for port in line[5:]]
+    assert all(line[:5] == ["kubectl", "--namespace", chart.NAMESPACE, "port-forward", f"deployment/{deployment}"] for line in forwarded)
+    commands = [line.split() for line in text.splitlines() if line.startswith("  assay ")]
+    wanted = {"--ca": "tls" in config, "--server-name": "tls" in config, "--cert": "client_ca" in config.get("tls", {}),
+              "--key": "client_ca" in config.get("tls", {}), "--token-file": "tokens" in config["auth"]}
+    for command in commands:
+        assert {flag: flag in command for flag in wanted} == wanted
+        assert int(command[2].rsplit(":")[1]) in ports
+    may_admit = config["admin_port"] > 0 and ("model_repository" in config or "model_roots" in config)
+    assert [command[-4] for command in commands if "admit" in command] == ["admit"] * may_admit
+    assert set(ports) == {config["grpc_port"], config["http_port"], *([config["admin_port"]] * may_admit)}
+    names = [part for command in commands for flag, part in zip(command, command[1:]) if flag == "--server-name"]
+    for certificate in (d for d in documents if d["kind"] == "Certificate"):
+        assert set(names) <= set(certificate["spec"]["dnsNames"]) and "127.0.0.1" in certificate["spec"]["ipAddresses"]
+
+
+def test_notes_say_why_nothing_can_be_admitted():
+    assert "none can be admitted: paths must lead below" in notes("default") and " admit PATH" not in notes("default")
+    assert "from below /models:" in notes("cpu-ha")
+
+
 def test_notes_have_a_call_that_exists():
     protos = "".join(path.read_text() for path in (chart.ROOT / "proto").rglob("*.proto"))
     for name in ("default", "tls-mtls", "everything"):
         call = re.search(r"grpcurl .* (\S+):(\d+) (\w+)\.(\w+)/(\w+)$", notes(name), re.MULTILINE)
         assert f"package {call[3]};" in protos and re.search(rf"service {call[4]}\b", protos) and re.search(rf"rpc {call[5]}\(", protos)
         assert int(call[2]) == chart.config_of(chart.render_variant(name))["grpc_port"]
-    assert "-plaintext" in notes("default") and "No tokens" in notes("default") and "There are no models yet" in notes("default")
+    assert "-plaintext" in notes("default") and "No tokens" in notes("default") and "There are no models" in notes("default")
     assert (chart.ROOT / "proto" / re.search(r"-import-path proto -proto (\S+)", notes("everything"))[1]).is_file()  # it has no reflection
     assert "-import-path" not in notes("default")
     secured = notes("tls-mtls")

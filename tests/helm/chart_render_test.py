@@ -7,6 +7,7 @@ import copy
 import hashlib
 import os
 import pathlib
+import subprocess
 
 import pytest
 import yaml
@@ -116,11 +117,26 @@ def test_one_pod_quantizes_under_a_lock_with_the_servers_settings():
     assert container["command"] == ["/usr/bin/flock", "--timeout", "600", "/cache/.quantize.lock", "assay", "quantize", "/models/a",
                                     "--output", "/cache"]
     assert container["args"] == ["--policy", "/etc/assay/policy.yaml", "--evaluation", "/data/evaluation.txt"]
+    assert {"name": "ASSAY_LOG_LEVEL", "value": "debug"} in container["env"]
     assert container["image"] == pod["containers"][0]["image"] and container["resources"] == pod["containers"][0]["resources"]
     assert {"name": "data", "mountPath": "/data", "readOnly": True} in container["volumeMounts"]
     two = chart.pod_of(chart.render_variant("cpu-ha"))["initContainers"]
     assert [(c["name"], c["command"][4]) for c in two] == [("quantize-0", "/models/smollm2/1"), ("quantize-1", "/models/minilm/1")]
     assert all({"name": "models", "mountPath": "/models", "subPath": "production", "readOnly": True} in c["volumeMounts"] for c in two)
+
+
+def test_what_quantizes_plans_for_the_servers_device_and_memory():
+    """Else the artifact's key is another one, and the server quantizes again. 0 is the server's word for its default."""
+    values = yaml.safe_load(chart.variants()["cpu-ha"].read_text())
+
+    def arguments(config):
+        return chart.pod_of(chart.render_values(values | {"config": config}))["initContainers"][0].get("args", [])
+
+    assert arguments({"threads": 8, "memory_limit": "4GiB", "gpu": {"devices": "cuda:0", "profile": "sm80", "kv_cache": "2GiB"}}) == [
+        "--threads", "8", "--memory-limit", "4GiB", "--gpu-devices", "cuda:0", "--gpu-profile", "sm80", "--gpu-kv-cache", "2GiB"]
+    assert arguments({"threads": 0, "memory_limit": 0, "gpu": {"kv_cache": "0"}}) == arguments({}) == []
+    known = subprocess.run([chart.server_binary().parent.parent / "cli" / "assay", "quantize", "--help"], capture_output=True, text=True).stdout
+    assert all(flag in known for flag in ("--threads", "--memory-limit", "--gpu-devices", "--gpu-profile", "--gpu-kv-cache", "--calibration"))
 
 
 def test_tls_tokens_and_probes():

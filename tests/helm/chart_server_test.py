@@ -1,11 +1,13 @@
 """The pod as the chart writes it, played on this host: its init container, its server, the kubelet's probes, `helm test`, SIGTERM."""
 
+import hashlib
 import http.client
 import os
 import pathlib
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 
@@ -37,7 +39,7 @@ class Pod:
         self.documents, self.folder = documents, folder
         self.spec = chart.pod_of(documents)
         self.environment = {"PATH": f"{binaries / 'server'}:{binaries / 'cli'}:{os.environ['PATH']}", "HOME": str(folder)}
-        for name in ("cache", "models", "etc/assay"):
+        for name in ("cache", "models", "etc/assay", "etc/assay-tls", "etc/assay-auth"):
             (folder / name).mkdir(parents=True)
         config = yaml.safe_dump(chart.config_of(documents))
         (folder / "etc" / "assay" / "config.yaml").write_text(self.on_host(config))
@@ -68,16 +70,60 @@ class Pod:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
+SECURED = {"tls": {"enabled": True, "existingSecret": "assay-tls"}, "auth": {"existingSecret": "assay-tokens"}}
+TOKENS = {"infer": "token-of-a-caller", "observe": "token-of-a-scraper"}
+
+
+def fill_secrets(folder):
+    """What the secrets hold, by the commands of docs/deploy.md. Returns the authority's certificate."""
+    commands = (chart.ROOT / "docs" / "deploy.md").read_text().split("secure.yaml")[0].rsplit("```sh", 1)[1].splitlines()
+    mine = [line for line in commands if line.startswith(("openssl", "echo")) and "scrape" not in line]
+    assert len(mine) == 4
+    subprocess.run(["bash", "-euc", "\n".join(mine)], cwd=folder, check=True, capture_output=True, timeout=60)
+    shutil.copy(folder / "server.pem", folder / "etc" / "assay-tls" / "tls.crt")
+    shutil.copy(folder / "server.key", folder / "etc" / "assay-tls" / "tls.key")
+    (folder / "etc" / "assay-auth" / "tokens").write_text("".join(
+        f"{role} {role} {hashlib.sha256(token.encode()).hexdigest()}\n" for role, token in TOKENS.items()))
+    return folder / "authority.pem"
+
+
+def scrape(port, authority, token):
+    context = ssl.create_default_context(cafile=authority) if authority else None
+    kind = http.client.HTTPSConnection if authority else http.client.HTTPConnection
+    connection = kind("localhost" if authority else "127.0.0.1", port, timeout=30, **({"context": context} if authority else {}))
+    connection.request("GET", "/metrics", headers={"authorization": f"Bearer {token}"} if token else {})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def check_that_the_ports_ask_for_tls_and_tokens(ports, authority):
+    """As a caller through a forwarded port sees them: the certificate has its names."""
+    credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+    for host in ("localhost", "127.0.0.1"):
+        with grpc.secure_channel(f"{host}:{ports['grpcPort']}", credentials) as channel:
+            live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            assert live(b"", timeout=30, metadata=[("authorization", f"Bearer {TOKENS['infer']}")])
+            with pytest.raises(grpc.RpcError) as refused:
+                live(b"", timeout=30)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    with grpc.insecure_channel(f"127.0.0.1:{ports['grpcPort']}") as channel:
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=5)
+    assert scrape(ports["httpPort"], authority, None)[0] == 401
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["open", "tls_and_tokens"])
 @pytest.mark.skipif(not shutil.which("flock"), reason="no flock here")
-def test_the_pod_quantizes_starts_answers_probes_and_drains(tmp_path):
+def test_the_pod_quantizes_starts_answers_probes_and_drains(secured, tmp_path):
     binaries = chart.server_binary().parent.parent
     if not (binaries / "cli" / "assay").is_file():
         pytest.skip("NOT RUN: no assay in the build tree")
     ports = dict(zip(("grpcPort", "httpPort", "adminPort", "healthPort"), free_ports(4)))
     documents = chart.render_values({
         "network": {"listen": "127.0.0.1", **ports}, "models": {"source": "pvc", "pvc": {"existingClaim": "models"}},
-        "artifactCache": {"type": "pvc", "quantizeOnce": {"enabled": True, "models": ["stories260k"]}}})
+        "artifactCache": {"type": "pvc", "quantizeOnce": {"enabled": True, "models": ["stories260k"]}}} | (SECURED if secured else {}))
     pod = Pod(documents, tmp_path, binaries)
+    authority = fill_secrets(tmp_path) if secured else None
     (tmp_path / "models" / "stories260k").mkdir()
     shutil.copy(STORIES, tmp_path / "models" / "stories260k" / "model.gguf")
 
@@ -91,11 +137,11 @@ def test_the_pod_quantizes_starts_answers_probes_and_drains(tmp_path):
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         assert (pod.probe("readinessProbe"), pod.probe("livenessProbe")) == ("SERVING", "SERVING")
-        connection = http.client.HTTPConnection("127.0.0.1", ports["httpPort"], timeout=30)
-        connection.request("GET", "/metrics")
-        metrics = connection.getresponse().read().decode()
+        metrics = scrape(ports["httpPort"], authority, TOKENS["observe"] if secured else None)[1]
         # The init container quantized; the server only loaded.
         assert 'assay_artifact_cache_requests_total{result="hit"} 1' in metrics
+        if secured:
+            check_that_the_ports_ask_for_tls_and_tokens(ports, authority)
         asked = chart.one(documents, "Pod", "-test")["spec"]["containers"][0]
         asked["args"] = [part.replace("test-assay-headless", "127.0.0.1") for part in asked["args"]]
         answer = pod.run(asked)

@@ -124,7 +124,8 @@ def test_config_takes_what_the_server_takes():
     assert set(SCHEMA["properties"]["config"]["properties"]) & OWNED == set()
     validator = jsonschema.Draft7Validator(SCHEMA)
     defaults = {key: value for key, value in server.items() if key not in OWNED}
-    assert [error.message for error in validator.iter_errors({"config": defaults})] == []
+    values = yaml.safe_load(VALUES) | {"config": defaults}
+    assert [error.message for error in validator.iter_errors(values)] == []
 
 
 @pytest.mark.parametrize("name", chart.variants())
@@ -137,6 +138,47 @@ def test_the_server_takes_the_configuration(name, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     done = subprocess.run([server, "--config", tmp_path / "config.yaml", "--check-config"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# What the schema says of numbers, their ends are; of the rest, what lies at the ends of what the server takes.
+PROBES = {"serverDuration": ["576h", "577h", "575h59m", "-1s", "1 s"], "bytes": ["1KiB", "1 GiB", "1GB", "-1"],
+          "max_message_size": ["0", "1", "2047MiB", "2048MiB", "1GiB", "2GiB", "1TiB", "1KiB"],
+          "max_header_size": ["0", "1023", "1024", "1KiB", "0KiB"], "handshake_timeout": ["0", "0s", "1ms", "577h"]}
+
+
+def config_leaves(schema, path=()):
+    for key, part in schema["properties"].items():
+        if "properties" in part:
+            yield from config_leaves(part, (*path, key))
+        else:
+            yield (*path, key), part
+
+
+def probes(name, schema):
+    """Values at the ends of what the schema takes of one key, and just beyond."""
+    if name in PROBES:
+        return PROBES[name]
+    if schema.get("type") in ("integer", "number"):
+        low, high = schema["minimum"], schema["maximum"]
+        beyond = (low - 1, high + 1) if schema["type"] == "integer" else (low / 2 if low else -0.5, high * 1.001)
+        return [low, high, *beyond]
+    if "enum" in schema:
+        return [*filter(None, schema["enum"])]
+    return PROBES.get(schema.get("$ref", "").rsplit("/", 1)[-1], [])
+
+
+@pytest.mark.parametrize("path,schema", config_leaves(SCHEMA["properties"]["config"]), ids=lambda part: ".".join(part) if isinstance(part, tuple) else "")
+def test_config_takes_the_values_that_the_server_takes(path, schema, tmp_path):
+    """At the ends of each setting the schema and the server are of one mind."""
+    server = chart.server_binary()
+    validator = jsonschema.Draft7Validator({**schema, "$defs": SCHEMA["$defs"]})
+    for value in probes(path[-1], schema):
+        config = value
+        for key in reversed(path):
+            config = {key: config}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        done = subprocess.run([server, "--config", tmp_path / "config.yaml", "--check-config"], capture_output=True, text=True)
+        assert (done.returncode == 0) == validator.is_valid(value), f"{value!r}: {done.stderr}"
 
 
 # Values -> a part of the message. By the schema, then by the checks of _checks.tpl.
@@ -152,6 +194,17 @@ BAD = [
     ({"fullnameOverride": "Not_A_Name"}, "/fullnameOverride': 'Not_A_Name' does not match"),
     ({"network": {"grpcPort": 70000}}, "/network/grpcPort': maximum"),
     ({"network": {"listen": "localhost"}}, "/network/listen': 'localhost' does not match"),
+    ({"network": {"listen": "1.2.3"}}, "/network/listen': '1.2.3' does not match"),
+    ({"network": {"listen": "1.2.3.256"}}, "/network/listen': '1.2.3.256' does not match"),
+    ({"fullnameOverride": "1abc"}, "/fullnameOverride': '1abc' does not match"),
+    ({"commonLabels": {"not a key": "a"}}, "'not a key' does not match"),
+    ({"podLabels": {"a": "not a value"}}, "/podLabels/a': 'not a value' does not match"),
+    ({"commonLabels": {"a": "b" * 64}}, "/commonLabels/a'"),
+    ({"config": None}, "missing property 'config'"),
+    ({"network": None}, "missing property 'network'"),
+    ({"podSecurityContext": {"runAsUser": 0}}, "/podSecurityContext/runAsUser': minimum"),
+    ({"auth": {"key": ".."}}, "/auth/key': '..' does not match"),
+    ({"auth": {"key": "."}}, "/auth/key': '.' does not match"),
     ({"models": {"source": "s3"}}, "/models/source': value must be one of"),
     ({"models": {"download": {"files": [{"url": "ftp://a/b", "sha256": "0" * 64, "path": "a"}]}}}, "/url': 'ftp://a/b' does not match"),
     ({"models": {"download": {"files": [{"url": "http://a/b", "path": "a"}]}}}, "missing property 'sha256'"),
@@ -209,6 +262,11 @@ BAD = [
     ({"autoscaling": {"kind": "keda"}}, "set autoscaling.keda.prometheusAddress"),
     ({"strategy": {"maxSurge": 0}}, "a rollout could never begin"),
     ({"grpcRoute": {"enabled": True}}, "set grpcRoute.parentRefs"),
+    ({"service": {"type": "NodePort", "allowPlaintext": True}}, "networkPolicy.clients lets pods in alone"),
+    ({"tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "a"}, "duration": "24h", "renewBefore": "1440m"}}},
+     "tls.certManager.duration is 24h and renewBefore 1440m"),
+    ({"tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "a"}, "duration": "30m", "renewBefore": "10m"}}}, "at least 1h"),
+    ({"metrics": {"serviceMonitor": {"interval": "1m", "scrapeTimeout": "60001ms"}}}, "scrapeTimeout 60001ms is above interval 1m"),
     ({"network": {"httpPort": 8001}}, "are the same"),
 ]
 
@@ -227,7 +285,10 @@ def test_the_values_beside_the_bad_ones_are_good():
     """The same values, put right: it is the bad part that is refused."""
     good = {"replicas": 2, "strategy": {"maxSurge": 0, "maxUnavailable": 1},
             "artifactCache": {"type": "pvc", "sharedOnOneNode": True, "pvc": {"accessMode": "ReadWriteOnce"}},
-            "service": {"type": "LoadBalancer", "allowPlaintext": True}, "autoscaling": {"kind": "hpa", "minReplicas": 4, "maxReplicas": 4},
+            "service": {"type": "LoadBalancer", "allowPlaintext": True}, "networkPolicy": {"clients": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]},
+            "network": {"listen": "0.0.0.0"}, "fullnameOverride": "abc1", "commonLabels": {"example.org/a.b": "b" * 63, "a": ""}, "auth": {"key": "..a"[1:]},
+            "podSecurityContext": {"runAsUser": 1}, "metrics": {"serviceMonitor": {"interval": "1m", "scrapeTimeout": "60000ms"}},
+            "autoscaling": {"kind": "hpa", "minReplicas": 4, "maxReplicas": 4},
             "config": {"drift": {"rate": 1}, "engine": {"kv_cache": "2GiB"}, "grpc": {"max_connection_age": "5m30s"}},
             "podDisruptionBudget": {"maxUnavailable": "25%"}, "resources": {"requests": {"cpu": 1.5, "memory": "1Gi"}, "limits": {"memory": "1Gi"}}}
     assert chart.schema_problems(chart.render_values(good), chart.MINORS[-1]) == []

@@ -2,6 +2,9 @@
 {{- define "assay.checks" -}}
 {{- $v := .Values -}}
 {{- $several := include "assay.severalPods" . -}}
+{{- if not (regexMatch "^[a-z]" (include "assay.fullname" .)) -}}
+{{- fail (printf "a service's name begins with a letter, %s does not: set fullnameOverride" (include "assay.fullname" .)) -}}
+{{- end -}}
 {{- if or (hasSuffix ":latest" (include "assay.image" (list $v.image .Chart.AppVersion))) (eq $v.models.download.image.tag "latest") -}}
 {{- fail "image.tag is `latest`: name a version, or a digest" -}}
 {{- end -}}
@@ -58,7 +61,20 @@
 {{- if and (ne $v.service.type "ClusterIP") (not $tls.enabled) (not $v.service.allowPlaintext) -}}
 {{- fail (printf "service.type is %s without TLS: set tls.enabled, or service.allowPlaintext" $v.service.type) -}}
 {{- end -}}
+{{- if and (ne $v.service.type "ClusterIP") $v.networkPolicy.enabled (not (contains "ipBlock" (toJson $v.networkPolicy.clients))) -}}
+{{- fail (printf "service.type is %s and networkPolicy.clients lets pods in alone: add {ipBlock: {cidr: ...}}, of the clients or, where the service hides them, of the nodes" $v.service.type) -}}
+{{- end -}}
+{{- if $tls.certManager.enabled -}}
+{{- $life := include "assay.milliseconds" $tls.certManager.duration | int64 -}}
+{{- $before := include "assay.milliseconds" $tls.certManager.renewBefore | int64 -}}
+{{- if or (lt $life 3600000) (lt $before 300000) (ge $before $life) -}}
+{{- fail (printf "tls.certManager.duration is %s and renewBefore %s: cert-manager takes at least 1h and 5m, the second below the first" $tls.certManager.duration $tls.certManager.renewBefore) -}}
+{{- end -}}
+{{- end -}}
 {{- $monitor := $v.metrics.serviceMonitor -}}
+{{- if gt (include "assay.milliseconds" $monitor.scrapeTimeout | int64) (include "assay.milliseconds" $monitor.interval | int64) -}}
+{{- fail (printf "metrics.serviceMonitor.scrapeTimeout %s is above interval %s" $monitor.scrapeTimeout $monitor.interval) -}}
+{{- end -}}
 {{- if and $monitor.enabled $tls.enabled (not $monitor.tlsConfig) -}}
 {{- fail "tls.enabled is about /metrics too: set metrics.serviceMonitor.tlsConfig" -}}
 {{- end -}}
@@ -85,4 +101,14 @@
 {{- if ne (len $ports) (len (uniq $ports)) -}}
 {{- fail "two of network.grpcPort, httpPort, adminPort and healthPort are the same" -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Of a duration in Go's words, such as 1h30m. */}}
+{{- define "assay.milliseconds" -}}
+{{- $sum := 0 -}}
+{{- range regexFindAll "[0-9]+(ms|s|m|h)" . -1 -}}
+{{- $unit := get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) (regexFind "[a-z]+$" .) -}}
+{{- $sum = add $sum (mul (regexFind "^[0-9]+" . | int64) $unit) -}}
+{{- end -}}
+{{- $sum -}}
 {{- end -}}

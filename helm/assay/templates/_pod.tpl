@@ -124,11 +124,21 @@ take {{ .url | squote }} {{ .sha256 | squote }} {{ printf "/models/%s" .path | s
   {{- if $v.policy }}{{ $flags = concat $flags (list "--policy" "/etc/assay/policy.yaml") }}{{ end }}
   {{- with $v.config.evaluation_text }}{{ $flags = concat $flags (list "--evaluation" .) }}{{ end }}
   {{- with $v.config.calibration }}{{ $flags = concat $flags (list "--calibration" .) }}{{ end }}
+  {{- with $v.config.threads }}{{ $flags = concat $flags (list "--threads" (toString .)) }}{{ end }}
+  {{- with $v.config.memory_limit }}{{ if ne (toString .) "0" }}{{ $flags = concat $flags (list "--memory-limit" .) }}{{ end }}{{ end }}
+  {{- with $v.config.gpu }}
+  {{- with .devices }}{{ $flags = concat $flags (list "--gpu-devices" .) }}{{ end }}
+  {{- with .profile }}{{ $flags = concat $flags (list "--gpu-profile" .) }}{{ end }}
+  {{- with .kv_cache }}{{ if ne (toString .) "0" }}{{ $flags = concat $flags (list "--gpu-kv-cache" .) }}{{ end }}{{ end }}
+  {{- end }}
   {{- with $flags }}
   args: {{ toJson . }}
   {{- end }}
   env:
     - {name: HOME, value: /tmp}
+    {{- with $v.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   securityContext:
     {{- include "assay.containerSecurity" $root | nindent 4 }}
   resources:
