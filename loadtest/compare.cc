@@ -34,7 +34,7 @@ void CheckFigures(const Json& figures) {
   }
 }
 
-void CheckReport(const Json& report) {
+void CheckWhole(const Json& report) {
   for (const char* key : {"scenario", "protocol"}) (void)report.at(key).get<std::string>();
   for (const char* key : {"seed", "scale"}) (void)report.at(key).get<double>();
   for (const char* key : {"ttft", "itl", "e2e"}) {
@@ -48,6 +48,20 @@ void CheckReport(const Json& report) {
   }
 }
 
+// Somebody may have edited it.
+absl::Status CheckReport(const Json& report, const std::string& name) {
+  try {
+    CheckWhole(report);
+    return absl::OkStatus();
+  } catch (const nlohmann::json::exception& e) {  // "[json.exception...] key 'p50' not found"
+    const std::string_view what = e.what();
+    const size_t end = what.find("] ");
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", name, "' is not a whole report: ",
+                     std::string(end == std::string_view::npos ? what : what.substr(end + 2))));
+  }
+}
+
 std::string Ratio(const Json& a, const Json& b) {
   if (!a.is_number() || !b.is_number() || a.get<double>() == 0) return "-";
   return absl::StrFormat("%.3f", b.get<double>() / a.get<double>());
@@ -55,12 +69,14 @@ std::string Ratio(const Json& a, const Json& b) {
 
 Rows RateRows(const Json& a, const Json& b) {
   Rows rows{{"per second", "A", "B", "B/A", "behind A", "behind B"}};
-  static const std::pair<const char*, const char*> kRates[] = {
-      {"ok_per_s", "requests"}, {"goodput_per_s", "good"}, {"tokens_per_s", "tokens"}};
-  for (const auto& [rate, count] : kRates) {
-    rows.push_back({rate, Shown(a[rate]), Shown(b[rate]), Ratio(a[rate], b[rate]), Shown(a[count]),
-                    Shown(b[count])});
-  }
+  const auto ok = [](const Json& figures) { return figures["outcomes"].value("OK", Json(0)); };
+  const auto add = [&](const char* rate, const Json& behind_a, const Json& behind_b) {
+    rows.push_back({rate, Shown(a[rate]), Shown(b[rate]), Ratio(a[rate], b[rate]), Shown(behind_a),
+                    Shown(behind_b)});
+  };
+  add("ok_per_s", ok(a), ok(b));
+  add("goodput_per_s", a["good"], b["good"]);
+  add("tokens_per_s", a["tokens"], b["tokens"]);
   return rows;
 }
 
@@ -172,13 +188,9 @@ absl::StatusOr<Json> ReadReport(const std::string& path) {
 
 absl::StatusOr<Comparison> Compare(const Json& a, const Json& b,
                                    const std::pair<std::string, std::string>& names) {
-  try {
-    CheckReport(a);
-    CheckReport(b);
-    return Compared(a, b, names);
-  } catch (const nlohmann::json::exception& e) {  // somebody has edited it
-    return absl::InvalidArgumentError(absl::StrCat("not a whole report: ", e.what()));
-  }
+  RETURN_IF_ERROR(CheckReport(a, names.first));
+  RETURN_IF_ERROR(CheckReport(b, names.second));
+  return Compared(a, b, names);
 }
 
 }  // namespace assay::load

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -102,13 +103,14 @@ int RunScenario(const RunOptions& options) {
   RunFacts facts{.server = options.server,
                  .started = absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone()),
                  .scale = options.scale};
-  const auto scrape = [&]() -> absl::Status {
+  const auto scrape = [&](double at_s) -> absl::Status {
     if (options.metrics.empty()) return absl::OkStatus();
     ASSIGN_OR_RETURN(ServerSample sample, ScrapeServer(options.metrics));
+    sample.at_s = at_s;
     facts.before_and_after.push_back(std::move(sample));
     return absl::OkStatus();
   };
-  const absl::Status before = scrape();
+  const absl::Status before = scrape(0);
   if (!before.ok()) {
     return Fail(absl::IsInvalidArgument(before) ? kBadUsage : kNoServer,
                 Annotate(before, "--metrics"));
@@ -131,7 +133,8 @@ int RunScenario(const RunOptions& options) {
   facts.capacity_per_s = runner.capacity_per_s();
   facts.samples = monitor.samples();
   facts.metrics_error = monitor.error();
-  const absl::Status after = scrape();
+  const absl::Status after =
+      scrape(std::chrono::duration<double>(SteadyClock::now() - start).count());
   if (!after.ok()) facts.metrics_error = std::string(after.message());
   const Json report = MakeReport(*scenario, recorder, facts);
   std::fputs(MarkdownOf(report).c_str(), stdout);
@@ -169,7 +172,11 @@ int Main(int argc, char** argv) {
   run_command->add_option("--metrics", run.metrics,
                           "HOST:PORT of /metrics: the server's memory and queue beside the rest");
   run_command->add_option("--scale", run.scale, "All rates and closed clients, times this")
-      ->check(CLI::Range(1e-4, 1e4))
+      ->check([](const std::string& text) {
+        double scale = 0;  // as CLI::Range says it, which lets NaN through
+        const bool good = absl::SimpleAtod(text, &scale) && scale >= 1e-4 && scale <= 1e4;
+        return good ? "" : absl::StrCat("'", text, "' is not a number from 0.0001 to 10000");
+      })
       ->capture_default_str();
   run_command->add_option("--seed", run.seed, "Instead of the scenario's")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 62));

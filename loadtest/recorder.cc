@@ -18,6 +18,7 @@ void Tally::Merge(const Tally& other) {
 Recorder::Recorder(const Scenario& scenario) : scenario_(scenario) {
   MutexLock lock(mu_);
   cells_.resize(scenario.phases.size() * scenario.kinds.size());
+  offered_.resize(scenario.phases.size());
 }
 
 void Recorder::SetStart(Instant start) {
@@ -37,6 +38,7 @@ void Recorder::OnStarted(const Dispatch& dispatch, int64_t late_us, bool open_lo
   ++progress_.started;
   ++open_;
   ++WindowAt(dispatch.intended).offered;
+  ++offered_[dispatch.phase];
   if (open_loop) lateness_.Record(late_us);
 }
 
@@ -44,6 +46,7 @@ void Recorder::OnNotSent(const Dispatch& dispatch) {
   MutexLock lock(mu_);
   ++not_sent_;
   ++WindowAt(dispatch.intended).offered;
+  ++offered_[dispatch.phase];
 }
 
 bool Recorder::IsGood(const CallResult& result, const RequestKind& kind) const {
@@ -125,6 +128,11 @@ Tally Recorder::cell(size_t phase, size_t kind) const {
 Histogram Recorder::lateness() const {
   MutexLock lock(mu_);
   return lateness_;
+}
+
+int64_t Recorder::offered(size_t phase) const {
+  MutexLock lock(mu_);
+  return offered_[phase];
 }
 
 int64_t Recorder::not_sent() const {

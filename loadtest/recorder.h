@@ -52,6 +52,7 @@ class Recorder {
   Progress progress() const;
   Tally cell(size_t phase, size_t kind) const;
   Histogram lateness() const;
+  int64_t offered(size_t phase) const;  // requests that were due, sent or not
   int64_t not_sent() const;
   std::vector<Window> windows() const;
   std::string first_error() const;
@@ -64,7 +65,8 @@ class Recorder {
   mutable Mutex mu_;
   CondVar ended_;
   Instant start_ ABSL_GUARDED_BY(mu_);
-  std::vector<Tally> cells_ ABSL_GUARDED_BY(mu_);  // [phase * kinds + kind]
+  std::vector<Tally> cells_ ABSL_GUARDED_BY(mu_);      // [phase * kinds + kind]
+  std::vector<int64_t> offered_ ABSL_GUARDED_BY(mu_);  // [phase]
   std::vector<Window> windows_ ABSL_GUARDED_BY(mu_);
   Histogram lateness_ ABSL_GUARDED_BY(mu_);
   Progress progress_ ABSL_GUARDED_BY(mu_);

@@ -76,7 +76,7 @@ Json SweepJson(const Scenario& scenario, const Recorder& recorder, const RunFact
   }
   if (open.size() < 3) return nullptr;
   const auto goodput = [&](size_t i) { return phases[i]["goodput_per_s"].get<double>(); };
-  const auto offered = [&](size_t i) { return facts.phases[i].offered_per_s; };
+  const auto offered = [&](size_t i) { return phases[i]["offered_per_s"].get<double>(); };
   const size_t best = *std::max_element(
       open.begin(), open.end(), [&](size_t a, size_t b) { return goodput(a) < goodput(b); });
   const size_t most = *std::max_element(
@@ -87,7 +87,7 @@ Json SweepJson(const Scenario& scenario, const Recorder& recorder, const RunFact
            {"heaviest_offered_per_s", offered(most)},
            {"heaviest_goodput_per_s", goodput(most)},
            {"share_of_peak", goodput(best) > 0 ? Json(goodput(most) / goodput(best)) : Json()}};
-  if (most + 1 < facts.phases.size() && offered(most + 1) > 0) {
+  if (most + 1 < facts.phases.size() && !IsClosed(scenario.phases[most + 1])) {
     out["recovery_phase"] = scenario.phases[most + 1].name;
     out["recovery_s"] = RecoverySeconds(recorder.windows(), facts.phases[most + 1]);
   }
@@ -144,8 +144,9 @@ Json WindowsJson(const std::vector<Window>& windows) {
 
 // Why the figures must not be used, and what must be known to use them.
 void AddNotes(const Scenario& scenario, const Recorder& recorder, const RunFacts& facts,
-              Json& report) {
+              const Tally& counted, Json& report) {
   Json invalid = Json::array(), notes = Json::array();
+  if (counted.requests == 0) invalid.push_back("no request was counted");
   const Histogram lateness = recorder.lateness();
   const double late_ms = Milliseconds(lateness.ValueAt(0.99));
   const double limit_ms = absl::ToDoubleMilliseconds(scenario.max_lateness);
@@ -179,7 +180,6 @@ Json MakeReport(const Scenario& scenario, const Recorder& recorder, const RunFac
               {"server", facts.server},   {"protocol", scenario.open_inference ? "oip" : "assay"},
               {"started", facts.started}, {"seed", scenario.seed},
               {"scale", facts.scale}};
-  AddNotes(scenario, recorder, facts, report);
   report["slo_ms"] = {{"ttft", LimitJson(scenario.slo.first_token)},
                       {"itl", LimitJson(scenario.slo.inter_token)},
                       {"e2e", LimitJson(scenario.slo.end_to_end)}};
@@ -197,13 +197,15 @@ Json MakeReport(const Scenario& scenario, const Recorder& recorder, const RunFac
       if (!phase.warm_up) by_kind[kind].Merge(cell);
     }
     const double seconds = run.end_s - run.begin_s;
-    Json entry{{"name", phase.name},
-               {"loop", IsClosed(phase) ? "closed" : "open"},
-               {"warm_up", phase.warm_up},
-               {"begin_s", run.begin_s},
-               {"seconds", seconds},
-               {"offered_per_s", run.offered_per_s},
-               {"clients", phase.arrivals.clients}};
+    Json entry{
+        {"name", phase.name},
+        {"loop", IsClosed(phase) ? "closed" : "open"},
+        {"warm_up", phase.warm_up},
+        {"begin_s", run.begin_s},
+        {"seconds", seconds},
+        {"planned_per_s", run.offered_per_s},
+        {"offered_per_s", seconds > 0 ? static_cast<double>(recorder.offered(i)) / seconds : 0.0},
+        {"clients", phase.arrivals.clients}};
     entry.update(FiguresJson(sum, seconds, false));
     phases.push_back(std::move(entry));
     if (phase.warm_up) continue;
@@ -212,6 +214,7 @@ Json MakeReport(const Scenario& scenario, const Recorder& recorder, const RunFac
   }
   report["seconds"] = counted_s;
   report["totals"] = FiguresJson(all, counted_s, true);
+  AddNotes(scenario, recorder, facts, all, report);
   report["kinds"] = Json::object();
   for (size_t kind = 0; kind < by_kind.size(); ++kind) {
     report["kinds"][scenario.kinds[kind].name] = FiguresJson(by_kind[kind], counted_s, false);

@@ -68,12 +68,17 @@ void Send(mg_connection* connection, int code, const char* type, const std::stri
   if (with_body) mg_write(connection, body.data(), body.size());
 }
 
+absl::Status MayObserve(const mg_connection* connection, const HttpEndpoint::Sources& sources) {
+  if (!sources.allowed) return absl::OkStatus();
+  const char* const authorization = mg_get_header(connection, "Authorization");
+  return sources.allowed(authorization == nullptr ? "" : authorization);
+}
+
 // False: the sender may see `path`; else its answer has been sent.
 bool Refused(mg_connection* connection, const HttpEndpoint::Sources& sources,
              std::string_view path) {
-  if (!sources.allowed || path == "/healthz" || path == "/readyz") return false;
-  const char* const authorization = mg_get_header(connection, "Authorization");
-  const absl::Status allowed = sources.allowed(authorization == nullptr ? "" : authorization);
+  if (path == "/healthz" || path == "/readyz") return false;
+  const absl::Status allowed = MayObserve(connection, sources);
   if (allowed.ok()) return false;
   Send(connection, absl::IsUnauthenticated(allowed) ? 401 : 403, kText,
        absl::StrCat(std::string(allowed.message()), "\n"), true);
@@ -100,9 +105,13 @@ int Handle(mg_connection* connection, void* data) {
   } else if (path == "/readyz") {
     const std::vector<std::string> obstacles = sources.obstacles();
     const bool ready = obstacles.empty();
-    Send(connection, ready ? 200 : 503, kText,
-         ready ? "ready\n" : absl::StrCat("not ready\n", absl::StrJoin(obstacles, "\n"), "\n"),
-         !head);
+    std::string text = ready ? "ready\n" : "not ready\n";
+    // They name models: not everybody's business. Who shows no token is not refused, and not
+    // counted.
+    const bool shows = !sources.allowed || mg_get_header(connection, "Authorization") != nullptr;
+    if (!ready && shows && MayObserve(connection, sources).ok())
+      absl::StrAppend(&text, absl::StrJoin(obstacles, "\n"), "\n");
+    Send(connection, ready ? 200 : 503, kText, text, !head);
   } else if (const std::optional<HttpPage> page = sources.page ? sources.page(path) : std::nullopt;
              page.has_value()) {
     Send(connection, page->code, page->type.c_str(), page->body, !head);

@@ -31,7 +31,7 @@ class HttpEndpoint {
     // As in the request, still percent-encoded; nothing: no such path. May be empty.
     std::function<std::optional<HttpPage>(std::string_view path)> page;
     // Whether the sender of this `authorization` (empty: none) may see anything but /healthz and
-    // /readyz: Unauthenticated, PermissionDenied. May be empty: all may.
+    // whether it is ready: Unauthenticated, PermissionDenied. May be empty: all may.
     std::function<absl::Status(const std::string& authorization)> allowed;
   };
   struct Place {

@@ -14,6 +14,8 @@ import time
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
 
 from conftest import BUILD, Assay, Server, wait_until
 from http2_frames import END_HEADERS, HEADERS, REQUEST, connect, frame
@@ -76,6 +78,33 @@ def test_killed_at_any_moment_of_an_admission(start, folder, expected):
         assert corrupt(after) == 0, f"killed after {moment} s"
         assert answer(after) == expected
         after.stop()
+
+
+def unfinished(folder):
+    return list((folder / "artifacts" / "artifacts").glob("*.tmp.*"))
+
+
+def finished(folder):
+    return [path for path in (folder / "artifacts" / "artifacts").glob("*/manifest.json") if ".tmp." not in str(path)]
+
+
+@pytest.mark.parametrize("stage", [unfinished, finished], ids=["while_it_is_written", "when_it_has_its_name"])
+def test_killed_at_the_moments_that_matter(start, folder, expected, stage):
+    """The times above may all miss what takes milliseconds: here the kill comes when the files say so."""
+    hits = 0
+    for _ in range(5):
+        shutil.rmtree(folder / "artifacts", ignore_errors=True)
+        server = start(wait=False)
+        end = time.monotonic() + 60
+        while not stage(folder):
+            assert time.monotonic() < end, server.log()
+        server.stop()
+        hits += bool(unfinished(folder)) if stage is unfinished else 1
+        after = start()
+        assert corrupt(after) == 0 and unfinished(folder) == [] and len(finished(folder)) == 1
+        assert answer(after) == expected
+        after.stop()
+    assert hits > 0
 
 
 def test_killed_under_load_and_started_again(start, expected):
@@ -286,11 +315,19 @@ def test_ten_thousand_idle_streams(start, expected):
     assert answer(server) == expected
 
 
+def is_message(kind, data):
+    try:
+        kind.FromString(data)
+        return True
+    except DecodeError:
+        return False
+
+
 def test_messages_of_noise(start, expected):
-    """Whatever bytes are sent as a request: a status, not a crash."""
+    """Whatever bytes are sent as a request: a status, not a crash. UNIMPLEMENTED is gRPC's word for what is no message at all."""
     server = start()
     rng = random.Random(7)
-    allowed = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED,
+    allowed = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND,
                grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED,
                grpc.StatusCode.UNAVAILABLE}
     valid = bytes.fromhex("0a0b73746f726965733236306b")  # model_name: stories260k
@@ -304,7 +341,9 @@ def test_messages_of_noise(start, expected):
                 try:
                     call(bytes(data), timeout=30)
                 except grpc.RpcError as error:
-                    assert error.code() in allowed, error
+                    # Parsers differ in the last details, such as groups: the server may read what Python does not.
+                    parsed = is_message(getattr(service_pb2, method + "Request"), bytes(data))
+                    assert error.code() in allowed or (not parsed and error.code() == grpc.StatusCode.UNIMPLEMENTED), error
     assert server.process.poll() is None
     assert answer(server) == expected
 
@@ -313,8 +352,10 @@ def test_deadlines_too_short_to_be_met(start, expected):
     server = start()
     assay = Assay(server.address)
     for _ in range(300):
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as late:
             list(assay.generate(PROMPT, max_tokens=200, timeout=0.001))
+        # The second: it would have passed in the queue.
+        assert late.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
     wait_until(lambda: server.load() == 0)
     assert answer(server) == expected
 
@@ -323,6 +364,8 @@ def test_terminated_in_the_middle_of_it_all(start, expected):
     """SIGTERM: what was accepted is answered, exit code 0."""
     server = start()
     texts, refused = [], []
+    whole = answer(server, tokens=60)
+    assert whole.startswith(expected) and len(whole) > 2 * len(expected)
 
     def client():
         try:
@@ -339,5 +382,5 @@ def test_terminated_in_the_middle_of_it_all(start, expected):
         one.join()
     assert server.wait() == 0
     assert set(refused) <= {grpc.StatusCode.UNAVAILABLE}
-    assert texts and all(text.startswith(expected) for text in texts)
+    assert texts and set(texts) == {whole}
 

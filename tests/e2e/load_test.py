@@ -69,6 +69,7 @@ def test_the_reports_counts_are_the_servers(own, run, protocol):
     assert chat["tokens"] == 8 * chat["requests"]
     assert chat["e2e_ms"]["count"] == chat["ttft_ms"]["count"] == chat["requests"]
     assert report["server_metrics"]["before"]["resident_bytes"] > 0
+    assert report["server_metrics"]["after"]["at_s"] >= report["seconds"]
     assert "closed phases hide stalls" in text
 
 
@@ -121,7 +122,12 @@ def test_bad_usage_is_said(run, tmp_path):
     assert code == 2 and "no server answers at 127.0.0.1:1" in errors
     assert run(sound, "--metrics", "nowhere")[0] == 1
     assert run(sound, "--model", "a=b")[0] == 1
-    assert run(sound, "--scale", "0")[0] == 1
+    for scale in ("0", "nan", "inf", "-1", "1e5", "two"):
+        code, _, _, errors = run(sound, "--scale", scale)
+        assert code == 1 and f"'{scale}' is not a number from 0.0001 to 10000" in errors
+    for number in ("nan", ".nan", ".inf", "-1"):
+        code, _, _, errors = run(sound.replace("poisson: 1", f"poisson: {number}"))
+        assert code == 1 and f"found '{number}'" in errors
 
 
 def test_compare_sets_two_reports_side_by_side(server, run, tmp_path):

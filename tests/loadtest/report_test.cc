@@ -195,6 +195,26 @@ TEST_F(ReportTest, ThePageEscapesAndLoadsNothing) {
   }
 }
 
+// Of ten a second that were planned, three came in two seconds, one of which could not be sent.
+TEST_F(ReportTest, WhatWasOfferedIsCountedNotPlanned) {
+  Add(Ended(0, 0.1, {10}, 20));
+  AddFailed(0, 0.2, grpc::StatusCode::UNAVAILABLE);
+  recorder_.OnNotSent(Ended(0, 0.3, {}, 0).dispatch);
+  const Json phase = Report()["phases"][0];
+  EXPECT_EQ(phase["offered_per_s"], 1.5);
+  EXPECT_EQ(phase["planned_per_s"], 10.0);
+}
+
+TEST_F(ReportTest, ARunWithoutRequestsIsInvalid) {
+  scenario_.phases[0].warm_up = true;
+  Add(Ended(0, 0.1, {10}, 20));  // not counted
+  const Json nothing = Report();
+  EXPECT_EQ(nothing["valid"], false);
+  EXPECT_THAT(nothing["invalid"].dump(), HasSubstr("no request was counted"));
+  Add(Ended(1, 2.1, {10}, 20));
+  EXPECT_EQ(Report()["valid"], true);
+}
+
 TEST_F(ReportTest, AnEmptyRunHasAReport) {
   EXPECT_THAT(MarkdownOf(Report()), HasSubstr("host:1"));
   EXPECT_THAT(HtmlOf(Report()), HasSubstr("</html>"));
@@ -202,6 +222,7 @@ TEST_F(ReportTest, AnEmptyRunHasAReport) {
 
 TEST_F(ReportTest, ComparisonShowsRatiosAndCounts) {
   for (int i = 0; i < 10; ++i) Add(Ended(0, 0.1 * i, {10}, 100));
+  AddFailed(0, 1.1, grpc::StatusCode::UNAVAILABLE);
   const Json a = Report();
   Json b = Report();
   b["totals"]["e2e_ms"]["p99"] = 150.0;
@@ -211,6 +232,8 @@ TEST_F(ReportTest, ComparisonShowsRatiosAndCounts) {
   ASSERT_OK_AND_ASSIGN(const Comparison compared, Compare(a, b, {"a.json", "b.json"}));
   EXPECT_THAT(compared.markdown, HasSubstr("| e2e_ms p99 | 100 | 150 | 1.500 | 10 | 20 |"));
   EXPECT_THAT(compared.markdown, HasSubstr("WARNING: seed differs: 1 and 2"));
+  // In 6 seconds; behind requests that ended well stand those, not all that were sent.
+  EXPECT_THAT(compared.markdown, HasSubstr("| ok_per_s | 1.67 | 1.67 | 1.000 | 10 | 10 |"));
   EXPECT_THAT(compared.markdown, HasSubstr("INVALID B: late"));
   EXPECT_THAT(compared.html, HasSubstr("<polyline"));
 }
@@ -227,11 +250,15 @@ TEST_F(ReportTest, WhatIsNoReportIsNotCompared) {
     const Json::json_pointer at(path);
     Json broken = whole;
     broken[at] = Json::object({{"x", Json::array()}});
-    EXPECT_THAT(Compare(broken, whole, {"a", "b"}),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not a whole report")))
+    EXPECT_THAT(
+        Compare(broken, whole, {"a", "b"}),
+        StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'a' is not a whole report")))
         << path;
-    EXPECT_THAT(Compare(whole, broken, {"a", "b"}), StatusIs(absl::StatusCode::kInvalidArgument))
+    const absl::Status second = Compare(whole, broken, {"a", "b"}).status();
+    EXPECT_THAT(second, StatusIs(absl::StatusCode::kInvalidArgument,
+                                 HasSubstr("'b' is not a whole report")))
         << path;
+    EXPECT_THAT(std::string(second.message()), Not(HasSubstr("json.exception")));
   }
   for (const char* key : {"totals", "phases", "slo_ms"}) {
     Json broken = whole;

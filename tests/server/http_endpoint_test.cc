@@ -96,6 +96,30 @@ TEST_F(HttpEndpointTest, ReadyzNamesWhatIsNotReady) {
   EXPECT_THAT(Get(endpoint_->port(), "/healthz"), StartsWith("HTTP/1.1 200 "));
 }
 
+// Who may not observe hears whether, and not what.
+TEST(HttpEndpointReadyTest, ObstaclesAreForWhoMayObserve) {
+  int asked = 0;
+  auto endpoint = HttpEndpoint::Start(
+      {.address = "127.0.0.1"}, {[](ExpositionFormat) { return std::string(); },
+                                 [] { return std::vector<std::string>{"secret: QUEUED"}; }, nullptr,
+                                 [&asked](const std::string& authorization) {
+                                   ++asked;
+                                   return authorization == "Bearer good"
+                                              ? absl::OkStatus()
+                                              : absl::UnauthenticatedError("no");
+                                 }});
+  ASSERT_OK(endpoint);
+  const auto get = [&](const std::string& header) {
+    return Ask((*endpoint)->port(), "GET /readyz HTTP/1.1\r\nHost: x\r\n" + header + "\r\n");
+  };
+  EXPECT_THAT(get(""), AllOf(StartsWith("HTTP/1.1 503 "), HasSubstr("not ready\n"),
+                             Not(HasSubstr("secret"))));
+  EXPECT_EQ(asked, 0);  // nor is it counted as a refusal
+  EXPECT_THAT(get("Authorization: Bearer bad\r\n"),
+              AllOf(StartsWith("HTTP/1.1 503 "), Not(HasSubstr("secret"))));
+  EXPECT_THAT(get("Authorization: Bearer good\r\n"), HasSubstr("not ready\nsecret: QUEUED\n"));
+}
+
 TEST_F(HttpEndpointTest, RefusesOtherPathsAndMethods) {
   EXPECT_THAT(Get(endpoint_->port(), "/x"),
               AllOf(StartsWith("HTTP/1.1 404 "), HasSubstr("here are / (status)")));
