@@ -16,16 +16,6 @@ namespace {
 
 constexpr char kMark[] = ".tmp.";
 
-absl::Status WriteAll(int fd, const std::string& path, const std::string& text) {
-  for (size_t at = 0; at < text.size();) {
-    const ssize_t written = write(fd, text.data() + at, text.size() - at);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return FileError("cannot write", path);
-    at += static_cast<size_t>(written);
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::Status FileError(const std::string& what, const std::string& path) {
@@ -33,6 +23,16 @@ absl::Status FileError(const std::string& what, const std::string& path) {
   const std::string reason = std::strerror(errno);
   const std::string message = absl::StrCat(what, ": path=", path, " error=", reason);
   return no_room ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
+}
+
+absl::Status WriteAll(int fd, const std::string& path, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = write(fd, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return FileError("cannot write", path);
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+  return absl::OkStatus();
 }
 
 std::string TemporaryName(const std::string& path) {

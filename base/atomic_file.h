@@ -4,6 +4,7 @@
 // Thread rule: any thread.
 #pragma once
 #include <string>
+#include <string_view>
 
 #include "base/status.h"
 
@@ -19,6 +20,9 @@ bool IsTemporaryName(const std::string& path);
 // room; Internal: other errors, with the path. What a killed process leaves under the temporary
 // name is for the owner of the folder to remove.
 absl::Status WriteFileAtomically(const std::string& path, const std::string& text);
+
+// All of the bytes, however many calls it takes. `path` is for the error, a FileError.
+absl::Status WriteAll(int fd, const std::string& path, std::string_view bytes);
 
 // The status of errno: ResourceExhausted (no room on the disk) or Internal, "<what>: path= error=".
 absl::Status FileError(const std::string& what, const std::string& path);

@@ -61,8 +61,9 @@ class Outcome {
 // "90MB" -> 90000000; without a unit: bytes.
 std::optional<uint64_t> ParseBytes(const std::string& text) {
   static constexpr std::pair<const char*, double> kUnits[] = {
-      {"KiB", 1024}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"kB", 1e3},
-      {"KB", 1e3},   {"MB", 1e6},      {"GB", 1e9},      {"B", 1}};
+      {"KiB", 1024}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", uint64_t{1} << 40},
+      {"kB", 1e3},   {"KB", 1e3},      {"MB", 1e6},      {"GB", 1e9},
+      {"TB", 1e12},  {"B", 1}};
   std::string number = text;
   double unit = 1;
   for (const auto& [name, size] : kUnits) {

@@ -92,7 +92,9 @@ absl::Status WriteReport(const Json& report, const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   const std::filesystem::path base(folder);
-  RETURN_IF_ERROR(WriteFile(base / "report.json", report.dump(1) + "\n"));
+  // A server's message may be no UTF-8.
+  const std::string json = report.dump(1, ' ', false, Json::error_handler_t::replace);
+  RETURN_IF_ERROR(WriteFile(base / "report.json", json + "\n"));
   RETURN_IF_ERROR(WriteFile(base / "report.html", HtmlOf(report)));
   return WriteFile(base / "report.md", MarkdownOf(report));
 }

@@ -16,8 +16,9 @@ absl::Status Answer(const ServiceContext& context, const std::string& model,
   response.set_canary_share(labels.canary_share);
   response.set_previous(labels.previous);
   if (labels.previous != 0) {
+    const absl::Duration left = labels.previous_until - context.clock.Now();
     response.set_previous_until(
-        absl::FormatTime(absl::RFC3339_sec, labels.previous_until, absl::UTCTimeZone()));
+        absl::FormatTime(absl::RFC3339_sec, context.calendar.Now() + left, absl::UTCTimeZone()));
   }
   return absl::OkStatus();
 }

@@ -31,17 +31,6 @@ absl::Status SyncDirectory(const std::string& path) {
   return result == 0 ? absl::OkStatus() : FileError("cannot flush directory", path);
 }
 
-absl::Status WriteAll(int fd, const std::string& path, const char* data, size_t bytes) {
-  while (bytes > 0) {
-    const ssize_t written = write(fd, data, bytes);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return FileError("cannot write", path);
-    data += written;
-    bytes -= static_cast<size_t>(written);
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ArtifactWriter>> ArtifactWriter::Create(
@@ -76,7 +65,7 @@ ArtifactWriter::~ArtifactWriter() {
 
 absl::Status ArtifactWriter::Write(const void* data, size_t bytes) {
   RETURN_IF_ERROR(
-      WriteAll(fd_, directory_ + "/weights.bin", static_cast<const char*>(data), bytes));
+      WriteAll(fd_, directory_ + "/weights.bin", {static_cast<const char*>(data), bytes}));
   manifest_.weights_bytes += bytes;
   return absl::OkStatus();
 }

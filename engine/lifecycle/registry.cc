@@ -172,7 +172,7 @@ void ModelRegistry::SetState(std::string_view name, int64_t version, VersionStat
     entry.info.state = state;
     entry.info.stage = std::string(stage);
     entry.info.reason = std::string(reason);
-    entry.info.changed = clock_.Now();
+    entry.info.changed = calendar_.Now();
     changed = entry.info;
   }
   if (is_new_state) LogChange(changed);
@@ -194,7 +194,7 @@ void ModelRegistry::Move(Entry& entry, VersionState state, std::string reason, C
   entry.info.state = state;
   entry.info.stage.clear();
   entry.info.reason = std::move(reason);
-  entry.info.changed = clock_.Now();
+  entry.info.changed = calendar_.Now();
   changes.states.push_back(entry.info);
 }
 

@@ -84,10 +84,12 @@ class ModelRegistry {
  public:
   static constexpr absl::Duration kLeaseWait = absl::Seconds(10);
 
-  // A version that is no longer stable stays loaded for `rollback_window`; zero: it drains at once.
-  explicit ModelRegistry(const Clock& clock = RealClock(),
-                         absl::Duration rollback_window = absl::ZeroDuration())
-      : clock_(clock), rollback_window_(rollback_window) {}
+  // A version that is no longer stable stays loaded for `rollback_window` by `steady`, which nobody
+  // sets; zero: it drains at once. `calendar`: of what people read.
+  explicit ModelRegistry(const Clock& calendar = RealClock(),
+                         absl::Duration rollback_window = absl::ZeroDuration(),
+                         const Clock& steady = SteadyClock())
+      : calendar_(calendar), steady_(steady), rollback_window_(rollback_window) {}
   ~ModelRegistry();  // waits for what drains
   // InvalidArgument: no such label; NotFound: unknown name or version, or nobody has the label;
   // Unavailable: known but not serving (says its state and reason).
@@ -222,7 +224,7 @@ class ModelRegistry {
       ABSL_LOCKS_EXCLUDED(mu_);
   void Notify(const std::vector<VersionInfo>& changes) ABSL_LOCKS_EXCLUDED(mu_);
 
-  const Clock& clock_;
+  const Clock &calendar_, &steady_;
   const absl::Duration rollback_window_;
   mutable Mutex mu_;
   std::map<std::string, std::map<int64_t, Entry>, std::less<>> models_ ABSL_GUARDED_BY(mu_);

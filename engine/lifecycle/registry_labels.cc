@@ -55,7 +55,7 @@ void ModelRegistry::MakeStable(const std::string& name, int64_t version, int64_t
   labels.stable = version;
   EntryOf(name, version).info.was_stable = true;
   labels.previous = keeps ? former : 0;
-  labels.previous_until = keeps ? clock_.Now() + rollback_window_ : absl::InfiniteFuture();
+  labels.previous_until = keeps ? steady_.Now() + rollback_window_ : absl::InfiniteFuture();
   if (labels.canary == 0) labels.canary_share = 0;
   Relabel(name);
   Replace(name, earlier, version, changes);
@@ -173,7 +173,7 @@ absl::Status ModelRegistry::RollBack(std::string_view name, int64_t expected,
     RETURN_IF_ERROR(LabelsWith(name, "stable", expected).status());
     ASSIGN_OR_RETURN(VersionLabels* const labels, LabelsWith(name, "previous", 0));
     std::swap(labels->stable, labels->previous);
-    labels->previous_until = clock_.Now() + rollback_window_;
+    labels->previous_until = steady_.Now() + rollback_window_;
     Relabel(key);
     changes.labels.push_back({VersionChange::kRollBack, key, labels->stable,
                               absl::StrCat("stable again, in place of version ", labels->previous,
@@ -210,7 +210,7 @@ void ModelRegistry::RetireExpired() {
   {
     MutexLock lock(mu_);
     for (const auto& [name, labels] : labels_) {
-      if (labels.previous == 0 || labels.previous_until > clock_.Now()) continue;
+      if (labels.previous == 0 || labels.previous_until > steady_.Now()) continue;
       BeginDrain(EntryOf(name, labels.previous), "the rollback window is over",
                  "the rollback window is over", changes);
     }
@@ -246,8 +246,8 @@ void ModelRegistry::Keep() {
   while (true) {
     {
       MutexLock lock(mu_);
-      while (!stop_ && NextExpiry() > clock_.Now()) {
-        const absl::Duration left = std::min(NextExpiry() - clock_.Now(), absl::Hours(1));
+      while (!stop_ && NextExpiry() > steady_.Now()) {
+        const absl::Duration left = std::min(NextExpiry() - steady_.Now(), absl::Hours(1));
         windows_changed_.WaitUntil(mu_, std::chrono::steady_clock::now() +
                                             absl::ToChronoMilliseconds(left) +
                                             std::chrono::milliseconds(1));

@@ -315,6 +315,16 @@ def test_ten_thousand_idle_streams(start, expected):
     assert answer(server) == expected
 
 
+def noisy_field(rng, depth=3):
+    """One in protobuf's encoding, of any number: a varint, letters, or more such."""
+    number = rng.randrange(1, 9)
+    if rng.random() < 0.3:
+        return bytes([number << 3, rng.randrange(128)])
+    nested = depth > 0 and rng.random() < 0.6
+    inner = b"".join(noisy_field(rng, depth - 1) for _ in range(rng.randrange(3))) if nested else rng.choices(range(97, 123), k=rng.randrange(8))
+    return bytes([number << 3 | 2, len(inner), *inner]) if len(inner) < 128 else b""
+
+
 def is_message(kind, data):
     try:
         kind.FromString(data)
@@ -334,16 +344,19 @@ def test_messages_of_noise(start, expected):
     with grpc.insecure_channel(server.address) as channel:
         for method in ("ModelInfer", "ModelReady", "ModelMetadata", "RepositoryModelLoad"):
             call = channel.unary_unary("/inference.GRPCInferenceService/" + method)
-            for _ in range(300):
+            for attempt in range(300):
                 data = bytearray(valid + rng.randbytes(rng.randrange(40)))
                 for _ in range(rng.randrange(4)):
                     data[rng.randrange(len(data))] = rng.randrange(256)
+                if attempt % 2:  # most of the above are no message, and end in gRPC
+                    data = valid + b"".join(noisy_field(rng) for _ in range(rng.randrange(4)))
                 try:
                     call(bytes(data), timeout=30)
                 except grpc.RpcError as error:
                     # Parsers differ in the last details, such as groups: the server may read what Python does not.
                     parsed = is_message(getattr(service_pb2, method + "Request"), bytes(data))
-                    assert error.code() in allowed or (not parsed and error.code() == grpc.StatusCode.UNIMPLEMENTED), error
+                    unknown = not parsed or error.details().startswith("load parameter ")
+                    assert error.code() in allowed or (unknown and error.code() == grpc.StatusCode.UNIMPLEMENTED), error
     assert server.process.poll() is None
     assert answer(server) == expected
 

@@ -70,6 +70,11 @@ def render_values(values, minor=MINORS[-1]):
         return load(helm("template", RELEASE, CHART, "--namespace", NAMESPACE, "--kube-version", minor, "--values", path))
 
 
+def notes(values):
+    """What helm says after an installation with a file of values."""
+    return helm("install", RELEASE, CHART, "--namespace", NAMESPACE, "--dry-run=client", "--values", values).split("NOTES:\n")[1]
+
+
 @functools.lru_cache(maxsize=None)
 def registry(minor):
     definitions = json.loads((SCHEMAS / f"v{minor}.0-local-strict" / "_definitions.json").read_text())
@@ -119,7 +124,7 @@ def config_of(documents):
 
 def server_binary():
     """Of the build tree; the test is skipped where there is none, or one that does not have the settings yet."""
-    path = pathlib.Path(os.environ.get("ASSAY_BUILD_DIR", "/nowhere")) / "server" / "assay-server"
+    path = pathlib.Path(os.environ.get("ASSAY_BUILD_DIR", "/nowhere")).absolute() / "server" / "assay-server"
     if not path.is_file():
         pytest.skip(f"NOT RUN: no {path}; what the chart writes is not tried on the server")
     known = subprocess.run([path, "--check-config"], capture_output=True, text=True).stdout

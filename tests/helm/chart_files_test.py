@@ -81,8 +81,7 @@ def test_the_charts_version_is_the_projects():
 
 
 def notes(name):
-    text = chart.helm("install", chart.RELEASE, chart.CHART, "--namespace", chart.NAMESPACE, "--dry-run=client", "--values", chart.variants()[name])
-    return text.split("NOTES:\n")[1]
+    return chart.notes(chart.variants()[name])
 
 
 @pytest.mark.parametrize("name", chart.variants())
@@ -100,6 +99,12 @@ def test_every_command_of_the_notes_fits_the_release(name):
     for command in commands:
         assert {flag: flag in command for flag in wanted} == wanted
         assert int(command[2].rsplit(":")[1]) in ports
+    tested = [d for d in documents if d["kind"] == "Pod" and d["metadata"]["name"].endswith("-test")]
+    assert text.count(f"  helm test {chart.RELEASE} --namespace {chart.NAMESPACE}\n") == len(tested)
+    pages = [line for line in text.splitlines() if f":{config['http_port']}/" in line]
+    wanted = {"curl ": "tls" in config or "tokens" in config["auth"], "--cacert": "tls" in config, "https:": "tls" in config,
+              "--cert": "client_ca" in config.get("tls", {}), "Bearer $TOKEN": "tokens" in config["auth"]}
+    assert [{part: part in page for part in wanted} for page in pages] == [wanted]
     may_admit = config["admin_port"] > 0 and ("model_repository" in config or "model_roots" in config)
     assert [command[-4] for command in commands if "admit" in command] == ["admit"] * may_admit
     assert set(ports) == {config["grpc_port"], config["http_port"], *([config["admin_port"]] * may_admit)}

@@ -76,6 +76,13 @@ def test_names_stay_short_and_agree():
     assert chart.pod_of(documents)["volumes"][0]["configMap"]["name"] in {d["metadata"]["name"] for d in documents if d["kind"] == "ConfigMap"}
 
 
+@pytest.mark.parametrize("release,name", [("1abc", "1abc-assay"), ("a.b", "a.b-assay")])
+def test_a_release_whose_services_could_have_no_name_is_refused(release, name):
+    with pytest.raises(chart.Refused, match=f"a service's name has letters, digits and -, and begins with a letter; {name} does not"):
+        chart.helm("template", release, chart.CHART)
+    assert chart.helm("template", release, chart.CHART, "--set", "fullnameOverride=a1b")
+
+
 def test_a_change_of_the_configuration_rolls_the_pods():
     def checksum(*settings):
         return chart.one(chart.render(*settings), "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
@@ -125,7 +132,7 @@ def test_one_pod_quantizes_under_a_lock_with_the_servers_settings():
     assert all({"name": "models", "mountPath": "/models", "subPath": "production", "readOnly": True} in c["volumeMounts"] for c in two)
 
 
-def test_what_quantizes_plans_for_the_servers_device_and_memory():
+def test_what_quantizes_plans_for_the_servers_device_and_memory(tmp_path):
     """Else the artifact's key is another one, and the server quantizes again. 0 is the server's word for its default."""
     values = yaml.safe_load(chart.variants()["cpu-ha"].read_text())
 
@@ -134,8 +141,13 @@ def test_what_quantizes_plans_for_the_servers_device_and_memory():
 
     assert arguments({"threads": 8, "memory_limit": "4GiB", "gpu": {"devices": "cuda:0", "profile": "sm80", "kv_cache": "2GiB"}}) == [
         "--threads", "8", "--memory-limit", "4GiB", "--gpu-devices", "cuda:0", "--gpu-profile", "sm80", "--gpu-kv-cache", "2GiB"]
-    assert arguments({"threads": 0, "memory_limit": 0, "gpu": {"kv_cache": "0"}}) == arguments({}) == []
-    known = subprocess.run([chart.server_binary().parent.parent / "cli" / "assay", "quantize", "--help"], capture_output=True, text=True).stdout
+    assert arguments({"threads": 0, "memory_limit": 0, "gpu": {"kv_cache": "0KiB"}}) == arguments({}) == []
+    assay = chart.server_binary().parent.parent / "cli" / "assay"
+    known = subprocess.run([assay, "quantize", "--help"], capture_output=True, text=True).stdout
+    for size, problem in (("99999TiB", "no such file"), ("1 GiB", "no such file"), ("9" * 17, "no such file"), ("1XiB", "expected a positive size")):
+        said = subprocess.run([assay, "quantize", "/nowhere", "--output", tmp_path, *arguments({"memory_limit": size} if size != "1XiB" else {}),
+                               *(["--memory-limit", size] if size == "1XiB" else [])], capture_output=True, text=True)
+        assert problem in said.stderr
     assert all(flag in known for flag in ("--threads", "--memory-limit", "--gpu-devices", "--gpu-profile", "--gpu-kv-cache", "--calibration"))
 
 
@@ -147,6 +159,9 @@ def test_tls_tokens_and_probes():
     assert config["auth"] == {"tokens": "/etc/assay-auth/tokens", "max_concurrent": 64, "tokens_per_minute": 2000000}
     certificate = chart.one(documents, "Certificate")["spec"]
     assert certificate["secretName"] == "test-assay-tls" and "test-assay-headless.models.svc" in certificate["dnsNames"]
+    assert "localhost" in certificate["dnsNames"] and certificate["ipAddresses"] == ["127.0.0.1", "::1"]
+    without = chart.one(chart.render("--values", str(chart.variants()["tls-mtls"]), "--set", "tls.certManager.localNames=false"), "Certificate")["spec"]
+    assert "localhost" not in without["dnsNames"] and "ipAddresses" not in without and without["issuerRef"] == certificate["issuerRef"]
     volumes = {volume["name"]: volume for volume in chart.pod_of(documents)["volumes"]}
     assert volumes["tls"]["secret"] == {"secretName": "test-assay-tls", "defaultMode": 0o440}
     # A mount by subPath would never see a renewed certificate.
@@ -159,6 +174,9 @@ def test_tls_tokens_and_probes():
 def test_only_grpc_leaves_the_cluster():
     service = chart.one(chart.render_variant("tls"), "Service", "test-assay")["spec"]
     assert service["type"] == "LoadBalancer" and [port["name"] for port in service["ports"]] == ["grpc"]
+    assert service["externalTrafficPolicy"] == "Local"
+    inside = chart.render("--set", "service.externalTrafficPolicy=Local")  # the API server refuses it there
+    assert "externalTrafficPolicy" not in chart.one(inside, "Service", "test-assay")["spec"]
 
 
 def test_autoscalers_ask_for_queue_and_kv_cache():

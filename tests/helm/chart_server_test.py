@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -70,7 +71,8 @@ class Pod:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
-SECURED = {"tls": {"enabled": True, "existingSecret": "assay-tls"}, "auth": {"existingSecret": "assay-tokens"}}
+# The names of docs/deploy.md are in the certificate.
+SECURED = {"fullnameOverride": "assay", "tls": {"enabled": True, "existingSecret": "assay-tls"}, "auth": {"existingSecret": "assay-tokens"}}
 TOKENS = {"infer": "token-of-a-caller", "observe": "token-of-a-scraper"}
 
 
@@ -112,6 +114,31 @@ def check_that_the_ports_ask_for_tls_and_tokens(ports, authority):
     assert scrape(ports["httpPort"], authority, None)[0] == 401
 
 
+def check_the_commands_of_the_notes(pod, values, authority):
+    """`assay status` and the status page, as they stand there; what they name in capitals is what it is called there."""
+    (pod.folder / "values.yaml").write_text(yaml.safe_dump(values))
+    (pod.folder / "TOKEN").write_text(TOKENS["observe"])
+    if authority:
+        shutil.copy(authority, pod.folder / "CA.pem")
+    lines = [line.strip() for line in chart.notes(pod.folder / "values.yaml").splitlines()]
+    status, = (line for line in lines if line.startswith("assay ") and line.endswith(" status"))
+    page, = (line.removeprefix("the status page: ") for line in lines if line.startswith(("curl ", "the status page: ")))
+    page = page if page.startswith("curl ") else f"curl {page}"
+
+    def run(command, token):
+        return subprocess.run(["bash", "-c", command], cwd=pod.folder, env=pod.environment | {"TOKEN": token}, capture_output=True, text=True, timeout=60)
+
+    said = run(status, TOKENS["observe"])
+    assert said.returncode == 0 and "stories260k" in said.stdout, said.stderr
+    if not shutil.which("curl"):
+        return
+    said = run(page.replace("curl ", "curl --silent --show-error --fail ", 1), TOKENS["observe"])
+    assert said.returncode == 0 and "<html" in said.stdout, said.stderr
+    if authority:  # and what is asked for is needed
+        assert run(page.replace("curl ", "curl --silent --fail ", 1), TOKENS["infer"]).returncode != 0
+        assert run(status.replace("--ca CA.pem", ""), TOKENS["observe"]).returncode != 0
+
+
 @pytest.mark.parametrize("secured", [False, True], ids=["open", "tls_and_tokens"])
 @pytest.mark.skipif(not shutil.which("flock"), reason="no flock here")
 def test_the_pod_quantizes_starts_answers_probes_and_drains(secured, tmp_path):
@@ -119,9 +146,10 @@ def test_the_pod_quantizes_starts_answers_probes_and_drains(secured, tmp_path):
     if not (binaries / "cli" / "assay").is_file():
         pytest.skip("NOT RUN: no assay in the build tree")
     ports = dict(zip(("grpcPort", "httpPort", "adminPort", "healthPort"), free_ports(4)))
-    documents = chart.render_values({
+    values = {
         "network": {"listen": "127.0.0.1", **ports}, "models": {"source": "pvc", "pvc": {"existingClaim": "models"}},
-        "artifactCache": {"type": "pvc", "quantizeOnce": {"enabled": True, "models": ["stories260k"]}}} | (SECURED if secured else {}))
+        "artifactCache": {"type": "pvc", "quantizeOnce": {"enabled": True, "models": ["stories260k"]}}} | (SECURED if secured else {})
+    documents = chart.render_values(values)
     pod = Pod(documents, tmp_path, binaries)
     authority = fill_secrets(tmp_path) if secured else None
     (tmp_path / "models" / "stories260k").mkdir()
@@ -142,8 +170,9 @@ def test_the_pod_quantizes_starts_answers_probes_and_drains(secured, tmp_path):
         assert 'assay_artifact_cache_requests_total{result="hit"} 1' in metrics
         if secured:
             check_that_the_ports_ask_for_tls_and_tokens(ports, authority)
+        check_the_commands_of_the_notes(pod, values, authority)
         asked = chart.one(documents, "Pod", "-test")["spec"]["containers"][0]
-        asked["args"] = [part.replace("test-assay-headless", "127.0.0.1") for part in asked["args"]]
+        asked["args"] = [re.sub("^(test-)?assay-headless", "127.0.0.1", part) for part in asked["args"]]
         answer = pod.run(asked)
         assert (answer.returncode, answer.stdout.strip()) == (0, "SERVING"), answer.stderr
         server.send_signal(signal.SIGTERM)

@@ -93,6 +93,14 @@ def test_the_schema_is_one_and_closed():
     assert [path for path in maps if resolved_at(path).get("additionalProperties") is not False] == []
 
 
+def test_no_value_may_be_taken_away():
+    """With `null` helm deletes a default, and the templates would find nothing in its place."""
+    for path in closed_maps(SCHEMA):
+        if path[:1] != ("config",) and path[-1:] != ("resources",):
+            schema = resolved_at(path)
+            assert set(schema["required"]) == set(schema["properties"]) - {"global"}, path
+
+
 def test_an_unknown_key_is_refused_everywhere():
     validator = jsonschema.Draft7Validator(SCHEMA)
     for path in closed_maps(SCHEMA):
@@ -141,9 +149,10 @@ def test_the_server_takes_the_configuration(name, tmp_path):
 
 
 # What the schema says of numbers, their ends are; of the rest, what lies at the ends of what the server takes.
-PROBES = {"serverDuration": ["576h", "577h", "575h59m", "-1s", "1 s"], "bytes": ["1KiB", "1 GiB", "1GB", "-1"],
+PROBES = {"serverDuration": ["576h", "577h", "575h59m59.999s", "575.999h", "9999m", "999999s", "575h9999m", "-1s", "1 s"],
+          "bytes": ["1KiB", "1 GiB", "99999TiB", "16777216TiB", "9" * 17, "9" * 21, "1GB", "-1"],
           "max_message_size": ["0", "1", "2047MiB", "2048MiB", "1GiB", "2GiB", "1TiB", "1KiB"],
-          "max_header_size": ["0", "1023", "1024", "1KiB", "0KiB"], "handshake_timeout": ["0", "0s", "1ms", "577h"]}
+          "max_header_size": ["0", "1023", "1024", "1KiB", "0KiB"], "handshake_timeout": ["0", "0s", "0.0000000001s", "1ms", "577h"]}
 
 
 def config_leaves(schema, path=()):
@@ -167,7 +176,7 @@ def probes(name, schema):
     return PROBES.get(schema.get("$ref", "").rsplit("/", 1)[-1], [])
 
 
-@pytest.mark.parametrize("path,schema", config_leaves(SCHEMA["properties"]["config"]), ids=lambda part: ".".join(part) if isinstance(part, tuple) else "")
+@pytest.mark.parametrize("path,schema", [*config_leaves(SCHEMA["properties"]["config"])], ids=lambda part: ".".join(part) if isinstance(part, tuple) else "")
 def test_config_takes_the_values_that_the_server_takes(path, schema, tmp_path):
     """At the ends of each setting the schema and the server are of one mind."""
     server = chart.server_binary()
@@ -179,6 +188,47 @@ def test_config_takes_the_values_that_the_server_takes(path, schema, tmp_path):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         done = subprocess.run([server, "--config", tmp_path / "config.yaml", "--check-config"], capture_output=True, text=True)
         assert (done.returncode == 0) == validator.is_valid(value), f"{value!r}: {done.stderr}"
+
+
+def test_the_choices_of_config_are_the_servers():
+    """But for gpu.profile, which the server looks up when it starts."""
+    server, compared = chart.server_binary(), 0
+    for path, schema in config_leaves(SCHEMA["properties"]["config"]):
+        if "enum" in schema and path != ("gpu", "profile"):
+            flag = "--" + "-".join(path).replace("_", "-")
+            said = subprocess.run([server, "--check-config", flag, "?"], capture_output=True, text=True).stderr
+            assert said.strip().rpartition(" is not one of ")[2].split(", ") == schema["enum"], said
+            compared += 1
+    assert compared == 3
+
+
+# Values that are settings of the server outside of `config`: what to try where the schema has no ends, and the server's key.
+DIRECT = {"network.grpcPort": (None, "grpc_port"), "network.httpPort": (None, "http_port"), "network.adminPort": (None, "admin_port"),
+          "network.healthPort": (None, "health_port"), "drain.timeoutSeconds": (None, "drain_timeout"),
+          "auth.maxConcurrent": (None, "auth.max_concurrent"), "auth.tokensPerMinute": (None, "auth.tokens_per_minute"),
+          "tls.reloadInterval": (PROBES["serverDuration"], "tls.reload_interval"),
+          "network.listen": (["0.0.0.0", "255.255.255.255", "::", "fe80::1", "::ffff:1.2.3.4", "1.2.3", "1.2.3.256", ":::", "1:2", "fe80::1%eth0"], "listen")}
+
+
+@pytest.mark.parametrize("path", DIRECT)
+def test_the_server_takes_what_its_own_values_take(path, tmp_path):
+    server, keys = chart.server_binary(), path.split(".")
+    schema, (tried, server_key) = resolved(resolved_at(keys)), DIRECT[path]
+    validator = jsonschema.Draft7Validator({**schema, "$defs": SCHEMA["$defs"]}, format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER)
+    tried = tried or probes(keys[-1], schema)
+    taken = [value for value in tried if validator.is_valid(value)]
+    assert taken and len(taken) < len(tried)
+    for value in taken:
+        values = {"tls": {"enabled": True, "existingSecret": "a"}}
+        values.setdefault(keys[0], {})[keys[1]] = value
+        config = chart.config_of(chart.render_values(values))
+        config.pop("cache_dir")
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        done = subprocess.run([server, "--config", tmp_path / "config.yaml", "--check-config"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for key in server_key.split("."):
+            config = config[key]
+        assert str(config) == (f"{value}s" if path == "drain.timeoutSeconds" else str(value))
 
 
 # Values -> a part of the message. By the schema, then by the checks of _checks.tpl.
@@ -193,15 +243,21 @@ BAD = [
     ({"image": {"pullSecrets": ["site"]}}, "/image/pullSecrets/0': got string, want object"),
     ({"fullnameOverride": "Not_A_Name"}, "/fullnameOverride': 'Not_A_Name' does not match"),
     ({"network": {"grpcPort": 70000}}, "/network/grpcPort': maximum"),
-    ({"network": {"listen": "localhost"}}, "/network/listen': 'localhost' does not match"),
-    ({"network": {"listen": "1.2.3"}}, "/network/listen': '1.2.3' does not match"),
-    ({"network": {"listen": "1.2.3.256"}}, "/network/listen': '1.2.3.256' does not match"),
+    ({"network": {"listen": "localhost"}}, "/network/listen': 'localhost' is not valid ipv4"),
+    ({"network": {"listen": "1.2.3"}}, "/network/listen': '1.2.3' is not valid ipv4"),
+    ({"network": {"listen": ":::"}}, "/network/listen': ':::' is not valid ipv6"),
+    ({"network": {"listen": "fe80::1%eth0"}}, "/network/listen': 'fe80::1%eth0'"),
     ({"fullnameOverride": "1abc"}, "/fullnameOverride': '1abc' does not match"),
     ({"commonLabels": {"not a key": "a"}}, "'not a key' does not match"),
     ({"podLabels": {"a": "not a value"}}, "/podLabels/a': 'not a value' does not match"),
     ({"commonLabels": {"a": "b" * 64}}, "/commonLabels/a'"),
     ({"config": None}, "missing property 'config'"),
     ({"network": None}, "missing property 'network'"),
+    ({"models": {"download": None}}, "missing property 'download'"),
+    ({"tolerations": None}, "missing property 'tolerations'"),
+    ({"nodeSelector": {"a": "not a value"}}, "/nodeSelector/a': 'not a value' does not match"),
+    ({"metrics": {"serviceMonitor": {"labels": {"a": "not a value"}}}}, "/metrics/serviceMonitor/labels/a': 'not a value' does not match"),
+    ({"metrics": {"serviceMonitor": {"interval": "1m1h"}}}, "/metrics/serviceMonitor/interval': '1m1h' does not match"),
     ({"podSecurityContext": {"runAsUser": 0}}, "/podSecurityContext/runAsUser': minimum"),
     ({"auth": {"key": ".."}}, "/auth/key': '..' does not match"),
     ({"auth": {"key": "."}}, "/auth/key': '.' does not match"),
@@ -239,6 +295,8 @@ BAD = [
     ({"extraEnv": [{"value": "a"}]}, "missing property 'name'"),
     ({"probes": {"startup": {"service": "smollm2"}}}, "/probes/startup/service': value must be one of"),
     ({"image": {"tag": "latest"}}, "image.tag is `latest`"),
+    ({"extraEnv": [{"name": "ASSAY_HEALTH_PORT", "value": "9"}]}, "extraEnv: ASSAY_HEALTH_PORT would not fit"),
+    ({"extraEnv": [{"name": "ASSAY_TLS_KEY", "value": "/x"}]}, "extraEnv: ASSAY_TLS_KEY would not fit"),
     ({"models": {"source": "pvc"}}, "set models.pvc.existingClaim"),
     ({"models": {"source": "download"}}, "set models.download.files"),
     ({"models": {"source": "image"}}, "set models.image.reference"),
@@ -248,6 +306,8 @@ BAD = [
     ({"artifactCache": {"type": "pvc", "pvc": {"accessMode": "ReadWriteOnce"}}}, "set strategy.maxSurge to 0"),
     ({"artifactCache": {"quantizeOnce": {"enabled": True}}}, "set artifactCache.type to pvc"),
     ({"artifactCache": {"type": "pvc", "quantizeOnce": {"enabled": True}}}, "set models.source and artifactCache.quantizeOnce.models"),
+    ({"models": {"source": "pvc", "pvc": {"existingClaim": "a"}}, "extraEnv": [{"name": "ASSAY_MEMORY_LIMIT", "value": "1GiB"}],
+      "artifactCache": {"type": "pvc", "quantizeOnce": {"enabled": True, "models": ["a"]}}}, "ASSAY_MEMORY_LIMIT in extraEnv is for the server alone"),
     ({"tls": {"enabled": True}}, "set tls.existingSecret or tls.certManager.enabled"),
     ({"tls": {"enabled": True, "existingSecret": "a", "certManager": {"enabled": True}}}, "choose one"),
     ({"tls": {"enabled": True, "certManager": {"enabled": True}}}, "set tls.certManager.issuerRef.name"),

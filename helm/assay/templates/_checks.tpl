@@ -2,11 +2,16 @@
 {{- define "assay.checks" -}}
 {{- $v := .Values -}}
 {{- $several := include "assay.severalPods" . -}}
-{{- if not (regexMatch "^[a-z]" (include "assay.fullname" .)) -}}
-{{- fail (printf "a service's name begins with a letter, %s does not: set fullnameOverride" (include "assay.fullname" .)) -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" (include "assay.fullname" .)) -}}
+{{- fail (printf "a service's name has letters, digits and -, and begins with a letter; %s does not: set fullnameOverride" (include "assay.fullname" .)) -}}
 {{- end -}}
 {{- if or (hasSuffix ":latest" (include "assay.image" (list $v.image .Chart.AppVersion))) (eq $v.models.download.image.tag "latest") -}}
 {{- fail "image.tag is `latest`: name a version, or a digest" -}}
+{{- end -}}
+{{- range $v.extraEnv -}}
+{{- if regexMatch "^ASSAY_(LISTEN|(GRPC|HTTP|HEALTH|ADMIN)_PORT|ADMIN|ADMIN_LISTEN|TLS_[A-Z_]+|AUTH_TOKENS)$" .name -}}
+{{- fail (printf "extraEnv: %s would not fit the services and probes: set it by the chart's own value" .name) -}}
+{{- end -}}
 {{- end -}}
 {{- $models := $v.models -}}
 {{- if and (eq $models.source "pvc") (not $models.pvc.existingClaim) -}}
@@ -41,6 +46,11 @@
 {{- if or (eq $models.source "none") (not $cache.quantizeOnce.models) -}}
 {{- fail "artifactCache.quantizeOnce needs models: set models.source and artifactCache.quantizeOnce.models" -}}
 {{- end -}}
+{{- range $v.extraEnv -}}
+{{- if regexMatch "^ASSAY_(POLICY|EVALUATION_TEXT|CALIBRATION|THREADS|MEMORY_LIMIT|GPU_[A-Z_]+|CACHE_DIR|MODEL_REPOSITORY)$" .name -}}
+{{- fail (printf "artifactCache.quantizeOnce: %s in extraEnv is for the server alone, `assay quantize` would quantize without it: set it by config or its own value" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $tls := $v.tls -}}
 {{- if and $tls.enabled (not $tls.certManager.enabled) (not $tls.existingSecret) -}}
@@ -62,7 +72,7 @@
 {{- fail (printf "service.type is %s without TLS: set tls.enabled, or service.allowPlaintext" $v.service.type) -}}
 {{- end -}}
 {{- if and (ne $v.service.type "ClusterIP") $v.networkPolicy.enabled (not (contains "ipBlock" (toJson $v.networkPolicy.clients))) -}}
-{{- fail (printf "service.type is %s and networkPolicy.clients lets pods in alone: add {ipBlock: {cidr: ...}}, of the clients or, where the service hides them, of the nodes" $v.service.type) -}}
+{{- fail (printf "service.type is %s and networkPolicy.clients lets pods in alone: add {ipBlock: {cidr: ...}}, of the clients with service.externalTrafficPolicy Local, else of the nodes" $v.service.type) -}}
 {{- end -}}
 {{- if $tls.certManager.enabled -}}
 {{- $life := include "assay.milliseconds" $tls.certManager.duration | int64 -}}

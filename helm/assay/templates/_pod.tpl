@@ -125,11 +125,11 @@ take {{ .url | squote }} {{ .sha256 | squote }} {{ printf "/models/%s" .path | s
   {{- with $v.config.evaluation_text }}{{ $flags = concat $flags (list "--evaluation" .) }}{{ end }}
   {{- with $v.config.calibration }}{{ $flags = concat $flags (list "--calibration" .) }}{{ end }}
   {{- with $v.config.threads }}{{ $flags = concat $flags (list "--threads" (toString .)) }}{{ end }}
-  {{- with $v.config.memory_limit }}{{ if ne (toString .) "0" }}{{ $flags = concat $flags (list "--memory-limit" .) }}{{ end }}{{ end }}
+  {{- with $v.config.memory_limit }}{{ if regexMatch "[1-9]" (toString .) }}{{ $flags = concat $flags (list "--memory-limit" .) }}{{ end }}{{ end }}
   {{- with $v.config.gpu }}
   {{- with .devices }}{{ $flags = concat $flags (list "--gpu-devices" .) }}{{ end }}
   {{- with .profile }}{{ $flags = concat $flags (list "--gpu-profile" .) }}{{ end }}
-  {{- with .kv_cache }}{{ if ne (toString .) "0" }}{{ $flags = concat $flags (list "--gpu-kv-cache" .) }}{{ end }}{{ end }}
+  {{- with .kv_cache }}{{ if regexMatch "[1-9]" (toString .) }}{{ $flags = concat $flags (list "--gpu-kv-cache" .) }}{{ end }}{{ end }}
   {{- end }}
   {{- with $flags }}
   args: {{ toJson . }}

@@ -52,7 +52,7 @@ class LabelsTest : public testing::Test {
   }
 
   FakeClock clock_;
-  ModelRegistry registry_{clock_, kWindow};
+  ModelRegistry registry_{RealClock(), kWindow, clock_};
   std::vector<std::string> moves_;
   std::string last_reason_;
 };
