@@ -12,8 +12,8 @@ namespace assay {
 
 // Numbers of versions; 0: none.
 struct VersionLabels {
-  int64_t stable = 0;    // unversioned requests
-  int64_t canary = 0;    // of those, a share of the inference requests
+  int64_t stable = 0;  // unversioned requests
+  int64_t canary = 0;  // of those, a share of the inference requests
   // Was stable; loaded until `previous_until` of the registry's steady clock, for a rollback.
   int64_t previous = 0;
   double canary_share = 0;
