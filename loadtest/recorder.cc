@@ -58,6 +58,7 @@ bool Recorder::IsGood(const CallResult& result, const RequestKind& kind) const {
   const bool streams = kind.call == Call::kGenerate;
   // A client that reads slowly would only measure itself.
   const bool slow = kind.reader_delay > absl::ZeroDuration();
+  if (streams && !result.cancelled_by_us && result.first_us < 0) return false;  // an empty answer
   if (streams && !within(result.first_us, slo.first_token)) return false;
   if (slow) return true;
   if (streams && !result.gaps_us.empty() &&

@@ -306,7 +306,7 @@ std::vector<ConfigOption> GrpcOptions() {
       Integer("grpc.max_requests_per_stream",
               "Unanswered requests of one ModelStreamInfer stream; more wait in the network", 1,
               1 << 16, ASSAY_FIELD(grpc.max_requests_per_stream)),
-      Bytes("grpc.memory_quota", "Bound of gRPC's own buffers",
+      Bytes("grpc.memory_quota", "Bound of gRPC's own buffers; at most a quarter of the memory",
             ASSAY_FIELD(grpc.memory_quota_bytes)),
       Time("grpc.keepalive_time", "Ping a silent client after", ASSAY_FIELD(grpc.keepalive_time)),
       Time("grpc.keepalive_timeout", "Drop it when the ping is not answered within",

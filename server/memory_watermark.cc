@@ -1,5 +1,7 @@
 #include "server/memory_watermark.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_format.h"
 #include "base/cpu_info.h"
 #include "base/log.h"
@@ -16,6 +18,10 @@ constexpr absl::Duration kBetweenLooks = absl::Milliseconds(100), kBetweenLogs =
 double UsedMemoryShare() {
   const auto total = static_cast<double>(HostCpu().memory_bytes);
   return total > 0 ? 1 - static_cast<double>(AvailableMemoryBytes()) / total : 0;
+}
+
+uint64_t QuotaWithin(uint64_t memory, uint64_t wanted) {
+  return memory == 0 ? wanted : std::min(wanted, memory / 4);
 }
 
 absl::Status MemoryWatermark::Check() {

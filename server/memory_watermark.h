@@ -3,6 +3,7 @@
 //
 // Thread rule: any thread.
 #pragma once
+#include <cstdint>
 #include <functional>
 
 #include "absl/time/time.h"
@@ -14,6 +15,10 @@ namespace assay {
 
 // Of the host's memory, or of what the cgroup allows if less: what is used, 0..1.
 double UsedMemoryShare();
+
+// Of gRPC's buffers, in bytes: what was asked for, at most a quarter of `memory` (0: not known).
+// Messages that are not whole yet lie there, whoever sends them: the watermark frees none of it.
+uint64_t QuotaWithin(uint64_t memory, uint64_t wanted);
 
 class MemoryWatermark {
  public:

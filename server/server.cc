@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "absl/strings/str_cat.h"
+#include "base/cpu_info.h"
 #include "base/thread_pool.h"
 #include "engine/lifecycle/admission_stages.h"
 #include "engine/lifecycle/progress_display.h"
@@ -92,7 +93,7 @@ void SetChannelArguments(const GrpcLimits& limits, grpc::ServerBuilder& builder)
                                ms(limits.max_connection_age_grace));
   }
   grpc::ResourceQuota quota("assay");
-  quota.Resize(limits.memory_quota_bytes);
+  quota.Resize(QuotaWithin(HostCpu().memory_bytes, limits.memory_quota_bytes));
   builder.SetResourceQuota(quota);
 }
 

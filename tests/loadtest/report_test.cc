@@ -90,6 +90,16 @@ TEST_F(ReportTest, EachLimitOfTheSloDecides) {
   EXPECT_EQ(totals["failed_ms"]["count"], 2);
 }
 
+TEST_F(ReportTest, AnAnswerWithoutTextIsNotGood) {
+  Add(Ended(0, 0.1, {}, 20));
+  AddFailed(0, 0.2, grpc::StatusCode::CANCELLED, /*ours=*/true);  // before it could come
+  Add(Ended(0, 0.3, {}, 20, 2));                                  // an embedding has none
+  const Json report = Report();
+  EXPECT_EQ(report["totals"]["outcomes"]["OK"], 2);
+  EXPECT_EQ(report["kinds"]["embed"]["good"], 1);
+  EXPECT_EQ(report["totals"]["good"], 2);
+}
+
 TEST_F(ReportTest, TheMeanGapDecidesNotTheLargest) {
   Add(Ended(0, 0.1, {10, 40, 41, 42}, 50));  // gaps 30, 1, 1
   EXPECT_EQ(Report()["totals"]["good"], 1);

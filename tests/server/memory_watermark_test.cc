@@ -63,5 +63,13 @@ TEST(UsedMemoryShareTest, IsAShare) {
   EXPECT_LT(UsedMemoryShare(), 1);
 }
 
+TEST(QuotaTest, IsAQuarterOfTheMemoryAtMost) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  EXPECT_EQ(QuotaWithin(16 * kGiB, 2 * kGiB), 2 * kGiB);
+  EXPECT_EQ(QuotaWithin(8 * kGiB, 2 * kGiB), 2 * kGiB);
+  EXPECT_EQ(QuotaWithin(1 * kGiB, 2 * kGiB), kGiB / 4);
+  EXPECT_EQ(QuotaWithin(0, 2 * kGiB), 2 * kGiB);
+}
+
 }  // namespace
 }  // namespace assay
